@@ -1,0 +1,52 @@
+"""A prompt (I, Q): one image and the conversation that asks about it (paper, section 3.1)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; the image belongs to the first user turn and is not in the text."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An image and a conversation that ends with the user turn to answer.
+
+    `prompt_id` identifies image *and* conversation: two images with the same question never merge.
+    """
+
+    prompt_id: str
+    image_path: Path
+    messages: tuple[Message, ...]
+    reference: str | None = None
+
+    @property
+    def question(self) -> str:
+        """The text of the last user turn."""
+        return self.messages[-1].text
+
+    def open_image(self) -> "Image.Image":
+        """The image as upright RGB (EXIF orientation applied). Raises OSError when it can't be decoded."""
+        from PIL import Image, ImageOps
+
+        with Image.open(self.image_path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+
+    def chat(self) -> list[dict]:
+        """The conversation as a chat template takes it, the image before the text of the first user turn."""
+        turns, image_given = [], False
+        for message in self.messages:
+            content = [{"type": "text", "text": message.text}]
+            if message.role == "user" and not image_given:
+                content.insert(0, {"type": "image"})
+                image_given = True
+            turns.append({"role": message.role, "content": content})
+        return turns

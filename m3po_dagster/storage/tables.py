@@ -1,0 +1,183 @@
+"""The tables of the graph: one schema each, every column described, checked before anything is written."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))
+
+
+def column(name: str, kind: pa.DataType, description: str, nullable: bool = False) -> pa.Field:
+    """A field whose description travels inside the Parquet file."""
+    return pa.field(name, kind, nullable=nullable, metadata={"description": description})
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """A table's name, its columns, and the columns that identify a row."""
+
+    name: str
+    key: tuple[str, ...]
+    schema: pa.Schema
+
+    def describe(self) -> dict[str, str]:
+        """Column name -> description."""
+        return {field.name: field.metadata[b"description"].decode() for field in self.schema}
+
+
+SOURCE_INDEX = TableSchema(
+    "source_dataset",
+    ("record",),
+    pa.schema(
+        [
+            column("record", pa.int64(), "position of the record in the dataset file, from 0"),
+            column("source_id", pa.string(), "the record's own id"),
+            column("image_uri", pa.string(), "image path relative to the image root", nullable=True),
+            column("image_sha256", pa.string(), "hash of the image file's bytes; null when it is missing", nullable=True),
+            column("record_sha256", pa.string(), "hash of the record as read"),
+            column("shard", pa.string(), "the shard that holds every record of this image"),
+        ]
+    ),
+)
+
+FILTERED_INSTRUCTIONS = TableSchema(
+    "filtered_instructions",
+    ("prompt_id",),
+    pa.schema(
+        [
+            column("prompt_id", pa.string(), "hash of the image's bytes and the conversation"),
+            column("image_uri", pa.string(), "image path relative to the image root"),
+            column("image_sha256", pa.string(), "hash of the image file's bytes"),
+            column("width", pa.int32(), "upright width in pixels"),
+            column("height", pa.int32(), "upright height in pixels"),
+            column("messages", MESSAGES, "the conversation up to the user turn to answer, without the image token"),
+            column("reference", pa.string(), "the dataset's own answer", nullable=True),
+            column("source", pa.string(), "name of the dataset"),
+            column("source_id", pa.string(), "id of the record in the dataset"),
+        ]
+    ),
+)
+
+DROPPED = TableSchema(
+    "dropped",
+    ("item_id",),
+    pa.schema(
+        [
+            column("item_id", pa.string(), "what was dropped: a record's or a prompt's id"),
+            column("reason", pa.string(), "why"),
+            column("detail", pa.string(), "file, field or value that led to it", nullable=True),
+        ]
+    ),
+)
+
+CANDIDATES = TableSchema(
+    "candidates",
+    ("candidate_id",),
+    pa.schema(
+        [
+            column("candidate_id", pa.string(), "prompt_id, a colon and k"),
+            column("prompt_id", pa.string(), "the prompt it answers"),
+            column("k", pa.int32(), "index among the N samples; of equal texts the first is kept"),
+            column("text", pa.string(), "the answer"),
+            column("token_ids", pa.list_(pa.int32()), "the sampled token ids, end of sequence included when emitted"),
+            column("n_tokens", pa.int32(), "number of sampled tokens, end of sequence included"),
+            column("finish_reason", pa.string(), "stop, or length when it was cut at max_new_tokens"),
+            column("multiplicity", pa.int32(), "how many of the N samples have this text after normalisation"),
+            column("seed", pa.int64(), "seed of the prompt's sampling"),
+            column("sum_logp", pa.float64(), "sum of the tokens' log-probs at temperature 1 in nats", nullable=True),
+            column("eos_logp", pa.float64(), "the share of the end-of-sequence token in sum_logp", nullable=True),
+        ]
+    ),
+)
+
+LOGPROBS = TableSchema(
+    "logprob_table",
+    ("candidate_id",),
+    pa.schema(
+        [
+            column("candidate_id", pa.string(), "the candidate"),
+            column("prompt_id", pa.string(), "the prompt it answers"),
+            column("sum_logp", pa.float64(), "log P(R | I, Q) under the base model in nats (section 3.4)"),
+            column("eos_logp", pa.float64(), "the share of the end-of-sequence token; null when cut", nullable=True),
+            column("n_tokens", pa.int32(), "number of tokens in the sum"),
+            column("numerics", pa.string(), "engine and dtype the log-probs come from"),
+        ]
+    ),
+)
+
+PAIRS = TableSchema(
+    "preference_pairs",
+    ("pair_id",),
+    pa.schema(
+        [
+            column("pair_id", pa.string(), "hash of chosen_id and rejected_id"),
+            column("prompt_id", pa.string(), "the prompt"),
+            column("chosen_id", pa.string(), "candidate R_w"),
+            column("rejected_id", pa.string(), "candidate R_l; null for rules that train on R_w alone", nullable=True),
+            column("m3p_score", pa.float64(), "S(R_l), equation 2", nullable=True),
+            column("mas_gap", pa.float64(), "MAS(R_w) - MAS(R_l)", nullable=True),
+            column("logp_gap", pa.float64(), "confidence of R_w minus confidence of R_l, in the recipe's scale", nullable=True),
+            column("ref_chosen_logp", pa.float64(), "sum of R_w's log-probs under the base model"),
+            column("ref_rejected_logp", pa.float64(), "sum of R_l's log-probs under the base model", nullable=True),
+        ]
+    ),
+)
+
+ADAPTERS = TableSchema(
+    "lora_adapter",
+    ("adapter_id",),
+    pa.schema(
+        [
+            column("adapter_id", pa.string(), "fingerprint of the trained adapter; base for no adapter"),
+            column("seed", pa.int64(), "training seed"),
+            column("fingerprint", pa.string(), "where the store keeps its files; null for the base model", nullable=True),
+            column("data_version", pa.string(), "hash of the adapter's weights; base for no adapter"),
+        ]
+    ),
+)
+
+ANSWERS = TableSchema(
+    "benchmark_answers",
+    ("benchmark", "question_id"),
+    pa.schema(
+        [
+            column("benchmark", pa.string(), "the benchmark"),
+            column("question_id", pa.string(), "the question's id inside the benchmark"),
+            column("image_uri", pa.string(), "image path relative to the benchmark's image root"),
+            column("question", pa.string(), "the question as asked"),
+            column("expected", pa.string(), "the benchmark's label, as its file gives it", nullable=True),
+            column("answer", pa.string(), "the model's answer, greedy"),
+            column("n_tokens", pa.int32(), "tokens of the answer"),
+        ]
+    ),
+)
+
+SCORES = TableSchema(
+    "benchmark_scores",
+    ("recipe", "seed", "benchmark", "metric"),
+    pa.schema(
+        [
+            column("recipe", pa.string(), "the recipe"),
+            column("seed", pa.int64(), "training seed"),
+            column("benchmark", pa.string(), "the benchmark"),
+            column("metric", pa.string(), "the metric"),
+            column("value", pa.float64(), "its value; shares in per cent"),
+            column("n", pa.int64(), "number of questions or answers it is computed from"),
+            column("ci_low", pa.float64(), "lower end of the 95 % bootstrap interval over images", nullable=True),
+            column("ci_high", pa.float64(), "upper end of the 95 % bootstrap interval over images", nullable=True),
+        ]
+    ),
+)
+
+
+def mas_schema(scorers: list[str], sub_scores: list[str]) -> TableSchema:
+    """The MAS table of a judge: fixed columns, one column a scorer (calibrated, in [0, 1]), then its sub-scores."""
+    fixed = [
+        column("candidate_id", pa.string(), "the candidate"),
+        column("prompt_id", pa.string(), "the prompt it answers"),
+        column("mas", pa.float64(), "Multimodal Alignment Score in [0, 1] (section 3.3); null when unscored", nullable=True),
+        column("status", pa.string(), "scored, or why it is not"),
+    ]
+    scorer_columns = [column(name, pa.float64(), f"scorer {name}, calibrated to [0, 1]", nullable=True) for name in scorers]
+    sub_columns = [column(name, pa.float64(), f"sub-score {name}", nullable=True) for name in sub_scores]
+    return TableSchema("mas_table", ("candidate_id",), pa.schema(fixed + scorer_columns + sub_columns))

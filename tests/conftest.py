@@ -1,0 +1,8 @@
+"""Shared fixtures."""
+
+import os
+
+# Before torch is imported anywhere: spinning OpenMP threads make small models slow on a shared machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
