@@ -15,7 +15,8 @@ PUNCTUATION = (".", ",", "?", ":")
 # The layout of LLaVA-1.5's own template: "USER: <image>\nQ ASSISTANT: A</s>".
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ ' USER:' }}{% elif message['role'] == 'assistant' %}{{ ' ASSISTANT:' }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ ' USER:' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ASSISTANT:' }}{% endif %}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ ' ' + part['text'] }}{% endif %}{% endfor %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
@@ -29,7 +30,8 @@ def new_tokenizer(words: Iterable[str]):
     from transformers import PreTrainedTokenizerFast
 
     entries = [*SPECIAL_TOKENS, *PUNCTUATION, *(f"▁{word}" for word in ("USER", "ASSISTANT", *words))]
-    tokenizer = Tokenizer(models.WordLevel({entry: i for i, entry in enumerate(dict.fromkeys(entries))}, unk_token="<unk>"))
+    vocabulary = {entry: i for i, entry in enumerate(dict.fromkeys(entries))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace("\n", " ")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Punctuation()]
