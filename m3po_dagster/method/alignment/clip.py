@@ -1,0 +1,122 @@
+"""CLIP as a scorer: cosine between an answer's statements and views of the image (paper, section 3.3).
+
+A CLIP text tower reads 77 tokens, weighs mostly the first twenty, and knows neither the instruction nor negation. So an
+answer is split into sentences, a very short answer is joined to its question, a sentence too long for the tower is
+windowed (never cut in silence), and the value mixes the mean over statements with a low quantile: one wrong statement
+among many right ones must cost something.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from m3po_dagster.method.alignment.clip_encoder import ClipEncoder
+from m3po_dagster.method.alignment.scorer import Batch, Score, ScorerSettings
+from m3po_dagster.method.alignment.sentences import as_statements, windows
+from m3po_dagster.method.prompt import Prompt
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class ClipScorerSettings(ScorerSettings):
+    """A tiled CLIP score from any open_clip model."""
+
+    kind: Literal["clip"] = Field("clip", description="cosine of the answer's statements with views of the image")
+    name: str = Field("clip", pattern=r"^[a-z][a-z0-9_]*$", description="column of the MAS table")
+    pretrained: str | None = Field(
+        None,
+        description="open_clip's weights tag or a weights file, for a model given by name; a folder has its own",
+    )
+    tiles: int = Field(
+        1, ge=1, le=8, description="1: the whole image; g > 1: also g x g crops, a statement takes its best view"
+    )
+    quantile: float = Field(0.1, ge=0, le=1, description="which low quantile over statements stands beside their mean")
+    low_weight: float = Field(0.5, ge=0, le=1, description="share of that quantile in the value; the rest is the mean")
+    short_words: int = Field(
+        4,
+        ge=0,
+        le=50,
+        description="a sole sentence of at most this many words is joined to its question; 0: never",
+    )
+
+    def build(self, device: str = "cpu") -> "ClipScorer":
+        """Loads the model on `device`."""
+        return ClipScorer(self, device)
+
+
+class ClipScorer:
+    """Cosines; each image view and each distinct statement of a batch goes through its tower once.
+
+    Sub-scores: NAME_mean and NAME_low (cosines), NAME_statements (number of statements seen, windows included).
+    """
+
+    def __init__(self, settings: ClipScorerSettings, device: str = "cpu") -> None:
+        self.settings = settings
+        self.name = settings.name
+        self.sub_scores = tuple(f"{settings.name}_{part}" for part in ("mean", "low", "statements"))
+        self.encoder = ClipEncoder(settings.model, settings.pretrained, device)
+
+    def score(self, batch: Batch) -> list[list[Score]]:
+        """Raw values are cosines in [-1, 1]. Unscored: an answer without a word, an image that can't be read."""
+        views: dict[str, np.ndarray | None] = {}
+        statements: dict[str, list[str]] = {}
+        for prompt, answers in batch:
+            path = str(prompt.image_path)
+            if path not in views:
+                views[path] = self._encode_views(prompt)
+            if views[path] is None:
+                continue
+            for answer in answers:
+                for statement in self._statements(prompt, answer):
+                    if statement not in statements:
+                        statements[statement] = windows(statement, self.encoder.fits)
+        pieces = {piece: row for row, piece in enumerate(dict.fromkeys(p for ps in statements.values() for p in ps))}
+        vectors = self.encoder.encode_texts(list(pieces)) if pieces else np.empty((0, 0), np.float32)
+        rows = {statement: [pieces[piece] for piece in ps] for statement, ps in statements.items()}
+        return [
+            [
+                self._score([row for s in self._statements(prompt, answer) for row in rows.get(s, ())], vectors, view)
+                for answer in answers
+            ]
+            for prompt, answers in batch
+            for view in [views[str(prompt.image_path)]]
+        ]
+
+    def _statements(self, prompt: Prompt, answer: str) -> list[str]:
+        return as_statements(prompt.question, answer, self.settings.short_words)
+
+    def _encode_views(self, prompt: Prompt) -> np.ndarray | None:
+        try:
+            image = prompt.open_image()
+        except OSError:
+            return None
+        return self.encoder.encode_images(tile_views(image, self.settings.tiles))
+
+    def _score(self, rows: list[int], vectors: np.ndarray, views: np.ndarray | None) -> Score:
+        if views is None:
+            return Score.unscored("image can't be read")
+        if not rows:
+            return Score.unscored("answer has no words")
+        cosines = (vectors[rows].astype(np.float64) @ views.astype(np.float64).T).max(axis=1)
+        mean, low = float(cosines.mean()), float(np.quantile(cosines, self.settings.quantile))
+        value = (1 - self.settings.low_weight) * mean + self.settings.low_weight * low
+        return Score(value, sub_scores=dict(zip(self.sub_scores, (mean, low, float(len(rows))), strict=True)))
+
+
+def tile_views(image: "Image.Image", tiles: int) -> Iterator["Image.Image"]:
+    """The whole image, then, for `tiles` > 1, its tiles x tiles crops row by row; together they cover every pixel."""
+    yield image
+    if tiles > 1:
+        for row in range(tiles):
+            for column in range(tiles):
+                yield cell(image, tiles, row, column)
+
+
+def cell(image: "Image.Image", tiles: int, row: int, column: int) -> "Image.Image":
+    """One crop of the tiles x tiles grid."""
+    width, height = image.size
+    box = (column * width // tiles, row * height // tiles, (column + 1) * width // tiles, (row + 1) * height // tiles)
+    return image.crop(box)

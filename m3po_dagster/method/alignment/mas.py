@@ -1,0 +1,104 @@
+"""The Multimodal Alignment Score: the weighted mean of calibrated scorers (paper, section 3.3)."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from pydantic import Field, model_validator
+
+from m3po_dagster.method.alignment.calibration import Calibration
+from m3po_dagster.method.alignment.scorer import SCORED, Batch, Score, Scorer, ScorerSettings
+from m3po_dagster.settings import Settings
+
+S = TypeVar("S", bound=ScorerSettings)
+
+
+class MasSettings(Settings, Generic[S]):
+    """The judge of a study: its scorers. `MasSettings[A | B]` says which kinds a study may name."""
+
+    scorers: tuple[S, ...] = Field(
+        min_length=1, description="the scorers; MAS is the mean of their calibrated values by `weight`"
+    )
+
+    @model_validator(mode="after")
+    def _usable(self) -> "MasSettings[S]":
+        names = [scorer.name for scorer in self.scorers]
+        if twice := [name for name, n in Counter(names).items() if n > 1]:
+            raise ValueError(f"two scorers are called '{twice[0]}': give each its own `name`")
+        if not any(scorer.weight > 0 for scorer in self.scorers):
+            raise ValueError("every scorer has weight 0, so there is no MAS: give at least one a positive `weight`")
+        return self
+
+    def build(self, device: str = "cpu") -> "MasScorer":
+        """Loads every scorer on `device`."""
+        return MasScorer(
+            [scorer.build(device) for scorer in self.scorers],
+            {scorer.name: scorer.weight for scorer in self.scorers},
+            {scorer.name: scorer.resolved_calibration() for scorer in self.scorers},
+        )
+
+    def identity(self) -> str:
+        """Hash of everything MAS depends on; reads the models' files, loads no model."""
+        facts = [scorer.identity() for scorer in sorted(self.scorers, key=lambda scorer: scorer.name)]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class MasScorer:
+    """Scores batches with every scorer and combines them.
+
+    `scorers` and `sub_scores` are the columns beside the fixed ones, in the order `storage.tables.mas_schema` takes
+    them. Raises ValueError for clashing columns, missing calibrations, and weights that are negative or all 0.
+    """
+
+    def __init__(
+        self, scorers: Sequence[Scorer], weights: Mapping[str, float], calibrations: Mapping[str, Calibration]
+    ) -> None:
+        self._scorers = tuple(scorers)
+        self.scorers = [scorer.name for scorer in scorers]
+        self.sub_scores = [name for scorer in scorers for name in scorer.sub_scores]
+        for name, n in Counter(["candidate_id", "prompt_id", "mas", "status", *self.scorers, *self.sub_scores]).items():
+            if n > 1:
+                raise ValueError(f"the column '{name}' would appear {n} times in the MAS table: rename a scorer")
+        if missing := [name for name in self.scorers if name not in weights or name not in calibrations]:
+            raise ValueError(f"scorer '{missing[0]}' needs a weight and a calibration")
+        self._weights = {name: weights[name] for name in self.scorers}
+        self._calibrations = {name: calibrations[name] for name in self.scorers}
+        if min(self._weights.values()) < 0 or not sum(self._weights.values()) > 0:
+            raise ValueError(f"weights must not be negative and not all 0, got {self._weights}")
+
+    def score(self, batch: Batch, progress: Callable[[int, int], None] | None = None) -> list[dict]:
+        """One row an answer, in order: prompt_id, mas, status, each scorer (calibrated), each sub-score (raw).
+
+        `mas` is null when any scorer with a positive weight could not judge; `status` names each scorer that could
+        not and why. The caller adds candidate_id. `progress` is called with (scorers done, scorers).
+        """
+        scores: dict[str, list[list[Score]]] = {}
+        for done, scorer in enumerate(self._scorers, start=1):
+            scores[scorer.name] = scorer.score(batch)
+            if progress:
+                progress(done, len(self._scorers))
+        return [
+            self._row(prompt.prompt_id, {name: scores[name][p][a] for name in self.scorers})
+            for p, (prompt, answers) in enumerate(batch)
+            for a in range(len(answers))
+        ]
+
+    def _row(self, prompt_id: str, scores: Mapping[str, Score]) -> dict:
+        row = dict.fromkeys(["prompt_id", "mas", "status", *self.scorers, *self.sub_scores])
+        row["prompt_id"] = prompt_id
+        unscored = [f"{name}: {score.reason}" for name, score in scores.items() if score.value is None]
+        row["status"] = "; ".join(unscored) or SCORED
+        for name, score in scores.items():
+            if score.value is not None:
+                row[name] = self._calibrations[name].apply(score.value)
+                row.update(score.sub_scores)
+        entering = {name: weight for name, weight in self._weights.items() if weight > 0}
+        if all(row[name] is not None for name in entering):
+            # Rounding may carry a mean of values in [0, 1] an ulp past 1.
+            row["mas"] = min(
+                math.fsum(w * row[name] for name, w in entering.items()) / math.fsum(entering.values()), 1.0
+            )
+        return row

@@ -1,0 +1,137 @@
+"""What a scorer of alignment is: raw values for (image, question, answer) triples, or a reason why there is none.
+
+A scorer wraps one assessment model of section 3.3. It returns raw values on its own scale; `calibration` maps them to
+[0, 1] and `mas` combines several scorers into the Multimodal Alignment Score.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import Field
+
+from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE, Calibration, read_calibrations
+from m3po_dagster.method.prompt import Prompt
+from m3po_dagster.settings import Settings
+
+# Prompts with the answers to score, as every scorer takes them.
+Batch = Sequence[tuple[Prompt, Sequence[str]]]
+
+SCORED = "scored"
+LOCAL_DIR = "local-dir:"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One answer's raw value on the scorer's own scale, with the sub-scores behind it (same scale or counts).
+
+    `value` is None exactly when the scorer could not judge; `reason` then says why. An unscored answer is never a
+    number: not 0, not -1, not a mean.
+    """
+
+    value: float | None
+    reason: str = SCORED
+    sub_scores: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.value is None) == (self.reason == SCORED):
+            raise ValueError(f"a score has a value and reason '{SCORED}', or no value and another reason: {self}")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"a score must be a finite number, got {self.value}")
+
+    @classmethod
+    def unscored(cls, reason: str) -> "Score":
+        """The score of an answer that could not be judged."""
+        return cls(None, reason)
+
+
+class Scorer(Protocol):
+    """Judges answers to prompts, many at once."""
+
+    name: str
+    sub_scores: tuple[str, ...]
+
+    def score(self, batch: Batch) -> list[list[Score]]:
+        """One list a prompt, one Score an answer, in the order given.
+
+        A scored answer carries every name of `sub_scores`. The value of an answer does not depend on what else is in
+        the batch (up to floating-point rounding).
+        """
+        ...
+
+
+class ScorerSettings(Settings):
+    """What every scorer of a study says: its column, its share of MAS, its model and its calibration."""
+
+    name: str = Field(
+        description="column of the MAS table that holds this scorer's calibrated value",
+        pattern=r"^[a-z][a-z0-9_]*$",
+    )
+    weight: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="share in MAS, relative to the other scorers; 0 stores the column and keeps it out of MAS",
+    )
+    model: str = Field(
+        description="folder of an open_clip model (open_clip_config.json, weights, tokenizer), or a name it knows",
+        min_length=1,
+    )
+    calibration: Calibration | None = Field(
+        None,
+        description=f"map of the raw value to [0, 1]; default: this name's entry in the folder's {CALIBRATION_FILE}",
+    )
+
+    @property
+    def folder(self) -> Path | None:
+        """The model's folder; None when the model is a name that open_clip resolves."""
+        path = Path(self.model.removeprefix(LOCAL_DIR))
+        if not path.is_dir() and self.model.startswith(LOCAL_DIR):
+            raise FileNotFoundError(f"scorer '{self.name}': the model folder {path} does not exist; correct `model`")
+        return path if path.is_dir() else None
+
+    def resolved_calibration(self) -> Calibration:
+        """The calibration given here, else the one beside the model.
+
+        Raises ValueError when there is neither: an uncalibrated scale would drown the other scorers.
+        """
+        if self.calibration is not None:
+            return self.calibration
+        path = self.folder / CALIBRATION_FILE if self.folder else None
+        if path is None or not path.is_file():
+            raise ValueError(
+                f"scorer '{self.name}' has no calibration: set `calibration` (for example kind: linear, low, high), "
+                f"or put a {CALIBRATION_FILE} in the model's folder"
+            )
+        known = read_calibrations(path)
+        if self.name not in known:
+            raise ValueError(
+                f"{path} has no entry '{self.name}' (it has {', '.join(known)}); set `calibration` instead"
+            )
+        return known[self.name]
+
+    def identity(self) -> dict[str, object]:
+        """Everything a score depends on, as JSON: settings, calibration, and the content of the model's folder.
+
+        The folder's path is left out, so that a moved folder is still the same judge.
+        """
+        facts: dict[str, object] = self.model_dump(mode="json", exclude={"model", "calibration"})
+        facts["calibration"] = self.resolved_calibration().version
+        if self.folder:
+            facts["model_sha256"] = _folder_sha256(self.folder)
+        else:
+            facts["model"] = self.model
+        return facts
+
+
+def _folder_sha256(folder: Path) -> str:
+    """Hash of names and bytes of the files that make the model what it is; calibration and model card are not it."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != CALIBRATION_FILE and path.suffix != ".md":
+            total.update(path.relative_to(folder).as_posix().encode())
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
