@@ -1,0 +1,112 @@
+"""The decode loop: token after token for every row of a batch of prompts, over a prefix its rows share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from m3po_dagster.method.generation.model import LoadedModel
+from m3po_dagster.method.generation.prefill import Counts, Prefix
+from m3po_dagster.method.generation.shared_prefix import SharedPrefixCache
+
+if TYPE_CHECKING:
+    import torch
+
+# Finished rows leave once this share of the batch or less would be left: copying the rest pays off within a few tokens.
+COMPACT_AT = 0.75
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What P prompts with N rows each gave, all (P, N) but `tokens` (P, N, longest); log-probs in nats, float64.
+
+    `eos_logp` counts only where `stopped`, i.e. where the end of sequence was emitted.
+    """
+
+    tokens: "torch.Tensor"
+    lengths: "torch.Tensor"
+    stopped: "torch.Tensor"
+    sum_logp: "torch.Tensor"
+    eos_logp: "torch.Tensor"
+
+
+def decode(
+    loaded: LoadedModel,
+    prefix: Prefix,
+    n: int,
+    max_new_tokens: int,
+    choose: "Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]",
+    counts: Counts | None = None,
+) -> Decoded:
+    """Decodes N rows a prompt until each has ended, or has `max_new_tokens` or the model's context is full.
+
+    `choose(logits, prompt_of, row_of)` picks the next tokens (P', W) from the raw logits (P', W, vocabulary) of the rows in
+    the batch; prompt_of (P',) and row_of (P', W) say which of the P prompts and N rows they are. The recorded log-prob of a
+    token is that of the raw logits, at temperature 1 and before anything is suppressed (section 3.4).
+    """
+    import torch
+
+    with torch.inference_mode():
+        device, prompts = loaded.device, len(prefix.lengths)
+        limits = torch.full((prompts,), max_new_tokens, device=device)
+        if loaded.context is not None:
+            limits = torch.minimum(limits, loaded.context - prefix.lengths)
+        result = Decoded(
+            tokens=torch.zeros(prompts, n, int(limits.max()), dtype=torch.int32, device=device),
+            lengths=torch.zeros(prompts, n, dtype=torch.int64, device=device),
+            stopped=torch.zeros(prompts, n, dtype=torch.bool, device=device),
+            sum_logp=torch.zeros(prompts, n, dtype=torch.float64, device=device),
+            eos_logp=torch.zeros(prompts, n, dtype=torch.float64, device=device),
+        )
+        cache = SharedPrefixCache([(layer.keys, layer.values) for layer in prefix.cache.layers], _bias(prefix))
+        eos = torch.tensor(loaded.eos, device=device)
+        prompt_of = torch.arange(prompts, device=device)
+        row_of = torch.arange(n, device=device).expand(prompts, n)
+        active = torch.ones(prompts, n, dtype=torch.bool, device=device)
+        logits = prefix.logits[:, None].expand(-1, n, -1)
+        for step in range(result.tokens.shape[2]):
+            chosen = choose(logits, prompt_of, row_of)
+            logp = logits.log_softmax(dim=-1).gather(2, chosen[..., None])[..., 0].double()
+            here = (prompt_of[:, None], row_of)
+            ended = active & torch.isin(chosen, eos)
+            result.tokens[:, :, step][here] = torch.where(active, chosen, 0).int()
+            result.lengths[here] += active
+            result.sum_logp[here] += torch.where(active, logp, 0)
+            result.eos_logp[here] += torch.where(ended, logp, 0)
+            result.stopped[here] |= ended
+            active = active & ~ended & (step + 1 < limits[prompt_of])[:, None]
+            width = int(active.sum(dim=1).max())
+            if width == 0:
+                break
+            alive = active.any(dim=1)
+            if width * int(alive.sum()) <= COMPACT_AT * active.numel():
+                kept = alive.nonzero()[:, 0]
+                order = active[kept].int().argsort(dim=1, descending=True, stable=True)[:, :width]
+                cache.keep(kept, (kept[:, None] * active.shape[1] + order).flatten())
+                prompt_of = prompt_of[kept]
+                row_of, chosen, active = (x[kept].gather(1, order) for x in (row_of, chosen, active))
+            positions = (prefix.lengths[prompt_of] + step)[:, None].expand_as(chosen)
+            output = loaded.model(
+                input_ids=chosen.reshape(-1, 1),
+                position_ids=positions.reshape(-1, 1),
+                attention_mask=cache.bias,
+                past_key_values=cache,
+                shared_prefix=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logits = output.logits[:, -1].float().view(*chosen.shape, -1)
+            if counts is not None:
+                counts.decode_forwards += 1
+                counts.decode_rows += chosen.numel()
+        return Decoded(
+            *(getattr(result, name).cpu() for name in ("tokens", "lengths", "stopped", "sum_logp", "eos_logp"))
+        )
+
+
+def _bias(prefix: Prefix) -> "torch.Tensor":
+    """(P, 1, 1, L): 0 on tokens, the lowest number of the keys' dtype on padding."""
+    import torch
+
+    dtype = prefix.cache.layers[0].keys.dtype
+    bias = torch.zeros(prefix.attention_mask.shape, dtype=dtype, device=prefix.attention_mask.device)
+    return bias.masked_fill_(prefix.attention_mask == 0, torch.finfo(dtype).min)[:, None, None]

@@ -1,0 +1,161 @@
+"""N candidates a prompt from the model itself, log-probs recorded on the way (paper, sections 3.2 and 3.4)."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from m3po_dagster.method.generation.decode import Decoded, decode
+from m3po_dagster.method.generation.model import LoadedModel
+from m3po_dagster.method.generation.prefill import Counts, Prefix, prefill
+from m3po_dagster.method.generation.settings import SamplingSettings
+from m3po_dagster.method.prompt import Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer. Log-probs are in nats, of the model at temperature 1 over its whole vocabulary, end of sequence included."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+    sum_logp: float
+    eos_logp: float | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a prompt has no answer; the reason names the prompt and its file."""
+
+    reason: str
+
+
+def prompt_seed(base_seed: int, prompt_id: str, n: int) -> int:
+    """A prompt's seed in [0, 2**63): a multiple of `n`, so that engines that count up from it for N samples never collide.
+
+    Depends on nothing but its arguments: neither on the order of the prompts nor on the shard they are in.
+    """
+    digest = hashlib.sha256(f"{base_seed}\n{prompt_id}".encode()).digest()
+    return int.from_bytes(digest[:16], "big") % (2**63 // n) * n
+
+
+def sample(
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    settings: SamplingSettings,
+    seeds: Sequence[int],
+    counts: Counts | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[Sample] | Failure]:
+    """The N samples of each prompt in sampling order, or why there are none (section 3.2).
+
+    `seeds` gives a seed a prompt: its samples depend on prompt and seed alone, whatever else is in the batch, and in float32
+    on CPU are the tokens `generate(do_sample=True, num_return_sequences=N, top_k=0)` gives after `torch.manual_seed(seed)`
+    with the same ids suppressed. `progress` is called with (prompts done, prompts in all) after every batch.
+    """
+
+    def choose(prefix: Prefix, kept: list[int]) -> "Callable[..., torch.Tensor]":
+        return _Multinomial(loaded, settings, [seeds[i] for i in kept])
+
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
+    return _in_batches(
+        loaded, prompts, settings.n, settings.max_new_tokens, settings.prompts_per_batch, choose, counts, progress
+    )
+
+
+def answer_greedily(
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    batch_size: int,
+    counts: Counts | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Sample | Failure]:
+    """The likeliest-token answer of each prompt, as the benchmarks ask for (section 4.1), or why there is none.
+
+    The ids of `loaded.suppressed` are left out, as in sampling: a placeholder is no answer. Prompts that follow each other on
+    the same image share its encoding.
+    """
+
+    def choose(prefix: Prefix, kept: list[int]) -> "Callable[..., torch.Tensor]":
+        suppress = _suppression(loaded)
+        return lambda logits, prompts_of, rows_of: suppress(None, logits).argmax(dim=-1)
+
+    answers = _in_batches(loaded, prompts, 1, max_new_tokens, batch_size, choose, counts, progress)
+    return [answer if isinstance(answer, Failure) else answer[0] for answer in answers]
+
+
+def _in_batches(
+    loaded, prompts, n, max_new_tokens, batch_size, choose, counts, progress
+) -> list[list[Sample] | Failure]:
+    results: list[list[Sample] | Failure] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        prefix, kept, errors = prefill(loaded, batch, counts)
+        found: dict[int, list[Sample] | Failure] = {i: Failure(str(error)) for i, error in errors.items()}
+        if prefix is not None:
+            decoded = decode(loaded, prefix, n, max_new_tokens, choose(prefix, [start + i for i in kept]), counts)
+            found.update(zip(kept, _samples(loaded, decoded), strict=True))
+        results += [found[i] for i in range(len(batch))]
+        if progress is not None:
+            progress(len(results), len(prompts))
+    return results
+
+
+class _Multinomial:
+    """Temperature, top-p and a draw, each prompt from a random stream of its own."""
+
+    def __init__(self, loaded: LoadedModel, settings: SamplingSettings, seeds: list[int]):
+        import torch
+        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+        self.n = settings.n
+        self.warp = LogitsProcessorList([_suppression(loaded), TemperatureLogitsWarper(settings.temperature)])
+        if settings.top_p < 1:
+            self.warp.append(TopPLogitsWarper(settings.top_p))
+        self.generators = [torch.Generator(loaded.device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, logits: "torch.Tensor", prompt_of: "torch.Tensor", row_of: "torch.Tensor") -> "torch.Tensor":
+        """(P, W, vocabulary) -> (P, W) token ids."""
+        prompts, width, vocabulary = logits.shape
+        probabilities = self.warp(None, logits.reshape(-1, vocabulary)).softmax(dim=-1).view_as(logits)
+        # torch.multinomial's own way of drawing, argmax of p / Exp(1), spelt out: the noise of all N rows is drawn even when
+        # some are finished, so that a prompt's stream doesn't depend on which rows are still in the batch.
+        noise = logits.new_empty(prompts, self.n, vocabulary)
+        for one, index in zip(noise, prompt_of.tolist(), strict=True):
+            one.exponential_(generator=self.generators[index])
+        if width < self.n:
+            noise = noise.gather(1, row_of[..., None].expand(-1, -1, vocabulary))
+        return (probabilities / noise).argmax(dim=-1)
+
+
+def _suppression(loaded: LoadedModel):
+    from transformers import SuppressTokensLogitsProcessor
+
+    return SuppressTokensLogitsProcessor(loaded.suppressed, device=loaded.device)
+
+
+def _samples(loaded: LoadedModel, decoded: Decoded) -> list[list[Sample]]:
+    tokens, lengths = decoded.tokens.tolist(), decoded.lengths.tolist()
+    stopped, sums, eos = decoded.stopped.tolist(), decoded.sum_logp.tolist(), decoded.eos_logp.tolist()
+    ids = [
+        [tuple(row[:length]) for row, length in zip(*pair, strict=True)] for pair in zip(tokens, lengths, strict=True)
+    ]
+    texts = iter(loaded.tokenizer.batch_decode([list(row) for rows in ids for row in rows], skip_special_tokens=True))
+    return [
+        [
+            Sample(
+                next(texts).strip(),
+                row,
+                "stop" if stopped[p][k] else "length",
+                sums[p][k],
+                eos[p][k] if stopped[p][k] else None,
+            )
+            for k, row in enumerate(rows)
+        ]
+        for p, rows in enumerate(ids)
+    ]
