@@ -33,7 +33,9 @@ SOURCE_INDEX = TableSchema(
             column("record", pa.int64(), "position of the record in the dataset file, from 0"),
             column("source_id", pa.string(), "the record's own id"),
             column("image_uri", pa.string(), "image path relative to the image root", nullable=True),
-            column("image_sha256", pa.string(), "hash of the image file's bytes; null when it is missing", nullable=True),
+            column(
+                "image_sha256", pa.string(), "hash of the image file's bytes; null when it is missing", nullable=True
+            ),
             column("record_sha256", pa.string(), "hash of the record as read"),
             column("shard", pa.string(), "the shard that holds every record of this image"),
         ]
@@ -116,7 +118,12 @@ PAIRS = TableSchema(
             column("rejected_id", pa.string(), "candidate R_l; null for rules that train on R_w alone", nullable=True),
             column("m3p_score", pa.float64(), "S(R_l), equation 2", nullable=True),
             column("mas_gap", pa.float64(), "MAS(R_w) - MAS(R_l)", nullable=True),
-            column("logp_gap", pa.float64(), "confidence of R_w minus confidence of R_l, in the recipe's scale", nullable=True),
+            column(
+                "logp_gap",
+                pa.float64(),
+                "confidence of R_w minus confidence of R_l, in the recipe's scale",
+                nullable=True,
+            ),
             column("ref_chosen_logp", pa.float64(), "sum of R_w's log-probs under the base model"),
             column("ref_rejected_logp", pa.float64(), "sum of R_l's log-probs under the base model", nullable=True),
         ]
@@ -130,7 +137,9 @@ ADAPTERS = TableSchema(
         [
             column("adapter_id", pa.string(), "fingerprint of the trained adapter; base for no adapter"),
             column("seed", pa.int64(), "training seed"),
-            column("fingerprint", pa.string(), "where the store keeps its files; null for the base model", nullable=True),
+            column(
+                "fingerprint", pa.string(), "where the store keeps its files; null for the base model", nullable=True
+            ),
             column("data_version", pa.string(), "hash of the adapter's weights; base for no adapter"),
         ]
     ),
@@ -175,9 +184,25 @@ def mas_schema(scorers: list[str], sub_scores: list[str]) -> TableSchema:
     fixed = [
         column("candidate_id", pa.string(), "the candidate"),
         column("prompt_id", pa.string(), "the prompt it answers"),
-        column("mas", pa.float64(), "Multimodal Alignment Score in [0, 1] (section 3.3); null when unscored", nullable=True),
+        column(
+            "mas", pa.float64(), "Multimodal Alignment Score in [0, 1] (section 3.3); null when unscored", nullable=True
+        ),
         column("status", pa.string(), "scored, or why it is not"),
     ]
-    scorer_columns = [column(name, pa.float64(), f"scorer {name}, calibrated to [0, 1]", nullable=True) for name in scorers]
+    scorer_columns = [
+        column(name, pa.float64(), f"scorer {name}, calibrated to [0, 1]", nullable=True) for name in scorers
+    ]
     sub_columns = [column(name, pa.float64(), f"sub-score {name}", nullable=True) for name in sub_scores]
     return TableSchema("mas_table", ("candidate_id",), pa.schema(fixed + scorer_columns + sub_columns))
+
+
+IDENTITY = TableSchema(
+    "identity",
+    ("fact",),
+    pa.schema(
+        [
+            column("fact", pa.string(), "what is known of the thing"),
+            column("value", pa.string(), "its value as canonical JSON"),
+        ]
+    ),
+)

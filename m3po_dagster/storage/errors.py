@@ -1,0 +1,54 @@
+"""What the store refuses to do, each error with the place it happened at and what to do about it."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from m3po_dagster.storage.artifact import Artifact
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class StoreError(RuntimeError):
+    """The store can't do what was asked; the message names the path and what to do."""
+
+
+class SchemaError(StoreError):
+    """A table doesn't have the columns, types, values or keys its schema promises."""
+
+
+class Busy(StoreError):
+    """Another writer holds this fingerprint. `pid`, `host`, `since` are None while it is still signing in."""
+
+    def __init__(self, path: str, pid: int | None, host: str | None, since: str | None) -> None:
+        holder = f"process {pid} on {host} since {since}" if pid else "another process"
+        super().__init__(f"{path} is being written by {holder}: wait for it, or end it; its finished parts are kept")
+        self.pid, self.host, self.since = pid, host, since
+
+
+class AlreadyCommitted(StoreError):
+    """The fingerprint was committed in the meantime (by another run); `artifact` is what it made."""
+
+    def __init__(self, artifact: "Artifact") -> None:
+        super().__init__(f"{artifact.key.folder} is committed already and is never written twice: use it as it is")
+        self.artifact = artifact
+
+
+@contextmanager
+def explained(action: str, path: str | Path) -> Iterator[None]:
+    """Turn an OSError of the block into a StoreError that names `path` and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in _NO_SPACE:
+            advice = "free some space and run again (finished parts are kept), or choose another store"
+        elif error.errno in _NO_PERMISSION:
+            advice = "give this user write access, or choose another store with --store or M3PO_STORE"
+        else:
+            advice = "check that the path is a folder on a healthy disk, or choose another store"
+        raise StoreError(f"can't {action} {path}: {reason}; {advice}") from error

@@ -1,0 +1,99 @@
+"""The manifest: what an artifact is, what it was made from, and by what. Its presence is the commit."""
+
+import hashlib
+import json
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from m3po_dagster.storage.fingerprint import canonical_json
+
+FORMAT = 1
+_LIBRARIES = ("torch", "transformers", "trl", "peft", "open_clip_torch", "dagster", "pyarrow", "m3po-dagster")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputRef(_Record):
+    """One input of an artifact."""
+
+    asset: str = Field(description="asset that made it; for something outside of the store, its name")
+    partition: str | None = Field(default=None, description="partition of the asset")
+    fingerprint: str | None = Field(default=None, description="where the store keeps it; null: outside of the store")
+    data_version: str = Field(description="hash of its content as it was used")
+
+
+class TableEntry(_Record):
+    """One table of an artifact, in the file NAME.parquet."""
+
+    rows: int = Field(ge=0, description="number of rows")
+    columns: dict[str, str] = Field(description="column name -> type")
+    bytes: int = Field(ge=0, description="size of the Parquet file")
+    hash: str = Field(description="content hash, independent of the Parquet encoding")
+
+
+class FileEntry(_Record):
+    """One file of an artifact."""
+
+    bytes: int = Field(ge=0, description="size of the file")
+    sha256: str = Field(description="hash of its bytes")
+
+
+class Manifest(_Record):
+    """Everything the store knows about one artifact."""
+
+    format: int = Field(default=FORMAT, description="version of this layout")
+    asset: str = Field(description="asset that made it")
+    partition: str | None = Field(description="partition key; null when the asset has none")
+    fingerprint: str = Field(description="hash of what it was made from: name, code version, settings, inputs")
+    data_version: str = Field(description="hash of its content: tables and files")
+    code_version: str = Field(description="version of the code that made it")
+    settings: Any = Field(description="the settings that matter for the content")
+    inputs: dict[str, InputRef] = Field(description="what it was made from, by the input's name")
+    tables: dict[str, TableEntry] = Field(description="its tables by name")
+    files: dict[str, FileEntry] = Field(description="its other files by path inside the artifact")
+    libraries: dict[str, str] = Field(description="versions of the libraries at work")
+    python: str = Field(description="version of Python")
+    platform: str = Field(description="operating system and machine")
+    created: datetime = Field(description="when it was committed, UTC")
+    seconds: float = Field(ge=0, description="from opening the draft to the commit, in the run that committed it")
+    metadata: dict[str, Any] = Field(description="counts, timings, device, cost: does not count for the fingerprint")
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tables and files."""
+        return sum(entry.bytes for entry in (*self.tables.values(), *self.files.values()))
+
+    def to_json(self) -> bytes:
+        """Indented JSON with sorted keys."""
+        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
+
+
+def content_version(tables: dict[str, TableEntry], files: dict[str, FileEntry]) -> str:
+    """The data version: sha256 (hex) over the content hashes of all tables and files, with their names."""
+    content = {
+        "tables": {name: entry.hash for name, entry in tables.items()},
+        "files": {path: entry.sha256 for path, entry in files.items()},
+    }
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def surroundings() -> dict[str, Any]:
+    """The manifest's fields about this process: library versions (without importing them), Python, platform, time."""
+    libraries = {}
+    for name in _LIBRARIES:
+        try:
+            libraries[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "libraries": libraries,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "created": datetime.now(UTC),
+    }
