@@ -1,0 +1,189 @@
+"""Preference pair selection (section 3.5): a table of scored candidates in, pairs and reasons for no pair out.
+
+    result = select_pairs(table, SelectionSettings(alpha=0.5, delta=0.1))
+    result.pairs, result.dropped, result.stats
+
+`selection_matrix` lays the table out, `selection_rules` chooses, `selection_sweep` covers a grid of alpha and delta.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from m3po_dagster.method.selection_matrix import ScoreMatrix, ScoreTableError, ids_as_strings
+from m3po_dagster.method.selection_rules import RULES_WITH_LOSER_SCORE, choose
+from m3po_dagster.method.selection_settings import SelectionSettings
+
+PAIRS_SCHEMA = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("chosen_id", pa.string(), nullable=False),
+        pa.field("rejected_id", pa.string()),
+        pa.field("m3p_score", pa.float64()),
+        pa.field("mas_gap", pa.float64()),
+        pa.field("logp_gap", pa.float64()),
+        pa.field("ref_chosen_logp", pa.float64(), nullable=False),
+        pa.field("ref_rejected_logp", pa.float64()),
+    ]
+)
+DROPPED_SCHEMA = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SelectionResult:
+    """What became of every prompt: a row of `pairs` or a row of `dropped`, in the order of the prompts' first rows.
+
+    pairs: PAIRS_SCHEMA. mas_gap, logp_gap and the reference log-probs are of chosen against rejected as written, so
+    `flipped` has negative gaps; m3p_score is S of the pair that m3p chose. Without a rejected candidate (`best_only`)
+    all its columns are null.
+    dropped: DROPPED_SCHEMA, one of `selection_rules.REASONS` each.
+    stats: counts, shares and means; shares and means are None where nothing is there to average.
+    """
+
+    pairs: pa.Table
+    dropped: pa.Table
+    stats: dict[str, Any]
+
+
+def select_pairs(table: pa.Table, settings: SelectionSettings) -> SelectionResult:
+    """Choose at most one pair a prompt from a table of candidates (equations 1 to 3, or a rival rule).
+
+    Columns: prompt_id, candidate_id (strings or integers), mas (null: unscored), sum_logp (nats), n_tokens; optional k,
+    text, finish_reason, and the reward column of `reward_max_min`. Rows may be in any order.
+    Raises ScoreTableError for a table that can't be used (see `ScoreMatrix.from_table`) or a repeated candidate id.
+    """
+    candidate_ids = _candidate_ids(table)
+    matrix = ScoreMatrix.from_table(table, settings.reward)
+    size = len(matrix.lengths)
+    chosen, rejected = np.full(size, -1), np.full(size, -1)
+    score, tied = np.full(size, np.nan), np.zeros(size, dtype=bool)
+    reasons: dict[int, tuple[str, str]] = {}
+    for block in matrix.blocks():
+        here = slice(block.start, block.start + len(block.value))
+        choice = choose(block, matrix.prompt_ids[here], settings)
+        chosen[here], rejected[here], score[here] = choice.chosen, choice.rejected, choice.score
+        tied[here] = choice.tied
+        reasons |= {block.start + row: reason for row, reason in choice.reasons.items()}
+    pairs, stats = _pairs(matrix, candidate_ids, chosen, rejected, score, settings)
+    dropped = pa.table(
+        [
+            matrix.prompt_ids.take(pa.array(list(reasons), pa.int64())),
+            pa.array([reason for reason, _ in reasons.values()], pa.string()),
+            pa.array([detail for _, detail in reasons.values()], pa.string()),
+        ],
+        schema=DROPPED_SCHEMA,
+    )
+    stats = {
+        "prompts": size,
+        "pairs": pairs.num_rows,
+        "dropped": len(reasons),
+        "dropped_by_reason": dict(sorted(Counter(reason for reason, _ in reasons.values()).items())),
+        **matrix.counts,
+        "top_tie_share": share(tied),
+        **stats,
+    }
+    return SelectionResult(pairs, dropped, stats)
+
+
+def share(flags: np.ndarray) -> float | None:
+    """The share of True; None for no flags."""
+    return float(flags.mean()) if len(flags) else None
+
+
+def mean(values: np.ndarray) -> float | None:
+    """The mean of what is known; None where nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def _pairs(
+    matrix: ScoreMatrix,
+    candidate_ids: pa.ChunkedArray,
+    chosen: np.ndarray,
+    rejected: np.ndarray,
+    score: np.ndarray,
+    settings: SelectionSettings,
+) -> tuple[pa.Table, dict[str, Any]]:
+    """The pairs table and its share of the statistics, from each prompt's columns (-1: none)."""
+    prompts = np.flatnonzero(chosen >= 0)
+    winner = matrix.starts[prompts] + chosen[prompts]
+    alone = settings.rule == "best_only"
+    loser = winner if alone else matrix.starts[prompts] + rejected[prompts]
+
+    def against_rejected(values: np.ndarray) -> np.ndarray:
+        return np.full(len(values), np.nan) if alone else values
+
+    confidence = matrix.sum_logp[winner], matrix.sum_logp[loser]
+    if settings.confidence == "mean":
+        confidence = confidence[0] / matrix.n_tokens[winner], confidence[1] / matrix.n_tokens[loser]
+    mas_gap = against_rejected(matrix.mas[winner] - matrix.mas[loser])
+    logp_gap = against_rejected(confidence[0] - confidence[1])
+    chosen_ids = _take(candidate_ids, matrix, winner)
+    rejected_ids = pa.nulls(len(loser), pa.string()) if alone else _take(candidate_ids, matrix, loser)
+    pairs = pa.table(
+        [
+            pa.array(map(pair_id, chosen_ids.to_pylist(), rejected_ids.to_pylist()), pa.string()),
+            matrix.prompt_ids.take(pa.array(prompts)),
+            chosen_ids,
+            rejected_ids,
+            _nullable(score[prompts]),
+            _nullable(mas_gap),
+            _nullable(logp_gap),
+            pa.array(matrix.sum_logp[winner]),
+            _nullable(against_rejected(matrix.sum_logp[loser])),
+        ],
+        schema=PAIRS_SCHEMA,
+    )
+    penalised = None
+    if settings.rule in RULES_WITH_LOSER_SCORE:
+        excess = (logp_gap if settings.rule == "m3p" else -logp_gap) - settings.delta
+        penalised = share((excess > 0) & (settings.alpha > 0))
+    return pairs, {
+        "active_penalty_share": penalised,
+        "hard_negative_share": None if alone else share(logp_gap < 0),
+        "mean_mas_gap": mean(mas_gap),
+        "mean_logp_gap": mean(logp_gap),
+        "mean_length_difference": mean(against_rejected(matrix.n_tokens[winner] - matrix.n_tokens[loser])),
+    }
+
+
+def pair_id(chosen_id: str, rejected_id: str | None) -> str:
+    """sha256 of both ids; the length in front keeps ("a", "bc") apart from ("ab", "c")."""
+    return hashlib.sha256(f"{len(chosen_id)}:{chosen_id}{rejected_id or ''}".encode()).hexdigest()
+
+
+def _nullable(values: np.ndarray) -> pa.Array:
+    return pa.array(values, pa.float64(), from_pandas=True)
+
+
+def _take(candidate_ids: pa.ChunkedArray, matrix: ScoreMatrix, entries: np.ndarray) -> pa.Array:
+    rows = entries if matrix.rows is None else matrix.rows[entries]
+    return candidate_ids.take(pa.array(rows)).combine_chunks()
+
+
+def _candidate_ids(table: pa.Table) -> pa.ChunkedArray:
+    """The ids as strings, each there once: an id given twice would make two different answers one."""
+    if "candidate_id" not in table.column_names:
+        raise ScoreTableError(f"column candidate_id is missing; the table has {', '.join(table.column_names)}")
+    ids = ids_as_strings(table.column("candidate_id"), "candidate_id")
+    if pc.count_distinct(ids).as_py() < len(ids):
+        counts = pc.value_counts(ids)
+        repeated = pc.filter(counts.field("values"), pc.greater(counts.field("counts"), 1))
+        rows = np.flatnonzero(pc.equal(ids, repeated[0]).to_numpy(zero_copy_only=False))
+        raise ScoreTableError(
+            f"column candidate_id: {repeated[0].as_py()!r} is in rows {rows[0]} and {rows[1]} "
+            f"({len(repeated)} ids repeated); ids must be unique in the whole table: prompt_id, a colon and k will do"
+        )
+    return ids

@@ -1,0 +1,339 @@
+"""The scores of many prompts' candidates, checked and laid out for selection (section 3.5).
+
+A table holds one row a candidate, in any order. A `ScoreMatrix` holds the same figures flat, a prompt's candidates
+adjacent and in the order of k, and hands them out in blocks of (prompts, N) that fit a processor's cache. Where every
+prompt has N adjacent rows a block is a view; ragged prompts are padded block by block, so that one long prompt does not
+widen all the others.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+REQUIRED_COLUMNS = ("prompt_id", "candidate_id", "mas", "sum_logp", "n_tokens")
+OPTIONAL_COLUMNS = ("k", "text", "finish_reason")
+
+# Beyond this a score is no measurement, and differences and products of scores could overflow.
+LARGEST_SCORE = 1e100
+# Rounding may leave the log-prob of a certain answer a hair above 0.
+LARGEST_LOGP = 1e-3
+BLOCK_ELEMENTS = 1 << 16
+
+
+class ScoreTableError(ValueError):
+    """The score table can't be used; the message names the column, the row where there is one, and what to do."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some prompts as (prompts, N) arrays; the padding of a ragged prompt is unusable like an unscored candidate.
+
+    Columns are in the order of k, so the first of equals is the one with the lower k.
+    """
+
+    start: int
+    value: np.ndarray  # what the rule ranks by: MAS or a reward; NaN when unusable
+    sum_logp: np.ndarray  # 0 where unknown
+    n_tokens: np.ndarray  # 1 where unknown
+    can_win: np.ndarray | None  # usable and not cut; None: every candidate can
+    text: np.ndarray | None  # equal codes: equal text after normalisation
+
+    @cached_property
+    def mean_logp(self) -> np.ndarray:
+        """Log-prob per token in nats."""
+        return self.sum_logp / self.n_tokens
+
+    def confidence(self, scale: str) -> np.ndarray:
+        """log P(R | I, Q) in nats, as `mean` per token or as `sum` (section 3.4)."""
+        return self.mean_logp if scale == "mean" else self.sum_logp
+
+
+@dataclass(frozen=True)
+class ScoreMatrix:
+    """Candidates of P prompts, flat: prompt p owns `lengths[p]` entries from `starts[p]` on, in the order of k."""
+
+    prompt_ids: pa.StringArray
+    starts: np.ndarray
+    lengths: np.ndarray
+    rows: np.ndarray | None  # row of the table each entry comes from; None: the same
+    mas: np.ndarray  # NaN when unscored
+    value: np.ndarray  # what the rule ranks by; NaN when unusable
+    sum_logp: np.ndarray
+    n_tokens: np.ndarray
+    can_win: np.ndarray | None
+    text: np.ndarray | None
+    counts: dict[str, int]  # candidates: all, unscored, without confidence, truncated
+
+    @classmethod
+    def from_table(cls, table: pa.Table, reward: str | None = None) -> "ScoreMatrix":
+        """Check and lay out a table with columns prompt_id, mas, sum_logp, n_tokens; optional k, text, finish_reason.
+
+        A candidate whose score is null, NaN, infinite or beyond 1e100 is unscored; one whose sum_logp or n_tokens is,
+        is without confidence. Both stay in the counts and are never chosen. Without k, the order of a prompt's rows
+        stands in for it. `reward` names the column to rank by instead of mas.
+
+        Raises ScoreTableError: a missing or repeated column, a wrong type, a null id, a null or repeated k,
+        n_tokens below 1, a log-prob above 0.
+        """
+        codes, prompt_ids = _group_codes(table)
+        rows, starts = _prompt_order(codes, _k(table))
+
+        def figures(name: str) -> np.ndarray:
+            return _ordered(_number(table, name), rows)
+
+        mas, sum_logp, n_tokens = figures("mas"), figures("sum_logp"), figures("n_tokens")
+        value = mas if reward in (None, "mas") else figures(reward)
+        _refuse(n_tokens < 1, rows, "n_tokens", n_tokens, "an answer has at least 1 token")
+        _refuse(n_tokens % 1 > 0, rows, "n_tokens", n_tokens, "it must be a whole number")
+        _refuse(sum_logp > LARGEST_LOGP, rows, "sum_logp", sum_logp, "a log-probability can't be above 0")
+        truncated, text = _truncated(table), _text_codes(table)
+        scored, confident = ~np.isnan(value), ~np.isnan(sum_logp + n_tokens)
+        counts = {
+            "candidates": table.num_rows,
+            "unscored": int(np.count_nonzero(~scored)),
+            "without_confidence": int(np.count_nonzero(~confident)),
+            "truncated": 0 if truncated is None else int(np.count_nonzero(truncated)),
+        }
+        can_win = None if truncated is None else ~_ordered(truncated, rows)
+        usable = scored & confident
+        if not usable.all():
+            can_win = usable if can_win is None else usable & can_win
+            value = np.where(usable, value, np.nan)
+            sum_logp, n_tokens = np.where(confident, sum_logp, 0.0), np.where(confident, n_tokens, 1.0)
+        return cls(
+            prompt_ids=prompt_ids,
+            starts=starts[:-1],
+            lengths=np.diff(starts),
+            rows=rows,
+            mas=mas,
+            value=value,
+            sum_logp=sum_logp,
+            n_tokens=n_tokens,
+            can_win=can_win,
+            text=None if text is None else _ordered(text, rows),
+            counts=counts,
+        )
+
+    def blocks(self) -> Iterator[Block]:
+        """All prompts in order, in blocks of at most BLOCK_ELEMENTS padded elements (or one prompt)."""
+        if not len(self.lengths):
+            return
+        if (self.lengths == self.lengths[0]).all():
+            step = max(1, BLOCK_ELEMENTS // int(self.lengths[0]))
+            for start in range(0, len(self.lengths), step):
+                yield self._block(start, min(start + step, len(self.lengths)))
+        else:
+            yield from self._ragged_blocks(0, len(self.lengths))
+
+    def _ragged_blocks(self, start: int, stop: int) -> Iterator[Block]:
+        if stop - start == 1 or (stop - start) * int(self.lengths[start:stop].max()) <= BLOCK_ELEMENTS:
+            yield self._block(start, stop)
+        else:
+            middle = (start + stop) // 2
+            yield from self._ragged_blocks(start, middle)
+            yield from self._ragged_blocks(middle, stop)
+
+    def _block(self, start: int, stop: int) -> Block:
+        lengths = self.lengths[start:stop]
+        width = int(lengths.max())
+        flat = slice(int(self.starts[start]), int(self.starts[stop - 1] + lengths[-1]))
+        filled = None if (lengths == width).all() else np.arange(width) < lengths[:, None]
+
+        def padded(array: np.ndarray, padding: float) -> np.ndarray:
+            if filled is None:
+                return array[flat].reshape(-1, width)
+            block = np.full(filled.shape, padding, dtype=array.dtype)
+            block[filled] = array[flat]
+            return block
+
+        can_win = self.can_win
+        if can_win is not None:
+            can_win = padded(can_win, False)
+        elif filled is not None:
+            can_win = filled
+        return Block(
+            start=start,
+            value=padded(self.value, np.nan),
+            sum_logp=padded(self.sum_logp, 0.0),
+            n_tokens=padded(self.n_tokens, 1.0),
+            can_win=can_win,
+            text=None if self.text is None else padded(self.text, -1),
+        )
+
+
+def read_scores(path: Path, extra: Iterable[str] = (), ids: bool = True) -> pa.Table:
+    """The columns of a Parquet file that selection uses, and `extra` ones; `ids=False` leaves out candidate_id.
+
+    Raises FileNotFoundError, and ScoreTableError when it is no readable Parquet file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    wanted = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, *extra} - (set() if ids else {"candidate_id"})
+    try:
+        # Read as a dictionary: prompts repeat once a candidate, and decoding each copy costs more than all the scores.
+        names = pq.read_schema(path).names
+        repeating = [name for name in ("prompt_id", "finish_reason") if name in names]
+        with pq.ParquetFile(path, read_dictionary=repeating) as file:
+            repeated = sorted({name for name in names if names.count(name) > 1 and name in wanted})
+            if repeated:
+                raise ScoreTableError(f"column {repeated[0]} is there {names.count(repeated[0])} times")
+            return file.read(columns=[name for name in names if name in wanted], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise ScoreTableError(f"not a readable Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def ids_as_strings(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Ids as plain strings; integers are written in decimal. Raises ScoreTableError for other types and for nulls."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+        raise ScoreTableError(f"column {name} is {column.type}; ids must be strings or integers")
+    if column.type != kind:
+        column = column.cast(kind)
+    if column.null_count:
+        row = pc.index(column.is_null(), True).as_py()
+        raise ScoreTableError(f"column {name}, row {row}: the id is null; every row needs one")
+    return column.cast(pa.string())
+
+
+def _one_column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    found = table.schema.get_all_field_indices(name)
+    if not found:
+        raise ScoreTableError(
+            f"column {name} is missing; the table has {', '.join(table.column_names) or 'no columns'}"
+        )
+    if len(found) > 1:
+        raise ScoreTableError(f"column {name} is there {len(found)} times")
+    return table.column(found[0])
+
+
+def _optional_column(table: pa.Table, name: str) -> pa.ChunkedArray | None:
+    """The column, or None where it is absent or holds nothing but nulls."""
+    if name not in table.column_names:
+        return None
+    column = _one_column(table, name)
+    return None if column.null_count == len(column) and len(column) else column
+
+
+def _number(table: pa.Table, name: str) -> np.ndarray:
+    """A numeric column as float64; NaN where it is null or no measurement."""
+    column = _one_column(table, name)
+    kind = column.type
+    if not any(
+        test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
+    ):
+        raise ScoreTableError(f"column {name} is {kind}; it must hold numbers")
+    array = column.cast(pa.float64(), safe=False).to_numpy()
+    measured = np.abs(array) <= LARGEST_SCORE
+    return array if measured.all() else np.where(measured, array, np.nan)
+
+
+def _ordered(array: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+    return array if rows is None else array[rows]
+
+
+def _refuse(wrong: np.ndarray, rows: np.ndarray | None, name: str, values: np.ndarray, why: str) -> None:
+    if wrong.any():
+        at = np.flatnonzero(wrong)
+        entry = int(at[0] if rows is None else at[np.argmin(rows[at])])
+        row = entry if rows is None else int(rows[entry])
+        raise ScoreTableError(f"column {name}, row {row}: {values[entry]:g}; {why} ({len(at)} such rows)")
+
+
+def _group_codes(table: pa.Table) -> tuple[np.ndarray, pa.StringArray]:
+    """A code for each row's prompt, and the prompts' ids; codes count prompts in the order of their first row."""
+    column = _one_column(table, "prompt_id")
+    if not pa.types.is_dictionary(column.type):
+        column = pc.dictionary_encode(column)
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if array.null_count:
+        raise ScoreTableError(f"column prompt_id, row {pc.index(array.is_null(), True).as_py()}: the id is null")
+    ids = ids_as_strings(pa.chunked_array([array.dictionary]), "prompt_id")
+    codes = array.indices.to_numpy(zero_copy_only=False)
+    # A dictionary may hold an id twice, hold unused ones, or be in another order than the rows: number by first row.
+    names = pc.dictionary_encode(ids).combine_chunks()
+    codes = names.indices.to_numpy(zero_copy_only=False)[codes]
+    runs = np.flatnonzero(np.diff(codes, prepend=-1))
+    seen, first = np.unique(codes[runs], return_index=True)
+    seen = seen[np.argsort(first)]
+    number = np.full(len(names.dictionary), -1, dtype=np.int32)
+    number[seen] = np.arange(len(seen), dtype=np.int32)
+    return number[codes], names.dictionary.take(pa.array(seen))
+
+
+def _prompt_order(codes: np.ndarray, k: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray]:
+    """Table row of each entry (None: as they are) and where each prompt starts, with the end as last item."""
+    step = np.diff(codes)
+    rows = None
+    if (step < 0).any():
+        rows = np.argsort(codes, kind="stable") if k is None else np.lexsort((k, codes))
+    elif k is not None and ((step == 0) & (np.diff(k) <= 0)).any():
+        rows = np.lexsort((k, codes))
+    ordered = _ordered(codes, rows)
+    if k is not None and len(k):
+        k = _ordered(k, rows)
+        same = np.flatnonzero((np.diff(ordered) == 0) & (np.diff(k) == 0))
+        if len(same):
+            pair = sorted(int(same[0] + i if rows is None else rows[same[0] + i]) for i in (0, 1))
+            raise ScoreTableError(
+                f"column k: rows {pair[0]} and {pair[1]} are one prompt's and both have k = {k[same[0]]}"
+            )
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    return rows, np.append(starts, len(codes))
+
+
+def _k(table: pa.Table) -> np.ndarray | None:
+    column = _optional_column(table, "k")
+    if column is None:
+        return None
+    if not pa.types.is_integer(column.type):
+        raise ScoreTableError(f"column k is {column.type}; it must hold integers")
+    if column.null_count:
+        raise ScoreTableError(f"column k, row {pc.index(column.is_null(), True).as_py()}: it is null")
+    return column.to_numpy()
+
+
+def _truncated(table: pa.Table) -> np.ndarray | None:
+    """True where the answer was cut at the token limit; None where none was."""
+    column = _optional_column(table, "finish_reason")
+    if column is None:
+        return None
+    if pa.types.is_dictionary(column.type):
+        column = pa.chunked_array([column.combine_chunks()])
+        reasons, codes = column.chunk(0).dictionary, column.chunk(0).indices
+        _need_text(reasons.type, "finish_reason")
+        cut = pc.take(pc.fill_null(pc.equal(reasons, "length"), False), codes)
+    else:
+        _need_text(column.type, "finish_reason")
+        cut = pc.equal(column, "length")
+    cut = pc.fill_null(cut, False)
+    return cut.to_numpy(zero_copy_only=False) if pc.any(cut).as_py() else None
+
+
+def _text_codes(table: pa.Table) -> np.ndarray | None:
+    """Equal codes for answers equal in all but letter case, spacing and Unicode form; a null is equal to nothing."""
+    column = _optional_column(table, "text")
+    if column is None:
+        return None
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    _need_text(column.type, "text")
+    plain = pc.utf8_lower(pc.utf8_normalize(column, form="NFKC"))
+    plain = pc.utf8_trim_whitespace(pc.replace_substring_regex(plain, r"\s+", " "))
+    codes = pc.dictionary_encode(plain).combine_chunks().indices
+    if codes.null_count == 0:
+        return codes.to_numpy()
+    missing = codes.is_null().to_numpy(zero_copy_only=False)
+    filled = codes.fill_null(0).to_numpy(zero_copy_only=False).copy()
+    filled[missing] = -2 - np.arange(np.count_nonzero(missing))
+    return filled
+
+
+def _need_text(kind: pa.DataType, name: str) -> None:
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ScoreTableError(f"column {name} is {kind}; it must hold strings")
