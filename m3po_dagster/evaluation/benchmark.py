@@ -1,0 +1,68 @@
+"""What a benchmark is: questions, the counts each answer gives, and the metrics that the sums of the counts make."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pyarrow as pa
+
+from m3po_dagster.evaluation.intervals import RESAMPLES, Estimate, Metric, Sums, estimate_metrics
+from m3po_dagster.evaluation.question import Question
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A metric that the leaderboard shows, and the head of its column."""
+
+    metric: str
+    label: str
+
+
+class Benchmark(ABC):
+    """One benchmark, bound to its settings (section 4.1)."""
+
+    kind: ClassVar[str]
+    headlines: ClassVar[tuple[Headline, ...]]
+
+    @abstractmethod
+    def load(self) -> list[Question]:
+        """The questions in the order of the benchmark's files. Raises BenchmarkError that names file and line."""
+
+    @abstractmethod
+    def per_question(self, questions: Sequence[Question], answers: Mapping[str, str]) -> pa.Table:
+        """One row a question: question_id, image_uri, group, stratum, and the counts that the metrics are made from.
+
+        Raises BenchmarkError when an answer is missing, extra or no text, naming the ids.
+        """
+
+    @abstractmethod
+    def metrics(self, sums: Sums) -> dict[str, Estimate]:
+        """Every metric by name from the sums of the counts; shares in per cent."""
+
+    def notes(self, questions: Sequence[Question]) -> list[str]:
+        """What a reader of the scores must know about these questions."""
+        return []
+
+    def score(
+        self, questions: Sequence[Question], answers: Mapping[str, str], resamples: int = RESAMPLES, seed: int = 0
+    ) -> list[Metric]:
+        """Every metric with its 95 % bootstrap interval over images. Answers are joined on question_id."""
+        return estimate_metrics(self.metrics, self.per_question(questions, answers), resamples, seed)
+
+
+def results_table(
+    questions: Sequence[Question], groups: Sequence[str], strata: Sequence[str], counts: Mapping[str, Sequence[float]]
+) -> pa.Table:
+    """A per-question table; the count `questions` is 1 for each."""
+    texts = {
+        "question_id": [question.question_id for question in questions],
+        "image_uri": [question.image_uri for question in questions],
+        "group": list(groups),
+        "stratum": list(strata),
+    }
+    numbers = {"questions": [1] * len(questions), **counts}
+    return pa.table(
+        {name: pa.array(values, pa.string()) for name, values in texts.items()}
+        | {name: pa.array([float(value) for value in values], pa.float64()) for name, values in numbers.items()}
+    )

@@ -1,0 +1,21 @@
+"""From a study's benchmark settings to the benchmark."""
+
+from m3po_dagster.evaluation.benchmark import Benchmark
+from m3po_dagster.evaluation.chair import Chair
+from m3po_dagster.evaluation.mme import Mme
+from m3po_dagster.evaluation.pope import Pope
+from m3po_dagster.evaluation.question import Question
+from m3po_dagster.evaluation.settings import BenchmarkSettings
+
+BENCHMARKS: dict[str, type[Benchmark]] = {item.kind: item for item in (Pope, Mme, Chair)}
+"""Benchmark of each kind."""
+
+
+def benchmark(settings: BenchmarkSettings) -> Benchmark:
+    """The benchmark of the settings' kind; nothing is read yet."""
+    return BENCHMARKS[settings.kind](settings)
+
+
+def load_questions(settings: BenchmarkSettings) -> list[Question]:
+    """The benchmark's questions. Raises BenchmarkError that names file and line."""
+    return benchmark(settings).load()

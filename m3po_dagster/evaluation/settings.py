@@ -1,0 +1,43 @@
+"""The benchmarks section of a study: one settings class a kind of benchmark (paper, section 4.1)."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from m3po_dagster.settings import Settings
+
+Split = Literal["random", "popular", "adversarial"]
+
+
+class PopeSettings(Settings):
+    """POPE: "Is there a dog in the image?", with absent objects drawn in three ways."""
+
+    kind: Literal["pope"] = Field("pope", description="POPE, yes/no questions about objects")
+    labels: dict[Split, Path] = Field(
+        min_length=1,
+        description="label file of each split (random, popular, adversarial), JSON lines as POPE publishes them",
+    )
+    image_root: Path = Field(description="folder with the images that the label files name")
+
+
+class MmeSettings(Settings):
+    """MME or a set of its form: two yes/no questions an image, by category."""
+
+    kind: Literal["mme"] = Field("mme", description="MME, two yes/no questions an image")
+    root: Path = Field(description="folder with one folder a category, in either of the layouts MME is published in")
+
+
+class ChairSettings(Settings):
+    """CHAIR: which objects a description names, and which of them are not in the image."""
+
+    kind: Literal["chair"] = Field("chair", description="CHAIR, hallucinated objects in descriptions")
+    path: Path = Field(
+        description='JSON file {"images": [{"image": path, "objects": [name, ...]}, ...], '
+        '"synonyms": {name: [spelling, ...]}}; synonyms may be left out'
+    )
+    image_root: Path = Field(description="folder that the image paths are relative to")
+    question: str = Field("Describe the image.", min_length=1, description="the instruction given with every image")
+
+
+BenchmarkSettings = Annotated[PopeSettings | MmeSettings | ChairSettings, Field(discriminator="kind")]
