@@ -1,0 +1,64 @@
+"""The LoRA adapter: which layers it covers, and how it is written (paper, section 3.6)."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m3po_dagster.method.generation.settings import ModelSettings
+from m3po_dagster.method.optimization.settings import LoraSettings
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+
+def language_model_linears(model: Any) -> str:
+    """A regular expression that matches the full names of the language model's linear layers, and nothing else.
+
+    A plain list such as `q_proj` would also match the vision tower, whose layers bear the same names. The LM head,
+    outside the language model's path, is left out.
+    """
+    import torch
+
+    decoder = model.get_decoder()
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    layers = [name for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)]
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    return rf"{re.escape(path)}\..*\.({'|'.join(map(re.escape, kinds))})"
+
+
+def lora_config(model: Any, settings: LoraSettings) -> "LoraConfig":
+    """peft's configuration of the adapter for `model`."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=language_model_linears(model),
+        task_type="CAUSAL_LM",
+    )
+
+
+def save_adapter(model: "PeftModel", base_model: ModelSettings, out: Path) -> None:
+    """Writes `adapter_model.safetensors` and `adapter_config.json` to the folder `out`, for peft to load.
+
+    The config names `base_model`: its name and revision on the hub, or its folder's own name, never the folder's place.
+    """
+    import copy
+
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    config = copy.deepcopy(model.peft_config["default"])
+    is_folder = Path(base_model.path).is_dir()
+    config.base_model_name_or_path = Path(base_model.path).resolve().name if is_folder else base_model.path
+    config.revision = None if is_folder else base_model.revision
+    config.inference_mode = True
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file(
+        {name: weight.contiguous().cpu() for name, weight in weights.items()},
+        out / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config.save_pretrained(str(out))
