@@ -36,6 +36,11 @@ class Artifact:
         """Hash of its content."""
         return self.manifest.data_version
 
+    @property
+    def folder(self) -> Path:
+        """Local folder that holds it."""
+        return self._disk.local(self.key.folder)
+
     def table(self, name: str = "data", columns: list[str] | None = None) -> pa.Table:
         """A table, or some of its columns, with page checksums verified.
 
@@ -98,9 +103,8 @@ def load(disk: LocalFolder, key: ArtifactKey) -> Artifact | None:
     for name, size in sizes.items():
         actual = disk.size(f"{key.folder}/{name}")
         if actual != size:
-            return _damaged(
-                disk, path, f"{name} has {actual if actual is not None else 'no'} bytes, {size} were committed"
-            )
+            there = "is missing" if actual is None else f"has {actual} bytes"
+            return _damaged(disk, path, f"{name} {there}, {size} bytes were committed")
     return Artifact(key, manifest, disk)
 
 

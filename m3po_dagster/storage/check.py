@@ -31,10 +31,11 @@ def check(table: pa.Table, schema: TableSchema, asset: str | None = None) -> pa.
         if column.null_count and (not field.nullable or field.name in schema.key):
             row = pc.index(pc.is_null(column), True).as_py()
             raise SchemaError(
-                f"{where}: column {field.name!r} is null in row {row} ({_key_text(table, schema, row)}), "
+                f"{where}: column {field.name!r} is null in row {row} {_key_text(table, schema, row)}: "
                 f"{column.null_count} nulls in all, none allowed"
             )
-    _check_keys(table, schema, where)
+    if schema.key:
+        _check_keys(table, schema, where)
     return pa.Table.from_arrays(table.columns, schema=schema.schema)
 
 
@@ -55,4 +56,4 @@ def _check_keys(table: pa.Table, schema: TableSchema, where: str) -> None:
 
 
 def _key_text(table: pa.Table, schema: TableSchema, row: int) -> str:
-    return ", ".join(f"{name}={table.column(name)[row].as_py()!r}" for name in schema.key)
+    return "(" + ", ".join(f"{name}={table.column(name)[row].as_py()!r}" for name in schema.key) + ")"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from m3po_dagster.storage.artifact import MANIFEST, Artifact, load
 from m3po_dagster.storage.draft import PARTS, leftovers
 from m3po_dagster.storage.errors import Busy
-from m3po_dagster.storage.filesystem import LocalFolder
+from m3po_dagster.storage.filesystem import LOCK, LocalFolder
 from m3po_dagster.storage.names import ArtifactKey
 
 ADAPTER_ASSETS = ("adapter", "lora_adapter")
@@ -51,8 +51,7 @@ def reachable(artifacts: Iterable[Artifact], keep: set[ArtifactKey]) -> set[Arti
             continue
         needed.add(key)
         for ref in known[key].manifest.inputs.values():
-            if ref.fingerprint:
-                pending.append(ArtifactKey(ref.asset, ref.partition, ref.fingerprint))
+            pending.append(ArtifactKey(ref.asset, ref.partition, ref.fingerprint))
     return needed
 
 
@@ -112,5 +111,5 @@ def _remove(disk: LocalFolder, key: ArtifactKey, kept: Artifact | None) -> None:
         return
     disk.remove(f"{key.folder}/{MANIFEST}")
     for name in disk.children(key.folder):
-        if name != "lock":
+        if name != LOCK:
             disk.remove(f"{key.folder}/{name}")

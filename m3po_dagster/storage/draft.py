@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -14,9 +15,9 @@ import pyarrow.parquet as pq
 from m3po_dagster.storage.artifact import MANIFEST, Artifact, load
 from m3po_dagster.storage.check import check
 from m3po_dagster.storage.content import table_hash
-from m3po_dagster.storage.errors import AlreadyCommitted, StoreError
-from m3po_dagster.storage.filesystem import LocalFolder
-from m3po_dagster.storage.fingerprint import canonical_json, file_sha256, fingerprint
+from m3po_dagster.storage.errors import StoreError, explained
+from m3po_dagster.storage.filesystem import LOCK, LocalFolder
+from m3po_dagster.storage.fingerprint import canonical_json, file_sha256
 from m3po_dagster.storage.manifest import FileEntry, InputRef, Manifest, TableEntry, content_version, surroundings
 from m3po_dagster.storage.names import ArtifactKey, check_name
 from m3po_dagster.storage.tables import TableSchema
@@ -25,18 +26,22 @@ ROW_GROUP = 16_384
 PARTS = "parts"
 _PLAN = "plan.json"
 _PART = re.compile(r"(\d{5})\.parquet")
-_HASHES = b"m3po.hashes"
+_HASH = b"m3po.hash"
 _LOG = logging.getLogger(__name__)
 
 Tables = Mapping[str, tuple[pa.Table, TableSchema]]
 
 
 class Draft:
-    """Open it with `ArtifactStore.open`; left without `commit`, it keeps its parts for the next attempt."""
+    """Open it with `ArtifactStore.open`; left without `commit`, it keeps its parts for the next attempt.
 
-    def __init__(self, disk: LocalFolder, key: ArtifactKey, plan: object = None) -> None:
+    `committed` is the artifact when there is one already: another run was faster. Nothing can be written then.
+    """
+
+    def __init__(self, disk: LocalFolder, key: ArtifactKey) -> None:
         self.key = key
-        self._disk, self._folder, self._plan = disk, key.folder, canonical_json(plan)
+        self.committed: Artifact | None = None
+        self._disk, self._folder = disk, key.folder
         self._lock = None
         self._parts: set[int] = set()
         self._folders: set[str] = set()
@@ -45,10 +50,11 @@ class Draft:
     def __enter__(self) -> "Draft":
         self._lock = self._disk.lock(self._folder)
         try:
-            committed = load(self._disk, self.key)
-            if committed:
-                raise AlreadyCommitted(committed)
-            self._begin()
+            self.committed = load(self._disk, self.key)
+            if not self.committed:
+                # A manifest that doesn't count must not come to count once the files it lists are written anew.
+                self._disk.remove(f"{self._folder}/{MANIFEST}")
+                self._find_parts()
         except BaseException:
             self._release()
             raise
@@ -62,75 +68,79 @@ class Draft:
             self._lock.release()
             self._lock = None
 
-    def _begin(self) -> None:
-        """Find the parts to go on from: those of an earlier attempt that cut the work the same way."""
-        plan = f"{self._folder}/{_PLAN}"
-        if self._disk.size(plan) is None or self._disk.read(plan).decode(errors="replace") != self._plan:
-            self._disk.remove(f"{self._folder}/{PARTS}")
-            self._disk.write(plan, lambda file: file.write(self._plan.encode()))
+    def _writable(self) -> None:
+        if self.committed:
+            raise StoreError(f"{self.key} is committed and never written twice: use `committed`")
+        if not self._lock:
+            raise StoreError(f"the draft of {self.key} is closed: open it again to write")
+
+    def _find_parts(self) -> None:
         for name in self._disk.children(f"{self._folder}/{PARTS}"):
             match = _PART.fullmatch(name)
             if match and self._whole(int(match[1])):
                 self._parts.add(int(match[1]))
 
     def _whole(self, index: int) -> bool:
-        """Whether every table of a part reads back with the hash it was written with; what doesn't is removed."""
+        """Whether a part reads back with the hash it was written with; one that doesn't is removed."""
+        path = self._part_path(index)
         try:
-            data = self._read(index, "data")
-            hashes = json.loads(data.schema.metadata[_HASHES])
-            whole = all(table_hash(self._read(index, name)) == expected for name, expected in hashes.items())
+            table = self._read(index)
+            whole = (table.schema.metadata or {}).get(_HASH) == table_hash(table).encode()
             reason = "its content is not what was written"
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
             whole, reason = False, str(error)
         if not whole:
-            path = self._part_path(index, "data")
             _LOG.warning("%s is damaged (%s): this part is made again", self._disk.local(path), reason)
             self._disk.remove(path)
         return whole
 
-    def _part_path(self, index: int, name: str) -> str:
-        ending = "" if name == "data" else f".{name}"
-        return f"{self._folder}/{PARTS}/{index:05d}{ending}.parquet"
+    def _part_path(self, index: int) -> str:
+        return f"{self._folder}/{PARTS}/{index:05d}.parquet"
 
-    def _read(self, index: int, name: str) -> pa.Table:
-        with self._disk.filesystem.open_input_file(self._part_path(index, name)) as file:
+    def _read(self, index: int) -> pa.Table:
+        with self._disk.filesystem.open_input_file(self._part_path(index)) as file:
             return pq.ParquetFile(file).read()
 
-    def _writable(self) -> None:
-        if not self._lock:
-            raise StoreError(f"the draft of {self.key} is closed: open it again to write")
+    def parts(self, plan: object = None) -> list[int]:
+        """Indices of the finished parts; each was verified when the draft was opened.
 
-    def parts(self) -> list[int]:
-        """Indices of the finished parts, verified when the draft was opened."""
+        `plan` (JSON values) says how the work is cut into parts: parts of an attempt that cut it in another way are
+        removed, for their indices mean other rows.
+        """
+        self._writable()
+        path, text = f"{self._folder}/{_PLAN}", canonical_json(plan).encode()
+        recorded = b"null" if self._disk.size(path) is None else self._disk.read(path)
+        if recorded != text:
+            if self._parts:
+                _LOG.warning("%s: %d parts were cut in another way and are made again", self.key, len(self._parts))
+            self._disk.remove(f"{self._folder}/{PARTS}")
+            self._parts.clear()
+            self._disk.write(path, lambda file: file.write(text))
         return sorted(self._parts)
 
-    def write_part(self, index: int, table: pa.Table, schema: TableSchema, extra: Tables | None = None) -> None:
-        """Finish one part: its table and, where the work gives more than one, `extra` tables by name.
-
-        It is there as a whole or not at all. Raises SchemaError, StoreError.
-        """
+    def write_part(self, index: int, table: pa.Table, schema: TableSchema | pa.Schema) -> None:
+        """Finish one part: it is there as a whole or not at all. Raises SchemaError, StoreError."""
         self._writable()
         if not 0 <= index <= 99_999:
             raise StoreError(f"part {index} of {self.key}: parts are numbered from 0 to 99999")
-        tables = {"data": (table, schema), **(extra or {})}
-        checked = {check_name("table", n): check(t, s, self.key.asset) for n, (t, s) in tables.items()}
-        hashes = json.dumps({name: table_hash(table) for name, table in checked.items()}).encode()
-        # The data table goes last: a part counts from the moment that its data file has its name.
-        for name in [*(name for name in checked if name != "data"), "data"]:
-            marked = checked[name].replace_schema_metadata({_HASHES: hashes})
-            self._write_table(self._part_path(index, name), marked)
+        if isinstance(schema, pa.Schema):
+            schema = TableSchema(self.key.asset, (), schema)
+        table = check(table, schema, self.key.asset)
+        self._write_table(self._part_path(index), table.replace_schema_metadata({_HASH: table_hash(table)}))
         self._parts.add(index)
 
-    def read_parts(self, schema: TableSchema, name: str = "data") -> pa.Table:
-        """One table of all finished parts in order of their index; an empty one when there are no parts."""
-        tables = [self._read(index, name).replace_schema_metadata(None) for index in self.parts()]
-        return check(pa.concat_tables([schema.schema.empty_table(), *tables]), schema, self.key.asset)
+    def read_parts(self) -> pa.Table:
+        """One table of all finished parts in order of their index. Raises StoreError when there are none."""
+        if not self._parts:
+            raise StoreError(f"the draft of {self.key} has no finished parts to read")
+        with explained("read", self._disk.local(f"{self._folder}/{PARTS}")):
+            return pa.concat_tables([self._read(index).replace_schema_metadata(None) for index in sorted(self._parts)])
 
     def folder(self, name: str = "files") -> Path:
         """An empty local folder whose files `commit` takes in (an adapter's weights); the same one when asked again."""
         self._writable()
-        if check_name("folder", name) == PARTS:
-            raise StoreError(f"a folder of {self.key} can't be called {PARTS!r}: choose another name")
+        if check_name("folder", name) in (PARTS, LOCK):
+            raise StoreError(f"a folder of {self.key} can't be called {name!r}: choose another name")
         if name in self._folders:
             return self._disk.local(f"{self._folder}/{name}")
         path = self._disk.make_empty(f"{self._folder}/{name}")
@@ -148,14 +158,12 @@ class Draft:
     ) -> Artifact:
         """Write the tables, take in the folders' files, then the manifest: from then on the artifact is there.
 
-        `code_version`, `settings` and the inputs' data versions must be those of the fingerprint, so that the
-        manifest says what the fingerprint stands for. Raises SchemaError, StoreError; nothing is committed then.
+        In `metadata` numbers that are not finite become null, for JSON has none. Raises SchemaError, StoreError;
+        nothing is committed then.
         """
         self._writable()
         inputs = {name: InputRef.model_validate(value) for name, value in (inputs or {}).items()}
-        versions = {name: ref.data_version for name, ref in inputs.items()}
-        self._explains(code_version, settings, versions)
-        extra = json.loads(canonical_json(metadata or {}))
+        extra = json.loads(canonical_json(_finite(metadata or {})))
         checked = {
             check_name("table", name): check(table, schema, self.key.asset)
             for name, (table, schema) in (tables or {}).items()
@@ -183,14 +191,6 @@ class Draft:
         self._release()
         return Artifact(self.key, manifest, self._disk)
 
-    def _explains(self, code_version: str, settings: Any, versions: dict[str, str]) -> None:
-        expected = fingerprint(self.key.asset, self.key.partition, code_version, settings, versions)
-        if expected != self.key.fingerprint:
-            raise StoreError(
-                f"{self.key}: code version, settings and inputs give the fingerprint {expected[:12]}: "
-                "commit with those the fingerprint was made from (what does not matter for it goes into metadata)"
-            )
-
     def _commit_table(self, name: str, table: pa.Table) -> TableEntry:
         size = self._write_table(f"{self._folder}/{name}.parquet", table)
         columns = {field.name: str(field.type) for field in table.schema}
@@ -203,9 +203,8 @@ class Draft:
             if self._disk.local(path).is_symlink():
                 raise StoreError(f"{self._disk.local(path)} is a link: an artifact holds its own files")
             self._disk.sync(path)
-            entries.append(
-                (f"{name}/{relative}", FileEntry(bytes=info.size, sha256=file_sha256(self._disk.local(path))))
-            )
+            entry = FileEntry(bytes=info.size, sha256=file_sha256(self._disk.local(path)))
+            entries.append((f"{name}/{relative}", entry))
         return entries
 
     def _write_table(self, path: str, table: pa.Table) -> int:
@@ -233,5 +232,13 @@ class Draft:
 
 def leftovers(disk: LocalFolder, key: ArtifactKey, manifest: Manifest) -> list[str]:
     """Files in a committed artifact's folder that its manifest doesn't list: parts, a plan, an earlier attempt's."""
-    listed = {MANIFEST, "lock", *manifest.files, *(f"{name}.parquet" for name in manifest.tables)}
+    listed = {MANIFEST, LOCK, *manifest.files, *(f"{name}.parquet" for name in manifest.tables)}
     return [name for name in disk.files(key.folder) if name not in listed]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,10 +4,6 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from m3po_dagster.storage.artifact import Artifact
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -28,14 +24,6 @@ class Busy(StoreError):
         holder = f"process {pid} on {host} since {since}" if pid else "another process"
         super().__init__(f"{path} is being written by {holder}: wait for it, or end it; its finished parts are kept")
         self.pid, self.host, self.since = pid, host, since
-
-
-class AlreadyCommitted(StoreError):
-    """The fingerprint was committed in the meantime (by another run); `artifact` is what it made."""
-
-    def __init__(self, artifact: "Artifact") -> None:
-        super().__init__(f"{artifact.key.folder} is committed already and is never written twice: use it as it is")
-        self.artifact = artifact
 
 
 @contextmanager

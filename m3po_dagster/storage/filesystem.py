@@ -4,6 +4,7 @@ Everything that only a local folder can do (rename, fsync, flock, local paths) i
 that another kind of storage is another class with these methods.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -19,7 +20,8 @@ from pyarrow import fs as arrow_fs
 
 from m3po_dagster.storage.errors import Busy, StoreError, explained
 
-UNFINISHED = ".tmp"
+LOCK = "lock"
+_UNFINISHED = ".tmp"
 
 
 class Lock:
@@ -74,7 +76,8 @@ class LocalFolder:
 
     def size(self, path: str) -> int | None:
         """Bytes of a file, None when it is not there."""
-        info = self.filesystem.get_file_info(path)
+        with explained("look at", self.local(path)):
+            info = self.filesystem.get_file_info(path)
         return info.size if info.is_file else None
 
     def read(self, path: str) -> bytes:
@@ -88,7 +91,7 @@ class LocalFolder:
         Returns its size in bytes. Raises StoreError when it can't be written.
         """
         target = self.local(path)
-        unfinished = target.with_name(target.name + UNFINISHED)
+        unfinished = target.with_name(target.name + _UNFINISHED)
         with explained("write", target):
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -130,13 +133,14 @@ class LocalFolder:
     def remove_empty(self, path: str) -> None:
         """Remove a folder, and the folders above it up to the root, as long as they are empty."""
         folder = self.local(path)
-        while folder != self.root and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-            folder = folder.parent
+        with contextlib.suppress(OSError):  # not empty, or somebody else was faster
+            while folder != self.root:
+                folder.rmdir()
+                folder = folder.parent
 
     def lock(self, folder: str) -> Lock:
         """Lock a folder, making it first. Raises Busy, with who holds it, at once when somebody else does."""
-        path = self.local(folder) / "lock"
+        path = self.local(folder) / LOCK
         with explained("lock", path):
             while True:
                 try:

@@ -22,9 +22,9 @@ class _Record(BaseModel):
 class InputRef(_Record):
     """One input of an artifact."""
 
-    asset: str = Field(description="asset that made it; for something outside of the store, its name")
-    partition: str | None = Field(default=None, description="partition of the asset")
-    fingerprint: str | None = Field(default=None, description="where the store keeps it; null: outside of the store")
+    asset: str = Field(description="asset that made it")
+    partition: str = Field(description="partition of the asset; empty without partitions")
+    fingerprint: str = Field(description="where the store keeps it")
     data_version: str = Field(description="hash of its content as it was used")
 
 
@@ -49,7 +49,7 @@ class Manifest(_Record):
 
     format: int = Field(default=FORMAT, description="version of this layout")
     asset: str = Field(description="asset that made it")
-    partition: str | None = Field(description="partition key; null when the asset has none")
+    partition: str = Field(description="partition key; empty when the asset has no partitions")
     fingerprint: str = Field(description="hash of what it was made from: name, code version, settings, inputs")
     data_version: str = Field(description="hash of its content: tables and files")
     code_version: str = Field(description="version of the code that made it")

@@ -14,16 +14,18 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _FILE_LIMIT = 255
 
 
-def encode_partition(partition: str | None) -> str:
+def encode_partition(partition: str) -> str:
     """Partition key -> folder name.
 
-    The bar between the dimensions of a key becomes a comma, everything unusual is percent-encoded, no partition
-    is `_`. Raises StoreError for keys that could leave the folder or can't be a file name.
+    The bar between the dimensions of a key becomes a comma, everything unusual is percent-encoded, "" (no
+    partitions) is `_`. Raises StoreError for keys that could leave the folder or can't be a file name.
     """
-    if partition is None:
+    if partition == "":
         return UNPARTITIONED
-    if partition in ("", ".", "..") or any(c in "/\\" or ord(c) < 32 or ord(c) == 127 for c in partition):
-        raise StoreError(f"partition {partition!r} can't be a folder: no slashes, control characters, '.', '..' or ''")
+    if partition in (".", "..") or any(c in "/\\" or ord(c) < 32 or ord(c) == 127 for c in partition):
+        raise StoreError(
+            f"partition {partition!r} can't be a folder: no slashes, no control characters, not '.' or '..'"
+        )
     if partition == UNPARTITIONED:
         return "%5F"
     try:
@@ -38,17 +40,17 @@ def encode_partition(partition: str | None) -> str:
 
 
 def _encode_character(character: str) -> str:
-    if character in _PLAIN or character == "_":
+    if character in _PLAIN:
         return character
     if character == "|":
         return ","
     return "".join(f"%{byte:02X}" for byte in character.encode("utf-8"))
 
 
-def decode_partition(name: str) -> str | None:
+def decode_partition(name: str) -> str:
     """Folder name -> partition key. Raises StoreError when no partition has this folder name."""
     if name == UNPARTITIONED:
-        return None
+        return ""
     try:
         partition = unquote_to_bytes(name.replace(",", "|")).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -66,10 +68,10 @@ def check_name(kind: str, name: str) -> str:
 
 
 class ArtifactKey(NamedTuple):
-    """What identifies an artifact; equal to the plain tuple (asset, partition, fingerprint)."""
+    """What identifies an artifact; equal to the plain tuple. The partition is "" for an asset without partitions."""
 
     asset: str
-    partition: str | None
+    partition: str
     fingerprint: str
 
     @property
@@ -81,7 +83,7 @@ class ArtifactKey(NamedTuple):
         return f"{self.asset}/{encode_partition(self.partition)}/{self.fingerprint}"
 
     def __str__(self) -> str:
-        partition = "" if self.partition is None else f"[{self.partition}]"
+        partition = f"[{self.partition}]" if self.partition else ""
         return f"{self.asset}{partition} {self.fingerprint[:12]}"
 
 

@@ -13,7 +13,6 @@ from m3po_dagster.storage.collect import DraftInfo, Removal, collect, draft_info
 from m3po_dagster.storage.draft import Draft
 from m3po_dagster.storage.errors import StoreError
 from m3po_dagster.storage.filesystem import LocalFolder
-from m3po_dagster.storage.fingerprint import FileHashes
 from m3po_dagster.storage.names import ArtifactKey, check_name, parse_folder
 
 _SHORTEST_PREFIX = 4
@@ -31,26 +30,13 @@ class ArtifactStore:
         """The folder that holds the store."""
         return self._disk.root
 
-    @property
-    def cache_folder(self) -> Path:
-        """Where this machine keeps what it can always make again."""
-        return self._disk.root / ".cache"
-
-    def file_hashes(self) -> FileHashes:
-        """The store's remembered file hashes; close them after use (they are a context manager)."""
-        return FileHashes(self.cache_folder)
-
-    def find(self, asset: str, partition: str | None, fingerprint: str) -> Artifact | None:
+    def find(self, asset: str, partition: str, fingerprint: str) -> Artifact | None:
         """The committed artifact, or None. Raises StoreError for unsafe names and unreadable disks."""
         return load(self._disk, ArtifactKey(asset, partition, fingerprint))
 
-    def open(self, asset: str, partition: str | None, fingerprint: str, plan: object = None) -> Draft:
-        """A draft to write under an exclusive lock, as a context manager.
-
-        `plan` (JSON values) says how the work is cut into parts: parts of an earlier attempt count only if it was
-        cut the same way. Entering raises Busy when another writer is at it, AlreadyCommitted when it is done.
-        """
-        return Draft(self._disk, ArtifactKey(asset, partition, fingerprint), plan)
+    def open(self, asset: str, partition: str, fingerprint: str) -> Draft:
+        """A draft to write under an exclusive lock, as a context manager; entering it raises Busy when it is taken."""
+        return Draft(self._disk, ArtifactKey(asset, partition, fingerprint))
 
     def drafts(self, asset: str | None = None) -> Iterator[DraftInfo]:
         """Every folder that is not committed: work under way, or left behind by a crash."""
@@ -72,12 +58,10 @@ class ArtifactStore:
             return found[0]
         if not found:
             raise StoreError(f"no artifact in {self.root} has a fingerprint that begins with {prefix!r}")
-        matches = ", ".join(f"{a.key.asset}[{a.key.partition or ''}] {a.fingerprint}" for a in found)
+        matches = ", ".join(f"{a.key.asset}[{a.key.partition}] {a.fingerprint}" for a in found)
         raise StoreError(f"{prefix!r} fits {len(found)} artifacts: {matches}; give more digits")
 
-    def gc(
-        self, keep: set[tuple[str, str | None, str]], dry_run: bool = True, older_than: float = 3600.0
-    ) -> list[Removal]:
+    def gc(self, keep: set[tuple[str, str, str]], dry_run: bool = True, older_than: float = 3600.0) -> list[Removal]:
         """Remove artifacts that are not in `keep`, nor an adapter, nor needed by either; and abandoned drafts.
 
         Only what is older than `older_than` seconds goes. Returns what went, or would go in a dry run.
@@ -87,7 +71,7 @@ class ArtifactStore:
     def list(self, asset: str | None = None) -> Iterator[Artifact]:
         """Every committed artifact, of one asset or of all, ordered by asset and partition, oldest first."""
         found = [artifact for key in self._keys(asset) if (artifact := load(self._disk, key))]
-        found.sort(key=lambda a: (a.key.asset, a.key.partition or "", a.manifest.created))
+        found.sort(key=lambda a: (a.key.asset, a.key.partition, a.manifest.created))
         yield from found
 
     def _keys(self, asset: str | None = None) -> Iterator[ArtifactKey]:

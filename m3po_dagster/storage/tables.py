@@ -147,16 +147,17 @@ ADAPTERS = TableSchema(
 
 ANSWERS = TableSchema(
     "benchmark_answers",
-    ("benchmark", "question_id"),
+    ("seed", "benchmark", "question_id"),
     pa.schema(
         [
+            column("seed", pa.int64(), "training seed of the adapter that answered; 0 for the base model"),
             column("benchmark", pa.string(), "the benchmark"),
             column("question_id", pa.string(), "the question's id inside the benchmark"),
             column("image_uri", pa.string(), "image path relative to the benchmark's image root"),
             column("question", pa.string(), "the question as asked"),
             column("expected", pa.string(), "the benchmark's label, as its file gives it", nullable=True),
             column("answer", pa.string(), "the model's answer, greedy"),
-            column("n_tokens", pa.int32(), "tokens of the answer"),
+            column("n_tokens", pa.int32(), "tokens of the answer, end of sequence included"),
         ]
     ),
 )
@@ -203,6 +204,83 @@ IDENTITY = TableSchema(
         [
             column("fact", pa.string(), "what is known of the thing"),
             column("value", pa.string(), "its value as canonical JSON"),
+        ]
+    ),
+)
+
+SWEEP = TableSchema(
+    "selection_sweep",
+    ("alpha", "delta"),
+    pa.schema(
+        [
+            column("alpha", pa.float64(), "weight of the confidence term"),
+            column("delta", pa.float64(), "margin of the confidence term"),
+            column("identical_to", pa.int64(), "row of an earlier grid point with the same pairs", nullable=True),
+            column("n_pairs", pa.int64(), "prompts that give a pair"),
+            column("no_pair", pa.int64(), "prompts that give none"),
+            column("overlap", pa.float64(), "share of prompts with the default point's pair"),
+            column("active_penalty_share", pa.float64(), "share of pairs whose confidence term is above 0"),
+            column("hard_negative_share", pa.float64(), "share of pairs whose R_l is likelier than R_w"),
+            column("tie_rate", pa.float64(), "share of prompts whose top MAS is tied"),
+            column("mean_mas_gap", pa.float64(), "mean of MAS(R_w) - MAS(R_l)", nullable=True),
+            column("mean_logp_gap", pa.float64(), "mean of confidence of R_w minus that of R_l", nullable=True),
+            column("mean_length_difference", pa.float64(), "mean of tokens of R_w minus those of R_l", nullable=True),
+        ]
+    ),
+)
+
+LEADERBOARD = TableSchema(
+    "leaderboard",
+    ("recipe", "benchmark", "metric"),
+    pa.schema(
+        [
+            column("recipe", pa.string(), "the recipe"),
+            column("benchmark", pa.string(), "the benchmark"),
+            column("metric", pa.string(), "the metric"),
+            column("mean", pa.float64(), "mean over training seeds; shares in per cent"),
+            column("seed_sd", pa.float64(), "standard deviation over training seeds", nullable=True),
+            column("n_seeds", pa.int64(), "number of training seeds"),
+            column("difference", pa.float64(), "difference to the base model; null for base", nullable=True),
+            column("ci_low", pa.float64(), "lower end of its paired 95 % bootstrap interval", nullable=True),
+            column("ci_high", pa.float64(), "upper end of its paired 95 % bootstrap interval", nullable=True),
+            column("significant", pa.bool_(), "whether that interval excludes 0; null for base", nullable=True),
+        ]
+    ),
+)
+
+TRAINING_LOG = TableSchema(
+    "training_log",
+    ("step",),
+    pa.schema(
+        [
+            column("step", pa.int64(), "optimiser step, from 1"),
+            column("pairs_seen", pa.int64(), "pairs seen up to and with this step"),
+            column("pair_ids", pa.list_(pa.string()), "the pairs of this step"),
+            column("loss", pa.float64(), "mean loss of the step's pairs (equation 4, or the negative log-likelihood)"),
+            column("learning_rate", pa.float64(), "learning rate of the step"),
+            column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
+            column("token_accuracy", pa.float64(), "share of answer tokens that are the likeliest", nullable=True),
+            column("reward_accuracy", pa.float64(), "share of pairs with the higher reward for R_w", nullable=True),
+            column("reward_margin", pa.float64(), "mean reward of R_w minus that of R_l", nullable=True),
+            column("chosen_logp", pa.float64(), "mean sum of R_w's log-probs, nats", nullable=True),
+            column("rejected_logp", pa.float64(), "mean sum of R_l's log-probs, nats", nullable=True),
+        ]
+    ),
+)
+
+MARGINS = TableSchema(
+    "margins",
+    ("pair_id",),
+    pa.schema(
+        [
+            column("pair_id", pa.string(), "the pair"),
+            column(
+                "reward_margin", pa.float64(), "reward margin after training; 0 before by definition", nullable=True
+            ),
+            column("chosen_logp_before", pa.float64(), "log P of R_w under the base model, nats"),
+            column("chosen_logp_after", pa.float64(), "log P of R_w under the adapter, nats"),
+            column("rejected_logp_before", pa.float64(), "log P of R_l under the base model, nats", nullable=True),
+            column("rejected_logp_after", pa.float64(), "log P of R_l under the adapter, nats", nullable=True),
         ]
     ),
 )
