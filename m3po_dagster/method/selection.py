@@ -13,11 +13,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from m3po_dagster.method.selection_matrix import ScoreMatrix, ScoreTableError, ids_as_strings
+from m3po_dagster.method.selection_ids import ScoreTableError, first_repeated, ids_as_strings
+from m3po_dagster.method.selection_matrix import ScoreMatrix
 from m3po_dagster.method.selection_rules import RULES_WITH_LOSER_SCORE, choose
 from m3po_dagster.method.selection_settings import SelectionSettings
+from m3po_dagster.method.selection_sweep import SWEEP_SCHEMA, sweep
+
+__all__ = [
+    "DROPPED_SCHEMA",
+    "PAIRS_SCHEMA",
+    "SWEEP_SCHEMA",
+    "ScoreTableError",
+    "SelectionResult",
+    "SelectionSettings",
+    "pair_id",
+    "select_pairs",
+    "sweep",
+]
 
 PAIRS_SCHEMA = pa.schema(
     [
@@ -91,18 +104,18 @@ def select_pairs(table: pa.Table, settings: SelectionSettings) -> SelectionResul
         "dropped": len(reasons),
         "dropped_by_reason": dict(sorted(Counter(reason for reason, _ in reasons.values()).items())),
         **matrix.counts,
-        "top_tie_share": share(tied),
+        "top_tie_share": _share(tied),
         **stats,
     }
     return SelectionResult(pairs, dropped, stats)
 
 
-def share(flags: np.ndarray) -> float | None:
+def _share(flags: np.ndarray) -> float | None:
     """The share of True; None for no flags."""
     return float(flags.mean()) if len(flags) else None
 
 
-def mean(values: np.ndarray) -> float | None:
+def _mean(values: np.ndarray) -> float | None:
     """The mean of what is known; None where nothing is."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
@@ -149,13 +162,13 @@ def _pairs(
     penalised = None
     if settings.rule in RULES_WITH_LOSER_SCORE:
         excess = (logp_gap if settings.rule == "m3p" else -logp_gap) - settings.delta
-        penalised = share((excess > 0) & (settings.alpha > 0))
+        penalised = _share((excess > 0) & (settings.alpha > 0))
     return pairs, {
         "active_penalty_share": penalised,
-        "hard_negative_share": None if alone else share(logp_gap < 0),
-        "mean_mas_gap": mean(mas_gap),
-        "mean_logp_gap": mean(logp_gap),
-        "mean_length_difference": mean(against_rejected(matrix.n_tokens[winner] - matrix.n_tokens[loser])),
+        "hard_negative_share": None if alone else _share(logp_gap < 0),
+        "mean_mas_gap": _mean(mas_gap),
+        "mean_logp_gap": _mean(logp_gap),
+        "mean_length_difference": _mean(against_rejected(matrix.n_tokens[winner] - matrix.n_tokens[loser])),
     }
 
 
@@ -178,12 +191,10 @@ def _candidate_ids(table: pa.Table) -> pa.ChunkedArray:
     if "candidate_id" not in table.column_names:
         raise ScoreTableError(f"column candidate_id is missing; the table has {', '.join(table.column_names)}")
     ids = ids_as_strings(table.column("candidate_id"), "candidate_id")
-    if pc.count_distinct(ids).as_py() < len(ids):
-        counts = pc.value_counts(ids)
-        repeated = pc.filter(counts.field("values"), pc.greater(counts.field("counts"), 1))
-        rows = np.flatnonzero(pc.equal(ids, repeated[0]).to_numpy(zero_copy_only=False))
+    repeated = first_repeated(ids)
+    if repeated:
         raise ScoreTableError(
-            f"column candidate_id: {repeated[0].as_py()!r} is in rows {rows[0]} and {rows[1]} "
-            f"({len(repeated)} ids repeated); ids must be unique in the whole table: prompt_id, a colon and k will do"
+            f"column candidate_id: {repeated[0]!r} is in rows {repeated[1]} and {repeated[2]}; "
+            "ids must be unique in the whole table: prompt_id, a colon and k will do"
         )
     return ids

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from m3po_dagster.method.selection_ids import ScoreTableError, first_null, ids_as_strings
+
 REQUIRED_COLUMNS = ("prompt_id", "candidate_id", "mas", "sum_logp", "n_tokens")
 OPTIONAL_COLUMNS = ("k", "text", "finish_reason")
 
@@ -24,10 +26,6 @@ LARGEST_SCORE = 1e100
 # Rounding may leave the log-prob of a certain answer a hair above 0.
 LARGEST_LOGP = 1e-3
 BLOCK_ELEMENTS = 1 << 16
-
-
-class ScoreTableError(ValueError):
-    """The score table can't be used; the message names the column, the row where there is one, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,7 @@ class ScoreMatrix:
         Raises ScoreTableError: a missing or repeated column, a wrong type, a null id, a null or repeated k,
         n_tokens below 1, a log-prob above 0.
         """
-        codes, prompt_ids = _group_codes(table)
-        rows, starts = _prompt_order(codes, _k(table))
+        prompt_ids, rows, starts = _layout(table)
 
         def figures(name: str) -> np.ndarray:
             return _ordered(_number(table, name), rows)
@@ -90,7 +87,7 @@ class ScoreMatrix:
         mas, sum_logp, n_tokens = figures("mas"), figures("sum_logp"), figures("n_tokens")
         value = mas if reward in (None, "mas") else figures(reward)
         _refuse(n_tokens < 1, rows, "n_tokens", n_tokens, "an answer has at least 1 token")
-        _refuse(n_tokens % 1 > 0, rows, "n_tokens", n_tokens, "it must be a whole number")
+        _refuse(n_tokens > np.floor(n_tokens), rows, "n_tokens", n_tokens, "it must be a whole number")
         _refuse(sum_logp > LARGEST_LOGP, rows, "sum_logp", sum_logp, "a log-probability can't be above 0")
         truncated, text = _truncated(table), _text_codes(table)
         scored, confident = ~np.isnan(value), ~np.isnan(sum_logp + n_tokens)
@@ -170,35 +167,25 @@ class ScoreMatrix:
 def read_scores(path: Path, extra: Iterable[str] = (), ids: bool = True) -> pa.Table:
     """The columns of a Parquet file that selection uses, and `extra` ones; `ids=False` leaves out candidate_id.
 
-    Raises FileNotFoundError, and ScoreTableError when it is no readable Parquet file.
+    Raises FileNotFoundError, and ScoreTableError when it is no readable Parquet file or lacks a column.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: it is a folder, not a file" if path.is_dir() else f"{path}: no such file")
     wanted = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, *extra} - (set() if ids else {"candidate_id"})
     try:
         # Read as a dictionary: prompts repeat once a candidate, and decoding each copy costs more than all the scores.
         names = pq.read_schema(path).names
         repeating = [name for name in ("prompt_id", "finish_reason") if name in names]
         with pq.ParquetFile(path, read_dictionary=repeating) as file:
+            missing = sorted(({*REQUIRED_COLUMNS, *extra} & wanted) - set(names))
+            if missing:
+                raise ScoreTableError(f"column {', '.join(missing)} is missing; the file has {', '.join(names)}")
             repeated = sorted({name for name in names if names.count(name) > 1 and name in wanted})
             if repeated:
                 raise ScoreTableError(f"column {repeated[0]} is there {names.count(repeated[0])} times")
             return file.read(columns=[name for name in names if name in wanted], use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise ScoreTableError(f"not a readable Parquet file ({str(error).splitlines()[0]})") from error
-
-
-def ids_as_strings(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """Ids as plain strings; integers are written in decimal. Raises ScoreTableError for other types and for nulls."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
-        raise ScoreTableError(f"column {name} is {column.type}; ids must be strings or integers")
-    if column.type != kind:
-        column = column.cast(kind)
-    if column.null_count:
-        row = pc.index(column.is_null(), True).as_py()
-        raise ScoreTableError(f"column {name}, row {row}: the id is null; every row needs one")
-    return column.cast(pa.string())
+        raise ScoreTableError(f"not a readable Parquet file ({str(error).splitlines()[0].rstrip('.')})") from error
 
 
 def _one_column(table: pa.Table, name: str) -> pa.ChunkedArray:
@@ -245,46 +232,42 @@ def _refuse(wrong: np.ndarray, rows: np.ndarray | None, name: str, values: np.nd
         raise ScoreTableError(f"column {name}, row {row}: {values[entry]:g}; {why} ({len(at)} such rows)")
 
 
-def _group_codes(table: pa.Table) -> tuple[np.ndarray, pa.StringArray]:
-    """A code for each row's prompt, and the prompts' ids; codes count prompts in the order of their first row."""
+def _layout(table: pa.Table) -> tuple[pa.StringArray, np.ndarray | None, np.ndarray]:
+    """The prompts' ids, the table row of each entry (None: the same), and where each prompt starts, the end as last."""
     column = _one_column(table, "prompt_id")
     if not pa.types.is_dictionary(column.type):
         column = pc.dictionary_encode(column)
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = column.combine_chunks()
     if array.null_count:
-        raise ScoreTableError(f"column prompt_id, row {pc.index(array.is_null(), True).as_py()}: the id is null")
-    ids = ids_as_strings(pa.chunked_array([array.dictionary]), "prompt_id")
-    codes = array.indices.to_numpy(zero_copy_only=False)
+        raise ScoreTableError(f"column prompt_id, row {first_null(array)}: the id is null; every row needs one")
+    codes, k = array.indices.to_numpy(), _k(table)
+    runs = np.append(0, np.flatnonzero(codes[1:] != codes[:-1]) + 1)[: len(codes)]
     # A dictionary may hold an id twice, hold unused ones, or be in another order than the rows: number by first row.
-    names = pc.dictionary_encode(ids).combine_chunks()
-    codes = names.indices.to_numpy(zero_copy_only=False)[codes]
-    runs = np.flatnonzero(np.diff(codes, prepend=-1))
-    seen, first = np.unique(codes[runs], return_index=True)
-    seen = seen[np.argsort(first)]
-    number = np.full(len(names.dictionary), -1, dtype=np.int32)
-    number[seen] = np.arange(len(seen), dtype=np.int32)
-    return number[codes], names.dictionary.take(pa.array(seen))
+    names = pc.dictionary_encode(ids_as_strings(pa.chunked_array([array.dictionary]), "prompt_id")).combine_chunks()
+    run_codes = names.indices.to_numpy()[codes[runs]]
+    seen, first = np.unique(run_codes, return_index=True)
+    in_order = np.argsort(first)
+    prompt_ids = names.dictionary.take(pa.array(seen[in_order]))
+    adjacent = len(seen) == len(runs)
+    if adjacent and (k is None or _ascending(k, runs)):
+        return prompt_ids, None, np.append(runs, len(codes))
+    number = np.empty(len(names.dictionary), dtype=np.int64)
+    number[seen[in_order]] = np.arange(len(seen))
+    prompts = np.repeat(number[run_codes], np.diff(np.append(runs, len(codes))))
+    rows = np.argsort(prompts, kind="stable") if k is None else np.lexsort((k, prompts))
+    starts = np.append(0, np.cumsum(np.bincount(prompts)))
+    if k is not None and not _ascending(k[rows], starts[:-1]):
+        same = np.flatnonzero((np.diff(prompts[rows]) == 0) & (np.diff(k[rows]) == 0))[0]
+        pair = sorted((int(rows[same]), int(rows[same + 1])))
+        raise ScoreTableError(f"column k: rows {pair[0]} and {pair[1]} of one prompt both have k = {k[pair[0]]}")
+    return prompt_ids, rows, starts
 
 
-def _prompt_order(codes: np.ndarray, k: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray]:
-    """Table row of each entry (None: as they are) and where each prompt starts, with the end as last item."""
-    step = np.diff(codes)
-    rows = None
-    if (step < 0).any():
-        rows = np.argsort(codes, kind="stable") if k is None else np.lexsort((k, codes))
-    elif k is not None and ((step == 0) & (np.diff(k) <= 0)).any():
-        rows = np.lexsort((k, codes))
-    ordered = _ordered(codes, rows)
-    if k is not None and len(k):
-        k = _ordered(k, rows)
-        same = np.flatnonzero((np.diff(ordered) == 0) & (np.diff(k) == 0))
-        if len(same):
-            pair = sorted(int(same[0] + i if rows is None else rows[same[0] + i]) for i in (0, 1))
-            raise ScoreTableError(
-                f"column k: rows {pair[0]} and {pair[1]} are one prompt's and both have k = {k[same[0]]}"
-            )
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    return rows, np.append(starts, len(codes))
+def _ascending(k: np.ndarray, starts: np.ndarray) -> bool:
+    """Whether k strictly rises inside every prompt."""
+    falls = k[1:] <= k[:-1]
+    falls[starts[1:] - 1] = False
+    return not falls.any()
 
 
 def _k(table: pa.Table) -> np.ndarray | None:
@@ -294,7 +277,7 @@ def _k(table: pa.Table) -> np.ndarray | None:
     if not pa.types.is_integer(column.type):
         raise ScoreTableError(f"column k is {column.type}; it must hold integers")
     if column.null_count:
-        raise ScoreTableError(f"column k, row {pc.index(column.is_null(), True).as_py()}: it is null")
+        raise ScoreTableError(f"column k, row {first_null(column)}: it is null")
     return column.to_numpy()
 
 
