@@ -1,7 +1,7 @@
 """The decode loop: token after token for every row of a batch of prompts, over a prefix its rows share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from m3po_dagster.method.generation.model import LoadedModel
@@ -39,9 +39,9 @@ def decode(
 ) -> Decoded:
     """Decodes N rows a prompt until each has ended, or has `max_new_tokens` or the model's context is full.
 
-    `choose(logits, prompt_of, row_of)` picks the next tokens (P', W) from the raw logits (P', W, vocabulary) of the rows in
-    the batch; prompt_of (P',) and row_of (P', W) say which of the P prompts and N rows they are. The recorded log-prob of a
-    token is that of the raw logits, at temperature 1 and before anything is suppressed (section 3.4).
+    `choose(logits, prompt_of, row_of)` picks the next tokens (P', W) from the raw logits (P', W, vocabulary) of the
+    rows in the batch; prompt_of (P',) and row_of (P', W) say which of the P prompts and N rows they are. The recorded
+    log-prob of a token is that of the raw logits, at temperature 1, before anything is suppressed (section 3.4).
     """
     import torch
 
@@ -80,7 +80,7 @@ def decode(
             alive = active.any(dim=1)
             if width * int(alive.sum()) <= COMPACT_AT * active.numel():
                 kept = alive.nonzero()[:, 0]
-                order = active[kept].int().argsort(dim=1, descending=True, stable=True)[:, :width]
+                order = active[kept].int().argsort(dim=1, descending=True, stable=True)[:, :width].sort(dim=1).values
                 cache.keep(kept, (kept[:, None] * active.shape[1] + order).flatten())
                 prompt_of = prompt_of[kept]
                 row_of, chosen, active = (x[kept].gather(1, order) for x in (row_of, chosen, active))
@@ -98,9 +98,7 @@ def decode(
             if counts is not None:
                 counts.decode_forwards += 1
                 counts.decode_rows += chosen.numel()
-        return Decoded(
-            *(getattr(result, name).cpu() for name in ("tokens", "lengths", "stopped", "sum_logp", "eos_logp"))
-        )
+        return Decoded(*(getattr(result, field.name).cpu() for field in fields(Decoded)))
 
 
 def _bias(prefix: Prefix) -> "torch.Tensor":

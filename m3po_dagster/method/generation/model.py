@@ -1,5 +1,6 @@
 """Loads the vision-language model that answers: base, or with a trained adapter for evaluation."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from m3po_dagster.torchvision_repair import repair_torchvision
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, ProcessorMixin
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -38,31 +41,41 @@ class LoadedModel:
 def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedModel:
     """Loads model and processor, and the PEFT adapter of a folder over it.
 
-    Raises FileNotFoundError when the model or the adapter can't be found, ValueError when CUDA is asked for and missing.
+    Raises FileNotFoundError when model or adapter can't be found, ValueError when the files are no vision-language
+    model or CUDA is asked for and missing.
     """
     repair_torchvision()
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     from m3po_dagster.method.generation import shared_prefix
 
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("model.device is cuda, but torch sees no CUDA device: use auto or cpu")
     device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+    # Checked first: without a hub, every file the processor looks for would wait through its own retries.
+    if not Path(settings.path).is_dir() and not HUB_NAME.fullmatch(settings.path):
+        raise FileNotFoundError(
+            f"model.path {settings.path!r}: there is no such folder, and no hub model has such a name"
+        )
     try:
+        AutoConfig.from_pretrained(settings.path, revision=settings.revision)
         processor = AutoProcessor.from_pretrained(settings.path, revision=settings.revision)
         model = AutoModelForImageTextToText.from_pretrained(
             settings.path, revision=settings.revision, dtype=getattr(torch, settings.dtype)
         )
     except OSError as error:
-        what = (
-            "has no complete model and processor"
-            if Path(settings.path).is_dir()
-            else "is no folder here, nor could the hub give it"
-        )
+        is_folder = Path(settings.path).is_dir()
+        what = "has no complete model and processor" if is_folder else "is no folder here, nor could the hub give it"
         raise FileNotFoundError(
             f"model.path {settings.path!r} {what}: name a folder with config.json, weights and processor files, "
             f"or a hub model that can be downloaded ({str(error).splitlines()[0]})"
+        ) from error
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"model.path {settings.path!r} is no vision-language model that transformers can load: "
+            f"{str(error).splitlines()[0]}"
         ) from error
     model.set_attn_implementation({_language_config_key(model.config): shared_prefix.register()})
     if adapter is not None:

@@ -41,8 +41,8 @@ class PromptError(ValueError):
 class Prefix:
     """P prompts as the language model has read them, left-padded to a common length L.
 
-    `cache`: keys and values, a layer (P, key-value heads, L, head dim). `logits` (P, vocabulary): float32, of the first token
-    after each prompt. `attention_mask` (P, L): 1 on a prompt's own tokens, `lengths` (P,) their number.
+    `cache`: keys and values, a layer (P, key-value heads, L, head dim). `logits` (P, vocabulary): float32, of the first
+    token after each prompt. `attention_mask` (P, L): 1 on a prompt's own tokens, `lengths` (P,) their number.
     """
 
     cache: "DynamicCache"
@@ -56,8 +56,8 @@ def prefill(
 ) -> tuple[Prefix | None, list[int], dict[int, PromptError]]:
     """One forward over all prompts that can be read.
 
-    Returns the prefix (None when no prompt is left), the indices of its prompts in `prompts`, and the errors of the others by
-    index. Prompts on the same file share one encoding of it, where the model takes encoded images.
+    Returns the prefix (None when no prompt is left), the indices of its prompts in `prompts`, and the errors of the
+    others by index. Prompts on the same file share one encoding of it, where the model takes encoded images.
     """
     import torch
 
@@ -78,8 +78,8 @@ def prefill(
     cache = output.past_key_values
     if any(cache.is_sliding):
         raise ValueError(
-            f"{type(loaded.model).__name__} keeps only a window of the sequence in some layers, which the transformers engine "
-            "can't share between candidates: use a model with full attention in every layer"
+            f"{type(loaded.model).__name__} keeps only a window of the sequence in some layers, which candidates can't "
+            "share: use a model with full attention in every layer"
         )
     if counts is not None:
         counts.images_encoded += images_encoded

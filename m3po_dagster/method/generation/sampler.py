@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from m3po_dagster.method.generation.decode import Decoded, decode
 from m3po_dagster.method.generation.model import LoadedModel
-from m3po_dagster.method.generation.prefill import Counts, Prefix, prefill
+from m3po_dagster.method.generation.prefill import Counts, prefill
 from m3po_dagster.method.generation.settings import SamplingSettings
 from m3po_dagster.method.prompt import Prompt
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer. Log-probs are in nats, of the model at temperature 1 over its whole vocabulary, end of sequence included."""
+    """One answer; log-probs in nats at temperature 1 over the whole vocabulary, end of sequence included."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -34,7 +34,7 @@ class Failure:
 
 
 def prompt_seed(base_seed: int, prompt_id: str, n: int) -> int:
-    """A prompt's seed in [0, 2**63): a multiple of `n`, so that engines that count up from it for N samples never collide.
+    """A prompt's seed in [0, 2**63): a multiple of `n`, so that an engine may count up from it for its N samples.
 
     Depends on nothing but its arguments: neither on the order of the prompts nor on the shard they are in.
     """
@@ -52,18 +52,19 @@ def sample(
 ) -> list[list[Sample] | Failure]:
     """The N samples of each prompt in sampling order, or why there are none (section 3.2).
 
-    `seeds` gives a seed a prompt: its samples depend on prompt and seed alone, whatever else is in the batch, and in float32
-    on CPU are the tokens `generate(do_sample=True, num_return_sequences=N, top_k=0)` gives after `torch.manual_seed(seed)`
-    with the same ids suppressed. `progress` is called with (prompts done, prompts in all) after every batch.
+    `seeds` gives a seed a prompt: its samples depend on prompt and seed alone, whatever else is in the batch, and in
+    float32 on CPU are the tokens `generate(do_sample=True, num_return_sequences=N, top_k=0)` gives after
+    `torch.manual_seed(seed)` with the same ids suppressed. An answer ends at the latest where the model's positions do.
+    `progress` is called with (prompts done, prompts in all) after every batch.
     """
-
-    def choose(prefix: Prefix, kept: list[int]) -> "Callable[..., torch.Tensor]":
-        return _Multinomial(loaded, settings, [seeds[i] for i in kept])
-
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
+
+    def chooser(kept: list[int]) -> _Multinomial:
+        return _Multinomial(loaded, settings, [seeds[i] for i in kept])
+
     return _in_batches(
-        loaded, prompts, settings.n, settings.max_new_tokens, settings.prompts_per_batch, choose, counts, progress
+        loaded, prompts, settings.n, settings.max_new_tokens, settings.prompts_per_batch, chooser, counts, progress
     )
 
 
@@ -77,28 +78,36 @@ def answer_greedily(
 ) -> list[Sample | Failure]:
     """The likeliest-token answer of each prompt, as the benchmarks ask for (section 4.1), or why there is none.
 
-    The ids of `loaded.suppressed` are left out, as in sampling: a placeholder is no answer. Prompts that follow each other on
-    the same image share its encoding.
+    The ids of `loaded.suppressed` are left out, as in sampling: a placeholder is no answer. Prompts of a batch on the
+    same image share its encoding.
     """
+    suppress = _suppression(loaded)
 
-    def choose(prefix: Prefix, kept: list[int]) -> "Callable[..., torch.Tensor]":
-        suppress = _suppression(loaded)
-        return lambda logits, prompts_of, rows_of: suppress(None, logits).argmax(dim=-1)
+    def likeliest(logits: "torch.Tensor", prompt_of: "torch.Tensor", row_of: "torch.Tensor") -> "torch.Tensor":
+        return suppress(None, logits).argmax(dim=-1)
 
-    answers = _in_batches(loaded, prompts, 1, max_new_tokens, batch_size, choose, counts, progress)
+    answers = _in_batches(loaded, prompts, 1, max_new_tokens, batch_size, lambda kept: likeliest, counts, progress)
     return [answer if isinstance(answer, Failure) else answer[0] for answer in answers]
 
 
 def _in_batches(
-    loaded, prompts, n, max_new_tokens, batch_size, choose, counts, progress
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    n: int,
+    max_new_tokens: int,
+    batch_size: int,
+    chooser: "Callable[[list[int]], Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]",
+    counts: Counts | None,
+    progress: Callable[[int, int], None] | None,
 ) -> list[list[Sample] | Failure]:
+    """Batch after batch; `chooser` takes the indices of a batch's readable prompts and gives what `decode` picks by."""
     results: list[list[Sample] | Failure] = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         prefix, kept, errors = prefill(loaded, batch, counts)
         found: dict[int, list[Sample] | Failure] = {i: Failure(str(error)) for i, error in errors.items()}
         if prefix is not None:
-            decoded = decode(loaded, prefix, n, max_new_tokens, choose(prefix, [start + i for i in kept]), counts)
+            decoded = decode(loaded, prefix, n, max_new_tokens, chooser([start + i for i in kept]), counts)
             found.update(zip(kept, _samples(loaded, decoded), strict=True))
         results += [found[i] for i in range(len(batch))]
         if progress is not None:
@@ -123,8 +132,8 @@ class _Multinomial:
         """(P, W, vocabulary) -> (P, W) token ids."""
         prompts, width, vocabulary = logits.shape
         probabilities = self.warp(None, logits.reshape(-1, vocabulary)).softmax(dim=-1).view_as(logits)
-        # torch.multinomial's own way of drawing, argmax of p / Exp(1), spelt out: the noise of all N rows is drawn even when
-        # some are finished, so that a prompt's stream doesn't depend on which rows are still in the batch.
+        # torch.multinomial's own way of drawing, argmax of p / Exp(1), spelt out: the noise of all N rows is drawn even
+        # when some are finished, so that a prompt's stream doesn't depend on which rows are still in the batch.
         noise = logits.new_empty(prompts, self.n, vocabulary)
         for one, index in zip(noise, prompt_of.tolist(), strict=True):
             one.exponential_(generator=self.generators[index])
@@ -142,20 +151,14 @@ def _suppression(loaded: LoadedModel):
 def _samples(loaded: LoadedModel, decoded: Decoded) -> list[list[Sample]]:
     tokens, lengths = decoded.tokens.tolist(), decoded.lengths.tolist()
     stopped, sums, eos = decoded.stopped.tolist(), decoded.sum_logp.tolist(), decoded.eos_logp.tolist()
-    ids = [
-        [tuple(row[:length]) for row, length in zip(*pair, strict=True)] for pair in zip(tokens, lengths, strict=True)
-    ]
-    texts = iter(loaded.tokenizer.batch_decode([list(row) for rows in ids for row in rows], skip_special_tokens=True))
-    return [
-        [
-            Sample(
-                next(texts).strip(),
-                row,
-                "stop" if stopped[p][k] else "length",
-                sums[p][k],
-                eos[p][k] if stopped[p][k] else None,
-            )
-            for k, row in enumerate(rows)
-        ]
-        for p, rows in enumerate(ids)
-    ]
+    samples = []
+    for p, rows in enumerate(tokens):
+        ids = [row[:length] for row, length in zip(rows, lengths[p], strict=True)]
+        texts = loaded.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        samples.append(
+            [
+                Sample(text.strip(), tuple(row), "stop" if stop else "length", total, end if stop else None)
+                for text, row, stop, total, end in zip(texts, ids, stopped[p], sums[p], eos[p], strict=True)
+            ]
+        )
+    return samples

@@ -12,15 +12,11 @@ class ModelSettings(Settings):
 
     path: str = Field(
         min_length=1,
-        description="folder of a saved model and its processor, or the name of one on the Hugging Face hub",
+        description="folder of a saved model and its processor, or its name on the Hugging Face hub",
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub; not used for a folder")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="precision of weights and activations"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where it runs; auto takes the GPU when there is one"
-    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the weights")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU when there is one")
 
 
 class SamplingSettings(Settings):
@@ -30,7 +26,7 @@ class SamplingSettings(Settings):
     n: int = Field(32, ge=1, le=1024, description="N, samples a prompt")
     temperature: float = Field(0.7, gt=0, description="divides the logits before sampling")
     top_p: float = Field(
-        0.9, gt=0, le=1, description="keep the likeliest tokens that reach this probability; 1 keeps all"
+        0.9, gt=0, le=1, description="draw from the likeliest tokens that together reach this probability"
     )
     max_new_tokens: int = Field(512, ge=1, description="an answer is cut after this many tokens")
     seed: int = Field(0, ge=0, description="base seed; each prompt's own seed is a hash of it and the prompt")

@@ -1,8 +1,8 @@
 """Attention over a prefix that many rows share, its keys and values stored once a prompt (paper, section 3.2).
 
 The N candidates of a prompt have the same image and question in front of them. Expanding that prefix to N rows costs N
-times its memory and reads it N times a step; here N rows of a prompt attend to one copy of it with one matrix product, and
-each row keeps only the tokens it has sampled itself.
+times its memory and reads it N times a step; here the N rows of a prompt attend to one copy of it with one matrix
+product, and each row keeps only the tokens it has sampled itself.
 """
 
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ FIRST_CAPACITY = 16
 class SharedPrefixCache:
     """Keys and values of P prompts with W rows each; a decoder's attention calls `update` as on any cache.
 
-    `prefix` holds a layer's (keys, values), each (P, key-value heads, prefix length, head dim). Rows are ordered prompt by
-    prompt: row p * W + w. `bias` (P, 1, 1, prefix length) is 0 on a prompt's tokens and -inf on its padding.
+    `prefix` holds a layer's (keys, values), each (P, key-value heads, prefix length, head dim). Rows are ordered prompt
+    by prompt: row p * W + w. `bias` (P, 1, 1, prefix length) is 0 on a prompt's tokens, hugely negative on its padding.
     """
 
     def __init__(self, prefix: "list[tuple[torch.Tensor, torch.Tensor]]", bias: "torch.Tensor"):
@@ -34,7 +34,7 @@ class SharedPrefixCache:
     def update(
         self, keys: "torch.Tensor", values: "torch.Tensor", layer_idx: int, *args, **kwargs
     ) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Appends one token a row, (P * W, heads, 1, head dim); returns the suffix so far, (P * W, heads, length, head dim)."""
+        """Appends a token (P * W, heads, 1, head dim) a row; returns the suffixes (P * W, heads, length, head dim)."""
         start = self._lengths[layer_idx]
         stop = self._lengths[layer_idx] = start + keys.shape[2]
         buffers = self._suffix[layer_idx]
