@@ -34,7 +34,7 @@ class ClipEncoder:
         self.model.eval()
         self.tokenizer = open_clip.get_tokenizer(model)
         self.context_length: int = self.tokenizer.context_length
-        self.logit_scale: float = float(self.model.logit_scale.exp())
+        self.logit_scale: float = float(self.model.logit_scale.detach().exp())
         self.n_images = 0
         self.n_texts = 0
 

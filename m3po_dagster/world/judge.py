@@ -1,0 +1,84 @@
+"""The embedded world's judge: a small open_clip model that reads each cell of a scene and checks an answer against it.
+
+The tiled CLIP score of a scene: every cell crop against the captions of the 24 objects and of nothing, as probabilities
+with the model's own logit scale. From that reading come the three aspects of section 3.3; MAS is their mean.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from m3po_dagster.method.alignment.calibration import Calibration, Identity
+from m3po_dagster.method.alignment.clip import cell
+from m3po_dagster.method.alignment.clip_encoder import ClipEncoder
+from m3po_dagster.method.alignment.scorer import Batch, Score, ScorerSettings
+from m3po_dagster.method.prompt import Prompt
+from m3po_dagster.world.language import claims, parse_question
+from m3po_dagster.world.scene_reading import SceneReading
+from m3po_dagster.world.scenes import THINGS
+
+JUDGE_FOLDER = Path(__file__).parent / "weights" / "judge"
+# What a cell is compared with, in the order of SceneReading's columns.
+CAPTIONS = (*(f"There is a {thing}." for thing in THINGS), "There is nothing.")
+
+
+class SceneJudgeSettings(ScorerSettings):
+    """The judge of the embedded world; it knows the world's questions and nothing else."""
+
+    kind: Literal["scene_judge"] = Field("scene_judge", description="the embedded world's judge")
+    name: str = Field("scene_judge", pattern=r"^[a-z][a-z0-9_]*$", description="column of the MAS table")
+    model: str = Field(str(JUDGE_FOLDER), min_length=1, description="folder of the open_clip model; default: embedded")
+    calibration: Calibration | None = Field(
+        Identity(), description="map of the raw value to [0, 1]; the raw value already lies there"
+    )
+
+    def build(self, device: str = "cpu") -> "SceneJudge":
+        """Loads the model on `device`."""
+        return SceneJudge(self, device)
+
+
+class SceneJudge:
+    """Raw value: mean of relevance, accuracy and adherence, each in [0, 1]. An image is encoded once a batch."""
+
+    def __init__(self, settings: SceneJudgeSettings, device: str = "cpu") -> None:
+        self.name = settings.name
+        self.sub_scores = ("relevance", "accuracy", "adherence")
+        self.encoder = ClipEncoder(settings.model, device=device)
+        self._captions = self.encoder.encode_texts(CAPTIONS).astype(np.float64)
+
+    def score(self, batch: Batch) -> list[list[Score]]:
+        """Unscored: a question of another world, an unreadable image, an answer that is empty or not understood at all."""
+        readings: dict[str, SceneReading | None] = {}
+        return [[self._score(prompt, answer, readings) for answer in answers] for prompt, answers in batch]
+
+    def read(self, prompt: Prompt) -> SceneReading:
+        """What the judge sees in the prompt's image. Raises OSError when the image can't be decoded."""
+        image = prompt.open_image()
+        views = self.encoder.encode_images(cell(image, 2, place // 2, place % 2) for place in range(4))
+        logits = self.encoder.logit_scale * views.astype(np.float64) @ self._captions.T
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return SceneReading(weights / weights.sum(axis=1, keepdims=True))
+
+    def _score(self, prompt: Prompt, answer: str, readings: dict[str, SceneReading | None]) -> Score:
+        try:
+            question = parse_question(prompt.question)
+        except ValueError:
+            return Score.unscored("question not about a scene")
+        if not answer.strip():
+            return Score.unscored("empty answer")
+        said = claims(answer)
+        if said.verdict is None and said.count is None and not (said.present or said.absent or said.empty):
+            return Score.unscored("answer not understood")
+        path = str(prompt.image_path)
+        if path not in readings:
+            try:
+                readings[path] = self.read(prompt)
+            except OSError:
+                readings[path] = None
+        reading = readings[path]
+        if reading is None:
+            return Score.unscored("image can't be read")
+        aspects = reading.aspects(question, said)
+        return Score(float(np.mean(list(aspects.values()))), sub_scores=aspects)
