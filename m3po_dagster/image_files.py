@@ -19,7 +19,7 @@ def locate(image_root: Path, uri: str) -> Path:
     path = image_root / relative
     try:
         inside = path.resolve().is_relative_to(image_root.resolve())
-    except (OSError, RuntimeError) as error:  # a loop of symlinks, or a name longer than the file system takes
+    except (OSError, RuntimeError) as error:  # a loop of symlinks
         raise ImageOutsideRoot(f"{uri!r} can't be resolved: {error}") from None
     if not inside:
         raise ImageOutsideRoot(f"{uri!r} is a link that leads out of the image root")

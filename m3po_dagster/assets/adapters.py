@@ -1,0 +1,171 @@
+"""lora_adapter: trained on a recipe's pairs, an adapter a seed (section 3.6).
+
+Every seed's adapter is an object of its own in the store, committed when its training ends: a killed run loses at most
+the seed it was training, and a seed added to a recipe leaves the others as they are.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+
+from m3po_dagster.assets.checks import learned, weights_finite
+from m3po_dagster.assets.display import curves, histogram, preview
+from m3po_dagster.assets.instructions import prompts_of
+from m3po_dagster.assets.options import options
+from m3po_dagster.graph import STAGES
+from m3po_dagster.materialise import Built, Work, materialise, reference
+from m3po_dagster.method.optimization.examples import PreferenceExample
+from m3po_dagster.resources.study import StoreResource, StudyResource
+from m3po_dagster.resources.trainer import TrainerResource
+from m3po_dagster.storage.artifact import Artifact
+from m3po_dagster.storage.fingerprint import fingerprint
+from m3po_dagster.storage.tables import ADAPTERS, MARGINS, TRAINING_LOG
+from m3po_dagster.study import Study
+
+BASE_ADAPTER = "base"
+"""What stands for "no adapter" in the tables."""
+
+
+def assets(study: Study) -> list[dg.AssetsDefinition]:
+    """The adapters, a partition a recipe."""
+
+    @dg.asset(**options("lora_adapter", study, ADAPTERS), group_name="training", kinds={"pytorch", "huggingface"})
+    def lora_adapter(
+        context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource, trainer: TrainerResource
+    ) -> dg.MaterializeResult:
+        """LoRA adapters trained on the recipe's pairs with DPO (section 3.6, equation 4) or SFT, an adapter a seed."""
+        return materialise(context, study, store, lambda work: train_recipe(work, trainer), describe)
+
+    return [lora_adapter]
+
+
+def train_recipe(work: Work, trainer: TrainerResource) -> Built:
+    """Trains what is not in the store yet; gives a row a seed."""
+    recipe = work.study.recipes[work.partition]
+    if not recipe.trains:
+        rows = [{"adapter_id": BASE_ADAPTER, "seed": 0, "fingerprint": None, "data_version": BASE_ADAPTER}]
+        return Built({"data": (pa.Table.from_pylist(rows, schema=ADAPTERS.schema), ADAPTERS)}, facts={"adapters": {}})
+    trained = {seed: train_seed(work, trainer, seed) for seed in recipe.seeds}
+    rows = [
+        {
+            "adapter_id": artifact.fingerprint,
+            "seed": seed,
+            "fingerprint": artifact.fingerprint,
+            "data_version": artifact.data_version,
+        }
+        for seed, artifact in trained.items()
+    ]
+    facts = [artifact.manifest.metadata for artifact in trained.values()]
+    return Built(
+        {"data": (pa.Table.from_pylist(rows, schema=ADAPTERS.schema), ADAPTERS)},
+        facts={"adapters": {str(seed): reference(artifact) for seed, artifact in trained.items()}},
+        checks=(
+            weights_finite(all(fact["finite"] for fact in facts)),
+            learned([fact["reward accuracy"] for fact in facts if fact["reward accuracy"] is not None]),
+        ),
+    )
+
+
+def train_seed(work: Work, trainer: TrainerResource, seed: int) -> Artifact:
+    """The adapter of one seed, from the store or trained now."""
+    training = work.study.recipes[work.partition].training
+    settings = {"training": training.model_dump(mode="json"), "seed": seed}
+    inputs = {name: item for name, item in work.provenance().items() if not name.startswith("recipe_config")}
+    code_version = STAGES["lora_adapter"].code_version
+    versions = {name: item["data_version"] for name, item in inputs.items()}
+    part = ("adapter", f"{work.partition}|{seed}")
+    key = fingerprint(*part, code_version, settings, versions)
+    found = work.store.find(*part, key)
+    if found is not None:
+        work.log(f"seed {seed}: reused adapter {key[:16]}")
+        return found
+    with work.store.open(*part, key) as draft, work.progress(f"training seed {seed}", "step") as advance:
+        if draft.committed:
+            return draft.committed
+        out = draft.folder("files")
+        result = trainer.train(work.study.model, examples_of(work), training, seed, out, advance)
+        log = pa.Table.from_pylist(result.log, schema=TRAINING_LOG.schema)
+        margins = pa.Table.from_pylist(result.margins, schema=MARGINS.schema)
+        gained = [row["reward_margin"] for row in result.margins if row["reward_margin"] is not None]
+        return draft.commit(
+            tables={"training_log": (log, TRAINING_LOG), "margins": (margins, MARGINS)},
+            settings=settings,
+            inputs=inputs,
+            code_version=code_version,
+            metadata={
+                "finite": finite(out) and all(np.isfinite(row["loss"]) for row in result.log),
+                "reward accuracy": float(np.mean([margin > 0 for margin in gained])) if gained else None,
+                "training seconds": result.seconds,
+                "examples": result.n_examples,
+                "trainable parameters": result.n_trainable,
+                "peak memory": result.peak_memory,
+                **{name.replace("_", " "): number for name, number in result.counts.items()},
+                "checks": {},
+            },
+        )
+
+
+def finite(folder: Path) -> bool:
+    """Whether every weight of the adapter in `folder` is a finite number."""
+    from safetensors.numpy import load_file
+
+    weights = load_file(folder / "adapter_model.safetensors")
+    return all(bool(np.isfinite(tensor.astype(np.float32)).all()) for tensor in weights.values())
+
+
+def examples_of(work: Work) -> list[PreferenceExample]:
+    """The recipe's pairs over all shards, with the sampled token ids of both answers and the prompt."""
+    examples = []
+    for key, artifact in work.all("preference_pairs").items():
+        shard = key.split("|")[1]
+        prompts = work.inputs["filtered_instructions", shard].table()
+        known = {prompt.prompt_id: prompt for prompt in prompts_of(prompts, work.study)}
+        candidates = work.inputs["candidates", shard].table(columns=["candidate_id", "token_ids"])
+        ids = dict(zip(candidates["candidate_id"].to_pylist(), candidates["token_ids"].to_pylist(), strict=True))
+        for row in artifact.table().to_pylist():
+            rejected = row["rejected_id"]
+            examples.append(
+                PreferenceExample(
+                    pair_id=row["pair_id"],
+                    prompt=known[row["prompt_id"]],
+                    chosen_ids=tuple(ids[row["chosen_id"]]),
+                    rejected_ids=None if rejected is None else tuple(ids[rejected]),
+                    ref_chosen_logp=row["ref_chosen_logp"],
+                    ref_rejected_logp=row["ref_rejected_logp"],
+                )
+            )
+    return examples
+
+
+def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
+    """Loss and margin curves a seed, and which pairs trained which adapter."""
+    trained = {
+        seed: work.store.find(item["asset"], item["partition"], item["fingerprint"])
+        for seed, item in artifact.manifest.metadata["adapters"].items()
+    }
+    if not trained:
+        return {"adapters": preview(artifact.table())}
+    logs = {seed: adapter.table("training_log") for seed, adapter in trained.items()}
+    first = next(iter(trained.values()))
+    margins = first.table("margins")["reward_margin"].drop_null().to_numpy()
+    pairs = {
+        key.split("|")[1]: {"fingerprint": item.fingerprint, "pairs": item.manifest.tables["data"].rows}
+        for key, item in work.all("preference_pairs").items()
+    }
+    return {
+        "adapters": preview(artifact.table()),
+        "trained on pairs": dg.MetadataValue.json(pairs),
+        "pairs": sum(item["pairs"] for item in pairs.values()),
+        "trainable parameters": first.manifest.metadata["trainable parameters"],
+        "language model forwards": first.manifest.metadata["language model forwards"],
+        "loss": curves(
+            {f"seed {seed}": (log["step"].to_pylist(), log["loss"].to_pylist()) for seed, log in logs.items()},
+            "loss",
+            "step",
+        ),
+        "reward margin": histogram(margins, "reward margin a pair after training"),
+        "files": dg.MetadataValue.path(str(first.path("files"))),
+    }

@@ -1,0 +1,174 @@
+"""benchmark_scores and leaderboard: what each recipe is worth (section 4)."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from m3po_dagster.assets.adapters import BASE_ADAPTER
+from m3po_dagster.assets.checks import answer_format
+from m3po_dagster.assets.display import markdown_table, preview
+from m3po_dagster.assets.options import options
+from m3po_dagster.evaluation.question import Question
+from m3po_dagster.graph import STAGES
+from m3po_dagster.materialise import Built, Work, materialise, reference
+from m3po_dagster.resources.generator import GeneratorResource
+from m3po_dagster.resources.study import StoreResource, StudyResource
+from m3po_dagster.storage.artifact import Artifact
+from m3po_dagster.storage.fingerprint import fingerprint
+from m3po_dagster.storage.tables import ANSWERS, LEADERBOARD, SCORES
+from m3po_dagster.study import BASE_RECIPE, Study
+
+
+def assets(study: Study) -> list[dg.AssetsDefinition]:
+    """Scores, a partition a recipe; and the leaderboard over all recipes."""
+
+    @dg.asset(**options("benchmark_scores", study, SCORES), group_name="evaluation", kinds={"pytorch"})
+    def benchmark_scores(
+        context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource, generator: GeneratorResource
+    ) -> dg.MaterializeResult:
+        """The recipe's answers to the benchmarks, greedy, and their official scores with intervals (section 4.1)."""
+        return materialise(context, study, store, lambda work: evaluate(work, generator), describe_scores)
+
+    @dg.asset(**options("leaderboard", study, LEADERBOARD), group_name="evaluation", kinds={"markdown"})
+    def leaderboard(
+        context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
+    ) -> dg.MaterializeResult:
+        """Every recipe against the base model (sections 4.3 and 4.4), seeds and paired intervals included."""
+        return materialise(context, study, store, compare, describe_leaderboard)
+
+    return [benchmark_scores, leaderboard]
+
+
+def evaluate(work: Work, generator: GeneratorResource) -> Built:
+    """Answers and scores of every seed's adapter."""
+    from m3po_dagster.evaluation.registry import benchmark
+
+    suite = {name: benchmark(settings) for name, settings in work.study.benchmarks.items()}
+    questions = {name: item.load() for name, item in suite.items()}
+    answers, rows = [], []
+    for adapter in work.one("lora_adapter").table().to_pylist():
+        given = answered(work, generator, adapter, questions)
+        answers.append(given)
+        for name, item in suite.items():
+            mine = given.filter(pc.equal(given["benchmark"], name))
+            by_id = dict(zip(mine["question_id"].to_pylist(), mine["answer"].to_pylist(), strict=True))
+            rows += [
+                {
+                    "recipe": work.partition,
+                    "seed": adapter["seed"],
+                    "benchmark": name,
+                    **{field: getattr(metric, field) for field in ("metric", "value", "n", "ci_low", "ci_high")},
+                }
+                for metric in item.score(questions[name], by_id)
+            ]
+    scores = pa.Table.from_pylist(rows, schema=SCORES.schema)
+    return Built(
+        {"data": (scores, SCORES), "answers": (pa.concat_tables(answers), ANSWERS)}, checks=(answer_format(scores),)
+    )
+
+
+def answered(
+    work: Work, generator: GeneratorResource, adapter: dict, questions: Mapping[str, list[Question]]
+) -> pa.Table:
+    """One adapter's answers to all benchmarks, from the store or asked now, a part a benchmark.
+
+    They are an object of their own, so that a seed added to the recipe asks nothing of the others again.
+    """
+    stage = STAGES["benchmark_scores"]
+    part = ("benchmark_answers", f"{work.partition}|{adapter['seed']}")
+    settings = stage.settings(work.study, work.identities, work.partition)
+    inputs = {name: reference(work.one(name)) for name in ("base_model", "benchmark_data")}
+    inputs["adapter"] = {
+        "asset": "adapter",
+        "partition": part[1],
+        "fingerprint": adapter["fingerprint"],
+        "data_version": adapter["data_version"],
+    }
+    versions = {name: item["data_version"] for name, item in inputs.items()}
+    key = fingerprint(*part, stage.code_version, settings, versions)
+    found = work.store.find(*part, key)
+    if found is not None:
+        return found.table()
+    with work.store.open(*part, key) as draft:
+        if draft.committed:
+            return draft.committed.table()
+        done = set(draft.parts(plan=list(questions)))
+        for number, (name, asked) in enumerate(questions.items()):
+            if number not in done:
+                draft.write_part(number, ask(work, generator, adapter, name, asked), ANSWERS)
+        table = draft.read_parts()
+        made = draft.commit(
+            {"data": (table, ANSWERS)}, code_version=stage.code_version, settings=settings, inputs=inputs
+        )
+        return made.table()
+
+
+def ask(work: Work, generator: GeneratorResource, adapter: dict, name: str, questions: list[Question]) -> pa.Table:
+    """One adapter's greedy answers to one benchmark. Raises RuntimeError naming a question that can't be asked."""
+    from m3po_dagster.method.generation.sampler import Failure, answer_greedily
+
+    folder = None
+    if adapter["adapter_id"] != BASE_ADAPTER:
+        folder = work.store.find("adapter", f"{work.partition}|{adapter['seed']}", adapter["fingerprint"]).path("files")
+    settings = work.study.answers
+    with work.progress(f"seed {adapter['seed']} answering {name}", "question") as advance:
+        given = answer_greedily(
+            generator.load(work.study.model, folder),
+            [question.prompt() for question in questions],
+            settings.max_new_tokens,
+            settings.questions_per_batch,
+            progress=advance,
+        )
+    failed = [answer.reason for answer in given if isinstance(answer, Failure)]
+    if failed:
+        raise RuntimeError(f"benchmark {name}: {len(failed)} questions can't be asked, the first: {failed[0]}")
+    rows = [
+        {
+            "seed": adapter["seed"],
+            "benchmark": name,
+            "question_id": question.question_id,
+            "image_uri": question.image_uri,
+            "question": question.text,
+            "expected": question.expected,
+            "answer": answer.text,
+            "n_tokens": len(answer.token_ids),
+        }
+        for question, answer in zip(questions, given, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=ANSWERS.schema)
+
+
+def describe_scores(artifact: Artifact, work: Work) -> Mapping[str, object]:
+    """Every metric, and some answers beside what was expected."""
+    table = artifact.table()
+    answers = artifact.table("answers")
+    return {
+        "questions": len(answers),
+        "scores": markdown_table(table.to_pylist(), ["seed", "benchmark", "metric", "value", "ci_low", "ci_high", "n"]),
+        "answers": preview(answers, rows=10, columns=["benchmark", "question", "expected", "answer"]),
+    }
+
+
+def compare(work: Work) -> Built:
+    """The leaderboard's rows and its Markdown."""
+    from m3po_dagster.evaluation.leaderboard import leaderboard, markdown
+    from m3po_dagster.evaluation.registry import benchmark
+
+    suite = {name: benchmark(settings) for name, settings in work.study.benchmarks.items()}
+    questions = {name: item.load() for name, item in suite.items()}
+    scores, results = [], {}
+    for recipe, artifact in work.all("benchmark_scores").items():
+        scores.append(artifact.table())
+        answers = artifact.table("answers").to_pandas()
+        for (seed, name), group in answers.groupby(["seed", "benchmark"]):
+            by_id = dict(zip(group["question_id"], group["answer"], strict=True))
+            results[recipe, int(seed), name] = suite[name].per_question(questions[name], by_id)
+    table = leaderboard(pa.concat_tables(scores), results, suite, BASE_RECIPE).cast(LEADERBOARD.schema)
+    return Built({"data": (table, LEADERBOARD)}, facts={"markdown": markdown(table, suite, BASE_RECIPE)})
+
+
+def describe_leaderboard(artifact: Artifact, work: Work) -> Mapping[str, object]:
+    """The table as a person reads it."""
+    return {"leaderboard": dg.MetadataValue.md(artifact.manifest.metadata["markdown"])}

@@ -1,0 +1,154 @@
+"""Asset checks: what must hold of a result. Blocking where bad data would otherwise be trained on.
+
+A check is computed with the result, on the table itself, and its outcome is part of the result's manifest: a reused
+result shows it again, and a step refuses inputs whose blocking check failed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of a check."""
+
+    name: str
+    blocking: bool
+    passed: bool
+    description: str
+    figures: Mapping[str, float | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A check before it is applied: its name, whether it blocks, what must hold."""
+
+    name: str
+    blocking: bool
+    must_hold: str
+
+    def outcome(self, passed: bool, found: str, **figures: float | int) -> Check:
+        """The rule applied: whether it holds, and what was found in one sentence."""
+        return Check(self.name, self.blocking, bool(passed), f"{self.must_hold}. Found: {found}.", figures)
+
+
+KEPT_SHARE = Rule("kept_share", False, "at least half of the shard's records pass the filters")
+PROMPTS_ANSWERED = Rule("prompts_answered", True, "at most 5 % of the prompts failed to be sampled")
+DIVERSITY = Rule("diversity", False, "a prompt has at least 2 distinct candidates on average, at most 10 % truncated")
+SCORED = Rule("scored", True, "no more candidates are unscored than the study's max_unscored")
+SPREAD = Rule("spread", False, "MAS tells candidates apart in at least half of the prompts")
+CONFIDENCE_FINITE = Rule("confidence_finite", True, "every log-prob is finite and not above 0")
+PAIRS_WELL_FORMED = Rule("pairs_well_formed", True, "no pair rejects its chosen answer, every log-prob is finite")
+PAIR_YIELD = Rule("pair_yield", False, "at least half of the prompts gave a pair")
+WEIGHTS_FINITE = Rule("weights_finite", True, "every adapter weight and every loss is finite")
+LEARNED = Rule("learned", False, "at the end of training most chosen answers have the higher reward")
+ANSWER_FORMAT = Rule("answer_format", False, "at least 90 % of the answers are in the asked format")
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "filtered_instructions": (KEPT_SHARE,),
+    "candidates": (PROMPTS_ANSWERED, DIVERSITY),
+    "mas_table": (SCORED, SPREAD),
+    "logprob_table": (CONFIDENCE_FINITE,),
+    "preference_pairs": (PAIRS_WELL_FORMED, PAIR_YIELD),
+    "lora_adapter": (WEIGHTS_FINITE, LEARNED),
+    "benchmark_scores": (ANSWER_FORMAT,),
+}
+
+
+def check_specs(asset: str) -> list[dg.AssetCheckSpec]:
+    """The checks of an asset as Dagster declares them."""
+    return [
+        dg.AssetCheckSpec(rule.name, asset=asset, description=rule.must_hold, blocking=rule.blocking)
+        for rule in RULES.get(asset, ())
+    ]
+
+
+def kept_share(kept: int, dropped: int) -> Check:
+    """Filters that drop most of a shard are usually a wrong setting; an empty shard is none."""
+    total = kept + dropped
+    return KEPT_SHARE.outcome(
+        total == 0 or kept / total >= 0.5, f"{kept} of {total} records", kept=kept, dropped=dropped
+    )
+
+
+def prompts_answered(answered: int, failed: int) -> Check:
+    """A failed prompt is counted and left out; many mean that something is wrong."""
+    total = answered + failed
+    return PROMPTS_ANSWERED.outcome(total == 0 or failed / total <= 0.05, f"{failed} of {total} failed", failed=failed)
+
+
+def diversity(candidates: pa.Table) -> Check:
+    """Collapsed candidates leave nothing to prefer."""
+    prompts = pc.count_distinct(candidates["prompt_id"]).as_py()
+    mean = len(candidates) / prompts if prompts else 0.0
+    cut = pc.equal(candidates["finish_reason"], "length")
+    truncated = pc.sum(pc.filter(candidates["multiplicity"], cut)).as_py() or 0
+    total = pc.sum(candidates["multiplicity"]).as_py() or 0
+    share = truncated / total if total else 0.0
+    return DIVERSITY.outcome(
+        prompts == 0 or (mean >= 2 and share <= 0.1),
+        f"{mean:.1f} distinct candidates a prompt, {share:.1%} truncated",
+        distinct_a_prompt=mean,
+        truncated_share=share,
+    )
+
+
+def scored(mas: pa.Table, max_unscored: float) -> Check:
+    """Unscored is a status, never a number."""
+    unscored = mas["mas"].null_count
+    share = unscored / len(mas) if len(mas) else 0.0
+    return SCORED.outcome(share <= max_unscored, f"{unscored} of {len(mas)} candidates unscored", unscored_share=share)
+
+
+def spread(mas: pa.Table) -> Check:
+    """Prompts whose candidates all score the same can give no pair."""
+    ranges = mas.group_by("prompt_id").aggregate([("mas", "max"), ("mas", "min")])
+    different = pc.greater(ranges["mas_max"], ranges["mas_min"])
+    share = pc.mean(pc.fill_null(different, False).cast(pa.float64())).as_py() if len(ranges) else 1.0
+    return SPREAD.outcome(share >= 0.5, f"{share:.1%} of the prompts", share=share)
+
+
+def confidence_finite(logprobs: pa.Table) -> Check:
+    """log P is a sum of logs of probabilities."""
+    values = logprobs["sum_logp"].to_numpy()
+    bad = int((~np.isfinite(values) | (values > 1e-6)).sum())
+    return CONFIDENCE_FINITE.outcome(bad == 0, f"{bad} of {len(values)} are not", bad=bad)
+
+
+def pairs_well_formed(pairs: pa.Table) -> Check:
+    """A pair that trains for and against one answer, or on NaN, must not reach training."""
+    same = pc.sum(pc.fill_null(pc.equal(pairs["chosen_id"], pairs["rejected_id"]), False)).as_py() or 0
+    references = [pairs[name].drop_null().to_numpy() for name in ("ref_chosen_logp", "ref_rejected_logp")]
+    bad = sum(int((~np.isfinite(values)).sum()) for values in references)
+    return PAIRS_WELL_FORMED.outcome(
+        same == 0 and bad == 0, f"{same} with equal answers, {bad} log-probs not finite", same=same, not_finite=bad
+    )
+
+
+def pair_yield(pairs: int, dropped: int) -> Check:
+    """Few pairs: the judge can't tell the candidates apart, or the candidates are all alike."""
+    total = pairs + dropped
+    return PAIR_YIELD.outcome(total == 0 or pairs / total >= 0.5, f"{pairs} pairs of {total} prompts", pairs=pairs)
+
+
+def weights_finite(finite: bool) -> Check:
+    """A diverged training must not be benchmarked as if it were a model."""
+    return WEIGHTS_FINITE.outcome(finite, "all finite" if finite else "NaN or infinity")
+
+
+def learned(accuracies: list[float]) -> Check:
+    """Share of the pairs whose chosen answer gained more than its rejected one, the worst seed."""
+    worst = min(accuracies, default=1.0)
+    return LEARNED.outcome(worst > 0.5, f"{worst:.1%} of the pairs for the worst seed", reward_accuracy=worst)
+
+
+def answer_format(scores: pa.Table) -> Check:
+    """A lost answer format must not be read as hallucination."""
+    shares = scores.filter(pc.equal(scores["metric"], "format"))["value"].to_pylist()
+    worst = min(shares, default=100.0)
+    return ANSWER_FORMAT.outcome(worst >= 90, f"{worst:.1f} % in the worst benchmark", format=worst)

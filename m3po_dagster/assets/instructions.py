@@ -1,0 +1,84 @@
+"""filtered_instructions: which image-instruction pairs are kept (section 4.1)."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from m3po_dagster.assets.checks import kept_share
+from m3po_dagster.assets.display import counts, histogram, preview, thumbnails
+from m3po_dagster.assets.options import options
+from m3po_dagster.materialise import Built, Work, materialise
+from m3po_dagster.method.prompt import Message, Prompt
+from m3po_dagster.resources.study import StoreResource, StudyResource
+from m3po_dagster.storage.artifact import Artifact
+from m3po_dagster.storage.tables import DROPPED, FILTERED_INSTRUCTIONS
+from m3po_dagster.study import Study
+
+
+def assets(study: Study) -> list[dg.AssetsDefinition]:
+    """The filtered instructions, a partition a shard."""
+
+    @dg.asset(**options("filtered_instructions", study, FILTERED_INSTRUCTIONS), group_name="data", kinds={"parquet"})
+    def filtered_instructions(
+        context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
+    ) -> dg.MaterializeResult:
+        """The prompts (I, Q) of a shard that pass the filters (section 4.1); every dropped record has its reason."""
+        return materialise(context, study, store, filter_shard, describe)
+
+    return [filtered_instructions]
+
+
+def filter_shard(work: Work) -> Built:
+    """Applies the study's filters to the shard's records."""
+    from m3po_dagster.datasets.index import read_records
+    from m3po_dagster.method.filtering import filter_records
+
+    settings = work.study.dataset
+    index = work.one("source_dataset").table()
+    mine = index.filter(pc.equal(index["shard"], work.partition))
+    positions = set(mine["record"].to_pylist())
+    records = [record for record in read_records(settings) if record.record in positions]
+    with work.progress("filtering", "record") as advance:
+        result = filter_records(
+            records,
+            settings.image_root,
+            work.study.filters,
+            source=settings.name,
+            turns=settings.turns,
+            progress=advance,
+        )
+    kept = pa.Table.from_pylist(result.kept, schema=FILTERED_INSTRUCTIONS.schema)
+    dropped = pa.Table.from_pylist(result.dropped, schema=DROPPED.schema)
+    return Built(
+        {"data": (kept, FILTERED_INSTRUCTIONS), "dropped": (dropped, DROPPED)},
+        facts={"dropped by reason": dict(result.counts)},
+        checks=(kept_share(len(kept), len(dropped)),),
+    )
+
+
+def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
+    """Counts, drops by reason, a preview and a few images."""
+    table = artifact.table()
+    prompts = prompts_of(table.slice(0, 6), work.study)
+    lengths = pc.utf8_length(pc.struct_field(pc.list_element(table["messages"], -1), "text")) if len(table) else []
+    return {
+        "prompts": len(table),
+        "images": pc.count_distinct(table["image_sha256"]).as_py(),
+        "dropped by reason": counts(artifact.manifest.metadata["dropped by reason"]),
+        "dropped examples": preview(artifact.table("dropped")),
+        "instruction length": histogram(lengths, "characters of the instruction"),
+        "thumbnails": thumbnails([prompt.image_path for prompt in prompts if prompt.image_path.is_file()]),
+        "preview": preview(table, columns=["prompt_id", "image_uri", "messages", "reference"]),
+    }
+
+
+def prompts_of(table: pa.Table, study: Study) -> list[Prompt]:
+    """The rows of a filtered_instructions table as prompts whose images lie under the study's image root."""
+    root = study.dataset.image_root
+    columns = [table[name].to_pylist() for name in ("prompt_id", "image_uri", "messages", "reference")]
+    return [
+        Prompt(prompt_id, root / uri, tuple(Message(turn["role"], turn["text"]) for turn in messages), reference)
+        for prompt_id, uri, messages, reference in zip(*columns, strict=True)
+    ]

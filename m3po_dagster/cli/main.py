@@ -1,0 +1,26 @@
+"""`m3po`: assembles the command line."""
+
+import typer
+
+from m3po_dagster.cli import lineage, run, store, study, world
+from m3po_dagster.cli.select import select
+
+app = typer.Typer(
+    help="M3PO: align a vision-language model on its own outputs, as a Dagster asset graph.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.run)
+app.command("status")(run.status)
+app.command("leaderboard")(run.leaderboard)
+app.command("ui")(run.ui)
+app.command("select")(select)
+app.add_typer(study.app, name="study", help="Check, explain and describe study files.")
+app.add_typer(store.app, name="store", help="Look into the artifact store, and tidy it.")
+app.add_typer(lineage.app, name="lineage", help="What an adapter was made from, back to the dataset's files.")
+app.add_typer(world.app, name="world", help="The embedded world: its files and its weights.")
+
+
+def main() -> None:
+    """Entry point of the `m3po` command."""
+    app()

@@ -1,0 +1,32 @@
+"""Options that several commands share, and the way errors end a command."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+StudyOption = Annotated[
+    Path,
+    typer.Option("--study", envvar="M3PO_STUDY", help="The study file.", show_default=True),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for a script to read.")]
+
+USAGE_ERROR = 2
+"""Exit status for what the user must correct; 1 is for work that failed."""
+
+
+def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
+    """Prints the message on standard error and exits."""
+    typer.echo(message, err=True)
+    raise typer.Exit(status)
+
+
+@contextmanager
+def explained(*errors: type[Exception], status: int = USAGE_ERROR) -> Iterator[None]:
+    """Turns the named errors into their message on standard error and an exit status."""
+    try:
+        yield
+    except errors as error:
+        fail(str(error), status)

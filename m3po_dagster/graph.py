@@ -1,0 +1,202 @@
+"""The asset graph as data: which asset is made from which, by what partition, and when it is due.
+
+No Dagster here. The definitions, the steps, `m3po run` and `m3po status` all read this one table, so they can't
+disagree about what follows from what.
+
+An asset partition's *fingerprint* is computed from its settings and the data versions of its inputs, never by running
+it. It is *settled* when its inputs are settled and its head (what Dagster's event log holds) carries that fingerprint;
+it is *due* when its inputs are settled and the head carries another one, or none.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from m3po_dagster.identity import Identities
+from m3po_dagster.storage.fingerprint import fingerprint
+from m3po_dagster.study import Study
+
+Part = tuple[str, str]
+"""An asset and a partition key; '' when the asset has no partitions."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the event log says is current for a part."""
+
+    fingerprint: str
+    data_version: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One asset: its partition dimensions in Dagster's order (alphabetical), its inputs, and the settings that matter.
+
+    `settings(study, identities, partition)` holds what changes the result and is no input: never a path, a batch size
+    or anything else that only says where or how fast. `code_version` changes when the same inputs give another result.
+    """
+
+    asset: str
+    dimensions: tuple[str, ...]
+    inputs: tuple[str, ...]
+    code_version: str
+    settings: Callable[[Study, Identities, str], object]
+    outside: bool = False
+
+
+def _nothing(study: Study, identities: Identities, partition: str) -> dict:
+    return {}
+
+
+STAGES: dict[str, Stage] = {
+    stage.asset: stage
+    for stage in (
+        Stage("source_dataset", (), (), "1", lambda study, ids, _: ids.dataset(study), outside=True),
+        Stage("base_model", (), (), "1", lambda study, ids, _: ids.model(study), outside=True),
+        Stage("judge_identity", (), (), "1", lambda study, ids, _: ids.judge(study), outside=True),
+        Stage("benchmark_data", (), (), "1", lambda study, ids, _: ids.benchmarks(study), outside=True),
+        Stage("recipe_config", ("recipe",), (), "1", lambda study, ids, key: ids.recipe(study, key), outside=True),
+        Stage(
+            "filtered_instructions",
+            ("shard",),
+            ("source_dataset",),
+            "1",
+            lambda study, ids, _: {
+                "filters": study.filters.model_dump(mode="json"),
+                "source": study.dataset.name,
+                "turns": study.dataset.turns,
+            },
+        ),
+        Stage(
+            "candidates",
+            ("shard",),
+            ("filtered_instructions", "base_model"),
+            "1",
+            lambda study, ids, _: study.generation.model_dump(
+                mode="json", exclude={"prompts_per_batch", "part_prompts"}
+            ),
+        ),
+        Stage("mas_table", ("shard",), ("candidates", "filtered_instructions", "judge_identity"), "1", _nothing),
+        Stage(
+            "logprob_table",
+            ("shard",),
+            ("candidates", "filtered_instructions", "base_model"),
+            "1",
+            lambda study, ids, _: study.confidence.model_dump(mode="json"),
+        ),
+        Stage(
+            "preference_pairs",
+            ("recipe", "shard"),
+            ("candidates", "mas_table", "logprob_table", "recipe_config"),
+            "1",
+            _nothing,
+        ),
+        Stage(
+            "selection_sweep",
+            (),
+            ("candidates", "mas_table", "logprob_table"),
+            "1",
+            lambda study, ids, _: study.sweep.model_dump(mode="json"),
+        ),
+        Stage(
+            "lora_adapter",
+            ("recipe",),
+            ("preference_pairs", "candidates", "filtered_instructions", "base_model", "recipe_config"),
+            "1",
+            _nothing,
+        ),
+        Stage(
+            "benchmark_scores",
+            ("recipe",),
+            ("lora_adapter", "base_model", "benchmark_data"),
+            "1",
+            lambda study, ids, _: study.answers.model_dump(mode="json", exclude={"questions_per_batch"}),
+        ),
+        Stage("leaderboard", (), ("benchmark_scores", "benchmark_data"), "1", _nothing),
+    )
+}
+"""Every asset, inputs before what is made from them."""
+
+
+def partition_keys(stage: Stage, study: Study) -> list[str]:
+    """All partition keys of an asset; [''] when it has none."""
+    shards, recipes = study.shards, list(study.recipes)
+    match stage.dimensions:
+        case ():
+            return [""]
+        case ("shard",):
+            return shards
+        case ("recipe",):
+            return recipes
+    return [f"{recipe}|{shard}" for recipe in recipes for shard in shards]
+
+
+def all_parts(study: Study) -> Iterator[Part]:
+    """Every part of the graph, inputs first."""
+    for stage in STAGES.values():
+        for key in partition_keys(stage, study):
+            yield stage.asset, key
+
+
+def inputs_of(asset: str, partition: str, study: Study) -> list[Part]:
+    """The parts a part is made from: dimensions the two share match, others fan in."""
+    stage = STAGES[asset]
+    own = dict(zip(stage.dimensions, partition.split("|"), strict=False))
+    found = []
+    for name in stage.inputs:
+        upstream = STAGES[name]
+        for key in partition_keys(upstream, study):
+            theirs = dict(zip(upstream.dimensions, key.split("|"), strict=False))
+            if all(own.get(dimension, value) == value for dimension, value in theirs.items()):
+                found.append((name, key))
+    return found
+
+
+def label(part: Part) -> str:
+    """How a part is named to a person: `candidates[s0]`."""
+    asset, key = part
+    return f"{asset}[{key}]" if key else asset
+
+
+def part_fingerprint(part: Part, study: Study, identities: Identities, heads: Mapping[Part, Head]) -> str | None:
+    """The fingerprint the part should carry now, or None when an input was never materialised."""
+    stage = STAGES[part[0]]
+    inputs = inputs_of(*part, study)
+    if any(upstream not in heads for upstream in inputs):
+        return None
+    versions = {label(upstream): heads[upstream].data_version for upstream in inputs}
+    return fingerprint(part[0], part[1], stage.code_version, stage.settings(study, identities, part[1]), versions)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a part stands: fresh, stale, missing, or waiting for an input that is itself not fresh."""
+
+    part: Part
+    state: str
+    why: str
+
+
+def standings(study: Study, identities: Identities, heads: Mapping[Part, Head]) -> list[Standing]:
+    """Every part's standing, inputs first. A part is due when it is stale or missing and all its inputs are fresh."""
+    settled: set[Part] = set()
+    result = []
+    for part in all_parts(study):
+        head = heads.get(part)
+        pending = [upstream for upstream in inputs_of(*part, study) if upstream not in settled]
+        if pending:
+            shown = ", ".join(label(upstream) for upstream in pending[:3]) + (" ..." if len(pending) > 3 else "")
+            result.append(Standing(part, "waiting", f"{'stale' if head else 'never made'}; waits for {shown}"))
+        elif head is None:
+            result.append(Standing(part, "missing", "never made"))
+        elif head.fingerprint == part_fingerprint(part, study, identities, heads):
+            settled.add(part)
+            result.append(Standing(part, "fresh", ""))
+        else:
+            why = "changed outside" if STAGES[part[0]].outside else "its inputs, settings or code changed"
+            result.append(Standing(part, "stale", why))
+    return result
+
+
+def due(study: Study, identities: Identities, heads: Mapping[Part, Head]) -> list[Part]:
+    """The parts to make now."""
+    return [item.part for item in standings(study, identities, heads) if item.state in ("stale", "missing")]

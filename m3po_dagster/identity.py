@@ -1,0 +1,137 @@
+"""Identities of what lies outside the graph: dataset files, base model, judge, benchmarks, recipes.
+
+An identity is what the thing *is* (hashes, settings), never where it lies: the same study on another machine has the
+same identities.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE
+from m3po_dagster.settings import Settings
+from m3po_dagster.storage.fingerprint import canonical_json
+from m3po_dagster.study import Study
+
+NO_WEIGHTS = ("README.md", CALIBRATION_FILE)
+"""Files of a model folder that are no part of the model; a calibration counts by its own version."""
+
+FileHash = Callable[[Path], str]
+
+
+class Identities:
+    """Computes identities, each at most once: make a new one to look again.
+
+    `file_hash` gives the sha256 of a file; a cache keyed by path, size and modification time keeps this cheap.
+    """
+
+    def __init__(self, file_hash: FileHash):
+        self.file_hash = file_hash
+        self._known: dict[str, dict] = {}
+
+    def dataset(self, study: Study) -> dict:
+        """The instruction file's bytes, and name, size and time of every image under the image root."""
+        return self._once("dataset", lambda: self._dataset(study))
+
+    def model(self, study: Study) -> dict:
+        """Config, weights, processor and numerics of the base model."""
+        return self._once("model", lambda: self._model(study))
+
+    def judge(self, study: Study) -> dict:
+        """Each scorer's settings and weights."""
+        return self._once("judge", lambda: self._judge(study))
+
+    def benchmarks(self, study: Study) -> dict:
+        """Every benchmark's questions, labels and images."""
+        return self._once("benchmarks", lambda: self._benchmarks(study))
+
+    def recipe(self, study: Study, name: str) -> dict:
+        """A recipe's settings; its description does not count."""
+        return portable(study.recipes[name], exclude={"description"})
+
+    def _once(self, name: str, compute: Callable[[], dict]) -> dict:
+        if name not in self._known:
+            self._known[name] = compute()
+        return self._known[name]
+
+    def _dataset(self, study: Study) -> dict:
+        path, root = (
+            existing(study.dataset.path, "dataset.path"),
+            existing(study.dataset.image_root, "dataset.image_root"),
+        )
+        images = sorted(
+            (str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns)
+            for file in root.rglob("*")
+            if file.is_file()
+        )
+        listing = hashlib.sha256(canonical_json(images).encode()).hexdigest()
+        return {"settings": portable(study.dataset), "file": self.file_hash(path), "images": listing}
+
+    def _model(self, study: Study) -> dict:
+        settings = portable(study.model, exclude={"device"})
+        return {"settings": settings, "files": self.weights(study.model.path)}
+
+    def _judge(self, study: Study) -> dict:
+        scorers = {}
+        for scorer in study.judge.scorers:
+            settings = scorer.model_dump(mode="json", exclude={"model", "calibration"})
+            facts = {"settings": settings, "calibration": scorer.resolved_calibration().version}
+            scorers[scorer.name] = {**facts, "files": self.weights(scorer.model)}
+        return scorers
+
+    def _benchmarks(self, study: Study) -> dict:
+        from m3po_dagster.evaluation.registry import load_questions
+
+        found = {}
+        for name, settings in study.benchmarks.items():
+            questions = [
+                [
+                    item.question_id,
+                    item.text,
+                    item.expected,
+                    self.file_hash(existing(item.image_path, f"benchmarks.{name}")),
+                ]
+                for item in load_questions(settings)
+            ]
+            digest = hashlib.sha256(canonical_json(questions).encode()).hexdigest()
+            found[name] = {"settings": portable(settings), "questions": len(questions), "sha256": digest}
+        return found
+
+    def weights(self, model: str) -> dict:
+        """Hashes of a local model folder's files; a hub id is its own identity (pin its revision)."""
+        if not is_local(model):
+            return {"hub": model}
+        folder = existing(model, "model")
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in NO_WEIGHTS)
+        return {str(file.relative_to(folder)): self.file_hash(file) for file in files}
+
+
+def is_local(model: str) -> bool:
+    """Whether a study names a model folder (an absolute path once loaded) and not a hub id."""
+    return Path(model).is_absolute()
+
+
+def existing(path: str | Path, key: str) -> Path:
+    """The path, or FileNotFoundError that names it, the study's key and what to do."""
+    found = Path(path)
+    if not found.exists():
+        raise FileNotFoundError(
+            f"{found} does not exist ({key} of the study). Correct the path; "
+            "the embedded world's files are written by `m3po world write`."
+        )
+    return found
+
+
+def portable(settings: Settings, exclude: set[str] | None = None) -> dict:
+    """The settings with every absolute path cut to its last name: a path says where a thing is, not what it is."""
+    return _without_paths(settings.model_dump(mode="json", exclude=exclude))
+
+
+def _without_paths(value):
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
+    return value

@@ -1,0 +1,27 @@
+"""The judge as a deployment loads it. It stays warm in a process, over shards."""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from pydantic import Field
+
+from m3po_dagster.study import JudgeSettings
+
+if TYPE_CHECKING:
+    from m3po_dagster.method.alignment.mas import MasScorer
+
+
+class JudgeResource(dg.ConfigurableResource):
+    """Loads the study's scorers."""
+
+    device: str = Field("cpu", description="where the scorers run: cpu, cuda, cuda:1, ...")
+
+    def load(self, judge: JudgeSettings) -> "MasScorer":
+        """The scorers ready to score. Raises FileNotFoundError for a missing model, ValueError for no calibration."""
+        return _warm(judge, self.device)
+
+
+@lru_cache(maxsize=1)
+def _warm(judge: JudgeSettings, device: str) -> "MasScorer":
+    return judge.build(device)

@@ -1,0 +1,35 @@
+"""The study a deployment works on, and the store it keeps results in."""
+
+import dagster as dg
+from pydantic import Field
+
+from m3po_dagster.identity import Identities
+from m3po_dagster.storage.file_hashes import FileHashes
+from m3po_dagster.storage.store import ArtifactStore
+from m3po_dagster.study import Study, load_study
+
+DEFAULT_STORE = ".m3po/store"
+
+
+class StudyResource(dg.ConfigurableResource):
+    """A study file. It is read anew for every step, so that an edited alpha counts without a restart."""
+
+    path: str = Field(description="the study file")
+
+    def load(self) -> Study:
+        """The study as it stands in the file now. Raises StudyError."""
+        return load_study(self.path)
+
+
+class StoreResource(dg.ConfigurableResource):
+    """The content-addressed store."""
+
+    root: str = Field(DEFAULT_STORE, description="folder or URL of the store")
+
+    def open(self) -> ArtifactStore:
+        """The store, created when it is not there yet. Raises StoreError when it can't be written."""
+        return ArtifactStore(self.root)
+
+    def identities(self) -> Identities:
+        """Identities whose file hashes are cached beside the store."""
+        return Identities(FileHashes(self.open().root / ".cache" / "file-hashes.sqlite").sha256)

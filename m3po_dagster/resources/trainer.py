@@ -1,0 +1,41 @@
+"""The trainer as a deployment runs it: DPO or SFT by the recipe's kind, on TRL."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from pydantic import Field
+
+from m3po_dagster.method.generation.settings import ModelSettings
+from m3po_dagster.method.optimization.examples import PreferenceExample
+from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
+
+if TYPE_CHECKING:
+    from m3po_dagster.method.optimization.run import TrainingResult
+
+
+class TrainerResource(dg.ConfigurableResource):
+    """Trains a LoRA adapter."""
+
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one a core")
+
+    def train(
+        self,
+        model: ModelSettings,
+        examples: Sequence[PreferenceExample],
+        settings: DpoSettings | SftSettings,
+        seed: int,
+        out: Path,
+        progress: Callable[[int, int], None],
+    ) -> "TrainingResult":
+        """Trains on the examples and writes the adapter into the folder `out`."""
+        import torch
+
+        from m3po_dagster.method.optimization.dpo import train_dpo
+        from m3po_dagster.method.optimization.sft import train_sft
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        train = train_dpo if settings.kind == "dpo" else train_sft
+        return train(model, examples, settings, seed, out, progress)

@@ -1,0 +1,222 @@
+"""The study file: what is wanted. Typed, validated, every field described; unknown keys are refused.
+
+    study = load_study("studies/easy_scenes.yaml")
+
+Relative paths in a study are relative to the study file. `extends: other.yaml` starts from another study and replaces
+what is given, mapping by mapping.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from m3po_dagster.datasets.llava_instruct import DatasetSettings
+from m3po_dagster.evaluation.settings import BenchmarkSettings
+from m3po_dagster.method.alignment.clip import ClipScorerSettings
+from m3po_dagster.method.alignment.mas import MasSettings
+from m3po_dagster.method.filtering import FilterSettings
+from m3po_dagster.method.generation.settings import ModelSettings, SamplingSettings
+from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
+from m3po_dagster.method.selection import SelectionSettings
+from m3po_dagster.settings import Settings
+from m3po_dagster.study_errors import StudyError, explain
+from m3po_dagster.world.judge import SceneJudgeSettings
+
+DEFAULT_STUDY = Path("studies/easy_scenes.yaml")
+BASE_RECIPE = "base"
+
+# Dagster forbids some characters in partition keys; the store makes folders of them.
+PartitionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+ScorerSettings = Annotated[ClipScorerSettings | SceneJudgeSettings, Field(discriminator="kind")]
+TrainingSettings = Annotated[DpoSettings | SftSettings, Field(discriminator="kind")]
+
+
+class ConfidenceSettings(Settings):
+    """Where log P(R | I, Q) comes from (section 3.4)."""
+
+    source: Literal["recorded", "rescored"] = Field(
+        "recorded",
+        description="recorded: the log-probs noted while sampling, no extra forward; rescored: a separate pass",
+    )
+
+
+class JudgeSettings(MasSettings[ScorerSettings]):
+    """The external assessor (section 3.3): MAS is the weighted mean of its calibrated scorers."""
+
+    max_unscored: float = Field(
+        0.05, ge=0, le=1, description="largest share of unscored candidates before training on the scores is blocked"
+    )
+
+
+class Recipe(Settings):
+    """How pairs are chosen and trained on. A recipe without selection and training is the base model itself."""
+
+    description: str = Field("", description="one line for the leaderboard and the docs")
+    selection: SelectionSettings | None = Field(None, description="how R_w and R_l are picked (section 3.5)")
+    training: TrainingSettings | None = Field(None, description="how the adapter is trained (section 3.6)")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1, description="training seeds; each gives an adapter of its own"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Recipe":
+        if (self.selection is None) != (self.training is None):
+            raise ValueError("a recipe has both selection and training, or neither (the base model)")
+        if self.training and self.training.kind == "dpo" and self.selection.rule == "best_only":
+            raise ValueError("rule best_only gives no rejected answer, which DPO needs; use it with training kind sft")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("a seed stands twice")
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether the recipe makes an adapter."""
+        return self.training is not None
+
+
+class AnswerSettings(Settings):
+    """How benchmark questions are answered: greedily."""
+
+    max_new_tokens: int = Field(64, ge=1, description="an answer is cut after this many tokens")
+    questions_per_batch: int = Field(32, ge=1, description="questions in flight at once")
+
+
+class SweepSettings(Settings):
+    """The grid of selection_sweep (the paper's Tables 5 and 6), computed without any training."""
+
+    alpha: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0.0, 0.1, 0.25, 0.5, 0.75, 1.0), min_length=1, description="values of alpha"
+    )
+    delta: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0.0, 0.1, 0.2, 0.3), min_length=1, description="values of delta"
+    )
+
+
+class Study(Settings):
+    """One study: a dataset, a base model, a judge, recipes and benchmarks."""
+
+    name: PartitionName = Field(description="name of the study")
+    description: str = Field("", description="what the study is for")
+    dataset: DatasetSettings = Field(description="image-instruction pairs (section 4.1)")
+    filters: FilterSettings = Field(default_factory=FilterSettings, description="which pairs are kept (section 4.1)")
+    model: ModelSettings = Field(description="the base LVLM")
+    generation: SamplingSettings = Field(
+        default_factory=SamplingSettings, description="how N candidates are sampled (section 3.2)"
+    )
+    confidence: ConfidenceSettings = Field(
+        default_factory=ConfidenceSettings, description="log P(R | I, Q) (section 3.4)"
+    )
+    judge: JudgeSettings = Field(description="the Multimodal Alignment Score (section 3.3)")
+    recipes: dict[PartitionName, Recipe] = Field(
+        min_length=1, description="recipes by name; the one named base is the base model every other is compared with"
+    )
+    benchmarks: dict[PartitionName, BenchmarkSettings] = Field(
+        min_length=1, description="benchmarks by name (section 4.1)"
+    )
+    answers: AnswerSettings = Field(default_factory=AnswerSettings, description="how benchmark questions are answered")
+    sweep: SweepSettings = Field(default_factory=SweepSettings, description="grid of selection_sweep (section 4.6)")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Study":
+        base = self.recipes.get(BASE_RECIPE)
+        if base is None or base.trains:
+            raise ValueError(
+                "recipes needs one named base, without selection and training: the others are compared with it"
+            )
+        columns = {scorer.name for scorer in self.judge.scorers} | {"mas"}
+        for name, recipe in self.recipes.items():
+            reward = recipe.selection.reward if recipe.selection and recipe.selection.rule == "reward_max_min" else None
+            if reward is not None and reward not in columns:
+                raise ValueError(
+                    f"recipes.{name}.selection.reward: {reward!r} is no scorer; there are {sorted(columns)}"
+                )
+        if len(self.recipes) > 99:
+            raise ValueError("more than 99 recipes: Dagster would no longer follow staleness through the leaderboard")
+        return self
+
+    @property
+    def shards(self) -> list[str]:
+        """Names of the dataset's shards."""
+        from m3po_dagster.datasets.index import shard_names
+
+        return shard_names(self.dataset.shards)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice: the second would silently win."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+    loader.flatten_mapping(node)
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen and key_node.value != "<<":
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def load_study(path: str | Path) -> Study:
+    """Reads and validates a study file; its paths come back absolute.
+
+    Raises StudyError, which names the file, the key and what is allowed.
+    """
+    path = Path(path)
+    raw = _read(path, ())
+    try:
+        return Study.model_validate(raw)
+    except ValidationError as error:
+        raise StudyError(explain(error, Study, path)) from None
+
+
+def study_path() -> Path:
+    """The study file chosen by M3PO_STUDY, or the embedded one."""
+    return Path(os.environ.get("M3PO_STUDY") or DEFAULT_STUDY)
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> dict:
+    if path.resolve() in children:
+        raise StudyError(f"{path}: extends itself through {' -> '.join(str(child) for child in children)}")
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such study file; name one with --study or M3PO_STUDY") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise StudyError(f"{path}: a study is a mapping of keys, this is {type(raw).__name__}")
+    parent = raw.pop("extends", None)
+    raw = _absolute(raw, path.resolve().parent)
+    if parent is None:
+        return raw
+    if not isinstance(parent, str):
+        raise StudyError(f"{path}: extends: name one study file")
+    return _merge(_read(path.parent / parent, (*children, path.resolve())), raw)
+
+
+def _merge(base: dict, over: dict) -> dict:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _absolute(value, folder: Path):
+    """Replaces every string that is a relative path (it starts with ./ or ../) by the absolute one."""
+    if isinstance(value, dict):
+        return {key: _absolute(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_absolute(item, folder) for item in value]
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        return os.path.normpath(folder / value)
+    return value

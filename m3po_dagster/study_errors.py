@@ -1,0 +1,78 @@
+"""Explains what is wrong with a study file: the file, the key, what was found and what is allowed."""
+
+import difflib
+import typing
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+
+class StudyError(ValueError):
+    """A study file that can't be used; the message says where and why."""
+
+
+def explain(error: ValidationError, root: type[BaseModel], path: Path) -> str:
+    """One line a problem: `file: key: problem`."""
+    return "\n".join(f"{path}: {_problem(item, root)}" for item in error.errors())
+
+
+def _problem(item: dict, root: type[BaseModel]) -> str:
+    key, section = _walk(item["loc"], root)
+    if item["type"] == "extra_forbidden":
+        allowed = sorted(section.model_fields) if section else []
+        close = difflib.get_close_matches(str(item["loc"][-1]), allowed, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return f"{key}: unknown key.{hint} Allowed here: {', '.join(allowed)}"
+    field = section.model_fields.get(str(item["loc"][-1])) if section and item["loc"] else None
+    meaning = f" ({field.description})" if field is not None and field.description else ""
+    found = "" if item["type"] == "missing" else f", found {_short(item['input'])}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{key or 'the study'}: {message}{found}{meaning}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _walk(location: tuple, root: type[BaseModel]) -> tuple[str, type[BaseModel] | None]:
+    """The key as a person writes it (without the union tags pydantic inserts) and the section it stands in."""
+    shown, section, kind = [], None, root
+    for part in location:
+        options = [
+            option for option in union_members(kind) if isinstance(option, type) and issubclass(option, BaseModel)
+        ]
+        tagged = [option for option in options if part in _tags(option)]
+        if tagged and len(options) > 1:
+            kind = tagged[0]
+            continue
+        shown.append(str(part))
+        if options:
+            section = next((option for option in options if part in option.model_fields), options[0])
+            field = section.model_fields.get(part)
+            kind = field.annotation if field else None
+        else:
+            arguments = [argument for option in union_members(kind) for argument in typing.get_args(option)]
+            kind = (
+                arguments[-1] if arguments and arguments[-1] is not Ellipsis else (arguments[0] if arguments else None)
+            )
+    return ".".join(shown), section
+
+
+def section_types(kind) -> list[type[BaseModel]]:
+    """The settings classes among the members of a union."""
+    return [option for option in union_members(kind) if isinstance(option, type) and issubclass(option, BaseModel)]
+
+
+def union_members(kind) -> list:
+    """The members of a union, looking through Annotated and Optional."""
+    if typing.get_origin(kind) is typing.Annotated:
+        return union_members(typing.get_args(kind)[0])
+    if typing.get_origin(kind) is typing.Union or type(kind).__name__ == "UnionType":
+        return [option for member in typing.get_args(kind) for option in union_members(member)]
+    return [kind]
+
+
+def _tags(option: type[BaseModel]) -> tuple:
+    field = option.model_fields.get("kind")
+    return typing.get_args(field.annotation) if field else ()

@@ -1,0 +1,121 @@
+"""What a study file can say, as Markdown generated from its schema; and which of its files are not on this machine."""
+
+import json
+import typing
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from m3po_dagster.identity import is_local
+from m3po_dagster.study import Study
+from m3po_dagster.study_errors import section_types, union_members
+
+PLAIN = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
+
+HEAD = """\
+# The study file
+
+Generated from the schema by `m3po study reference`; `m3po study schema` prints the same as JSON schema.
+Relative paths start with `./` or `../` and are relative to the study file. `extends: other.yaml` starts from another
+study and replaces what is given, mapping by mapping. Unknown keys are refused.
+"""
+
+
+def missing_paths(study: Study) -> dict[str, str]:
+    """Key -> path of everything the study names by path that is not there. Hub models are not looked for."""
+    named = {"dataset.path": study.dataset.path, "dataset.image_root": study.dataset.image_root}
+    if is_local(study.model.path):
+        named["model.path"] = study.model.path
+    for scorer in study.judge.scorers:
+        if is_local(scorer.model):
+            named[f"judge.scorers.{scorer.name}.model"] = scorer.model
+    for name, benchmark in study.benchmarks.items():
+        for key, value in _paths(benchmark.model_dump()):
+            named[f"benchmarks.{name}.{key}"] = value
+    return {key: str(path) for key, path in named.items() if not Path(path).exists()}
+
+
+def _paths(settings: dict, prefix: str = "") -> typing.Iterator[tuple[str, Path]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{key}.")
+        elif isinstance(value, Path):
+            yield f"{prefix}{key}", value
+
+
+def reference() -> str:
+    """The whole reference."""
+    sections: dict[type[BaseModel], str] = {}
+    _visit(Study, sections)
+    return HEAD + "\n" + "\n".join(sections.values())
+
+
+def _visit(model: type[BaseModel], sections: dict[type[BaseModel], str]) -> None:
+    if model in sections:
+        return
+    lines = [f"## {_title(model)}", "", (model.__doc__ or "").strip().split("\n\n")[0].replace("\n", " "), ""]
+    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    sections[model] = ""
+    below = []
+    for name, field in model.model_fields.items():
+        kind = _kind(field.annotation)
+        limits = ", ".join(_limits(field.metadata))
+        default = "required" if field.is_required() else _default(field)
+        meaning = (field.description or "") + (f" ({limits})" if limits else "")
+        lines.append(f"| `{name}` | {kind} | {default} | {meaning} |".replace("\n", " "))
+        below += _models(field.annotation)
+    sections[model] = "\n".join(lines) + "\n"
+    for member in below:
+        _visit(member, sections)
+
+
+def _title(model: type[BaseModel]) -> str:
+    return f"`{model.__name__.removesuffix('Settings').split('[')[0].lower()}`"
+
+
+def _models(kind) -> list[type[BaseModel]]:
+    below = [argument for option in union_members(kind) for argument in typing.get_args(option)]
+    return section_types(kind) + [model for argument in below for model in _models(argument)]
+
+
+def _kind(kind) -> str:
+    names = []
+    for option in union_members(kind):
+        origin, arguments = typing.get_origin(option), typing.get_args(option)
+        if option is type(None):
+            names.append("null")
+        elif origin is typing.Literal:
+            names.append(" or ".join(f"`{value}`" for value in arguments))
+        elif origin is dict:
+            names.append(f"mapping of name to {_kind(arguments[1])}")
+        elif origin in (list, tuple):
+            names.append(f"list of {_kind(arguments[0])}")
+        elif isinstance(option, type) and issubclass(option, BaseModel):
+            names.append(_title(option))
+        else:
+            names.append(
+                {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path"}.get(
+                    getattr(option, "__name__", str(option)), str(option)
+                )
+            )
+    return " or ".join(names)
+
+
+def _limits(metadata: list) -> list[str]:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "max_length": "length <="}
+    return [
+        f"{sign} {getattr(item, name)}"
+        for item in metadata
+        for name, sign in signs.items()
+        if getattr(item, name, None) is not None
+    ]
+
+
+def _default(field) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "required"
+    if isinstance(value, BaseModel):
+        return "see below"
+    return f"`{json.dumps(value, default=list)}`"
