@@ -8,6 +8,7 @@ from m3po_dagster.datasets.record import DatasetError
 
 CHUNK_CHARACTERS = 1 << 20
 _SPACE = " \t\r\n"
+_LONGEST_REST = 2
 
 
 def read_array(path: Path, chunk_characters: int = CHUNK_CHARACTERS) -> Iterator[object]:
@@ -75,8 +76,8 @@ class _Array:
                 continue
             except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested without end
                 self._fail(f"record {position} can't be decoded: {error}")
-            # A number at the window's end may go on in the next chunk.
-            if end < len(self.window) or not self._more():
+            # A number may go on: of "1.5e+3" cut after the plus, "1.5" is a value and two characters are left.
+            if end + _LONGEST_REST < len(self.window) or not self._more():
                 self.at = end
                 return value
 
@@ -94,11 +95,13 @@ class _Array:
         """Drops what is done and doubles what is left: a long record is parsed a logarithmic number of times."""
         if self.ended:
             return False
+        new = self.file.read(max(self.chunk, len(self.window) - self.at))
+        if new == "":
+            self.ended = True
+            return False
         self.before += self.at
-        rest = self.window[self.at :]
-        new = self.file.read(max(self.chunk, len(rest)))
-        self.window, self.at, self.ended = rest + new, 0, new == ""
-        return not self.ended
+        self.window, self.at = self.window[self.at :] + new, 0
+        return True
 
     def _fail(self, message: str, position: int | None = None):
         position = self.before + self.at if position is None else position
