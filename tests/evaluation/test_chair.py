@@ -1,0 +1,132 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m3po_dagster.evaluation.chair import Chair, Vocabulary
+from m3po_dagster.evaluation.question import BenchmarkError
+from m3po_dagster.evaluation.settings import ChairSettings
+
+IMAGES = [
+    {"image": "1.png", "objects": ["red circle", "blue triangle"]},
+    {"image": "2.png", "objects": ["gray box"]},
+    {"image": "3.png", "objects": []},
+]
+
+
+def build(folder, content=None):
+    for entry in IMAGES:
+        (folder / entry["image"]).write_bytes(b"x")
+    content = {"images": IMAGES} if content is None else content
+    (folder / "chair.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return Chair(ChairSettings(path=folder / "chair.json", image_root=folder))
+
+
+def values(chair, answers):
+    return {metric.metric: metric.value for metric in chair.score(chair.load(), answers, resamples=20)}
+
+
+def test_a_worked_example(tmp_path):
+    answers = {
+        "1.png": "There is a red circle. There is a gray box. There is a RED circle.",
+        "2.png": "There are two gray boxes and a blue\ntriangle.",
+        "3.png": "Nothing.",
+    }
+    # 1: red circle (there), gray box (not). 2: gray box (there), blue triangle (not). 3: none named.
+    assert values(build(tmp_path), answers) == {
+        "chair_i": 50.0,
+        "chair_s": pytest.approx(200 / 3),
+        "recall": pytest.approx(200 / 3),
+        "words": pytest.approx((15 + 9 + 1) / 3),
+        "objects": pytest.approx(4 / 3),
+    }
+
+
+def test_naming_nothing_hallucinates_nothing_and_recalls_nothing(tmp_path):
+    found = values(build(tmp_path), dict.fromkeys(("1.png", "2.png", "3.png"), ""))
+    assert found == {"chair_i": 0, "chair_s": 0, "recall": 0, "words": 0, "objects": 0}
+
+
+def test_the_questions_carry_the_objects(tmp_path):
+    questions = build(tmp_path).load()
+    assert [question.question_id for question in questions] == ["1.png", "2.png", "3.png"]
+    assert json.loads(questions[0].expected) == ["blue triangle", "red circle"]
+    assert {question.text for question in questions} == {"Describe the image."}
+
+
+@pytest.mark.parametrize(
+    ("text", "objects"),
+    [
+        ("a traffic light by the light", {"traffic light", "light"}),
+        ("a traffic light", {"traffic light"}),
+        ("lights, TRAFFIC  LIGHTS!", {"traffic light", "light"}),
+        ("buses and a bus", {"bus"}),
+        ("a busy lightning delight", set()),
+        ("men and a man", {"person"}),
+        ("no bus at all", {"bus"}),
+        ("light-house", {"light"}),
+        ("red" + " " * 100_000 + "light", {"light"}),
+        ("", set()),
+    ],
+)
+def test_whole_words_longest_first_plurals_and_synonyms(text, objects):
+    spellings = {"traffic light": "traffic light", "light": "light", "bus": "bus", "man": "person", "men": "person"}
+    assert Vocabulary(spellings).objects(text) == objects
+
+
+@given(st.lists(st.sampled_from(["cat", "dog", "hot dog", "a", "."]), max_size=12))
+def test_mentions_are_what_reading_word_by_word_finds(words):
+    found, text, position = set(), " ".join(words).split(), 0
+    while position < len(text):
+        if text[position : position + 2] == ["hot", "dog"]:
+            found.add("hot dog")
+            position += 2
+            continue
+        found |= {text[position]} & {"cat", "dog"}
+        position += 1
+    assert Vocabulary({name: name for name in ("cat", "dog", "hot dog")}).objects(" ".join(words)) == found
+
+
+def test_synonyms_in_the_file_widen_the_vocabulary(tmp_path):
+    synonyms = {"gray box": ["grey box", "crate"], "Star": ["asterisk"]}
+    chair = build(tmp_path, {"images": IMAGES, "synonyms": synonyms})
+    found = values(chair, {"1.png": "a star", "2.png": "a crate", "3.png": "an asterisk and a Grey Box"})
+    assert (found["chair_i"], found["objects"]) == (75.0, pytest.approx(4 / 3))
+    assert found["recall"] == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", 'expected {"images"'),
+        ({"images": {}}, 'expected {"images"'),
+        ({"images": ["x"]}, r"images\[0\]: expected an object"),
+        ({"images": [{"objects": ["a"]}]}, r"images\[0\]: image is missing"),
+        ({"images": [{"image": "1.png"}]}, r"images\[0\].objects: expected a list"),
+        ({"images": [{"image": "1.png", "objects": [3]}]}, r"images\[0\].objects: '3' is no name"),
+        ({"images": [{"image": "1.png", "objects": [" "]}]}, "is no name"),
+        ({"images": [IMAGES[0], IMAGES[0]]}, r"images\[1\]: image 1.png is listed twice"),
+        ({"images": [IMAGES[2]]}, "no image has an object"),
+        ({"images": [{"image": "9.png", "objects": ["a"]}]}, r"images\[0\]: no image 9.png"),
+        ({"images": [{"image": "../1.png", "objects": ["a"]}]}, "below the image root"),
+    ],
+)
+def test_a_malformed_file_is_an_error_that_names_the_entry(tmp_path, content, said):
+    with pytest.raises(BenchmarkError, match=said):
+        build(tmp_path, content).load()
+
+
+@pytest.mark.parametrize(
+    ("synonyms", "said"),
+    [
+        ([], "expected an object"),
+        ({"gray box": "crate"}, "expected a list"),
+        ({"gray box": ["red circle"]}, "stands for 'red circle' and 'gray box'"),
+        ({"star": ["thing"], "moon": ["thing"]}, "'thing' stands for"),
+    ],
+)
+def test_synonyms_that_are_no_synonyms_are_refused(tmp_path, synonyms, said):
+    with pytest.raises(BenchmarkError, match=said):
+        build(tmp_path, {"images": IMAGES, "synonyms": synonyms}).vocabulary()

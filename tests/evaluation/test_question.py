@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from m3po_dagster.evaluation.question import BenchmarkError, Question, answers_by_id, check_answers
+from m3po_dagster.evaluation.registry import benchmark, load_questions
+from m3po_dagster.evaluation.settings import BenchmarkSettings
+
+
+def questions(*ids):
+    return [Question(name, Path("x.png"), "x.png", "Is there a dog?", "yes") for name in ids]
+
+
+def test_a_question_is_a_prompt_about_its_image():
+    (question,) = questions("random/1")
+    prompt = question.prompt()
+    assert (prompt.prompt_id, prompt.question, prompt.reference) == ("random/1", "Is there a dog?", "yes")
+    assert question.group == "random"
+
+
+@pytest.mark.parametrize(
+    ("ids", "answers", "said"),
+    [
+        (["a", "b"], {"a": "yes"}, "1 of 2 answers are missing: b"),
+        (["a"], {"a": "yes", "z": "no"}, "1 answers belong to no question: z"),
+        (["a", "a"], {"a": "yes"}, "1 question ids are duplicates: a"),
+        (["a"], {"a": None}, "1 answers are not text: a"),
+        ([], {}, "no questions"),
+        ([str(n) for n in range(9)], {}, "9 of 9 answers are missing: 0, 1, 2, 3, 4, ..."),
+    ],
+)
+def test_answers_that_do_not_match_are_named(ids, answers, said):
+    with pytest.raises(BenchmarkError, match=said):
+        check_answers(questions(*ids), answers)
+
+
+def test_duplicate_answers_are_named():
+    assert answers_by_id([("a", "yes"), ("b", "no")]) == {"a": "yes", "b": "no"}
+    with pytest.raises(BenchmarkError, match="1 answers are duplicates: a"):
+        answers_by_id([("a", "yes"), ("b", "no"), ("a", "yes")])
+
+
+def test_the_kind_chooses_the_benchmark(tmp_path):
+    adapter = TypeAdapter(BenchmarkSettings)
+    given = [
+        {"kind": "pope", "labels": {"random": "r.json"}, "image_root": "."},
+        {"kind": "mme", "root": "."},
+        {"kind": "chair", "path": "c.json", "image_root": "."},
+    ]
+    assert [benchmark(adapter.validate_python(item)).kind for item in given] == ["pope", "mme", "chair"]
+    for bad in (
+        {"kind": "vizwiz"},
+        given[0] | {"labels": {}},
+        given[0] | {"labels": {"hard": "h.json"}},
+        {"root": "."},
+    ):
+        with pytest.raises(ValidationError):
+            adapter.validate_python(bad)
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "c.json").write_text(json.dumps({"images": [{"image": "a.png", "objects": ["dog"]}]}))
+    chair = adapter.validate_python({"kind": "chair", "path": tmp_path / "c.json", "image_root": tmp_path})
+    assert [item.question_id for item in load_questions(chair)] == ["a.png"]
