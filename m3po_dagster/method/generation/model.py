@@ -46,37 +46,13 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
     """
     repair_torchvision()
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     from m3po_dagster.method.generation import shared_prefix
 
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("model.device is cuda, but torch sees no CUDA device: use auto or cpu")
     device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
-    # Checked first: without a hub, every file the processor looks for would wait through its own retries.
-    if not Path(settings.path).is_dir() and not HUB_NAME.fullmatch(settings.path):
-        raise FileNotFoundError(
-            f"model.path {settings.path!r}: there is no such folder, and no hub model has such a name"
-        )
-    try:
-        AutoConfig.from_pretrained(settings.path, revision=settings.revision)
-        processor = AutoProcessor.from_pretrained(settings.path, revision=settings.revision)
-        model = AutoModelForImageTextToText.from_pretrained(
-            settings.path, revision=settings.revision, dtype=getattr(torch, settings.dtype)
-        )
-    except OSError as error:
-        is_folder = Path(settings.path).is_dir()
-        what = "has no complete model and processor" if is_folder else "is no folder here, nor could the hub give it"
-        raise FileNotFoundError(
-            f"model.path {settings.path!r} {what}: name a folder with config.json, weights and processor files, "
-            f"or a hub model that can be downloaded ({str(error).splitlines()[0]})"
-        ) from error
-    except (ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"model.path {settings.path!r} is no vision-language model that transformers can load: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+    model, processor = _load(settings)
     model.set_attn_implementation({_language_config_key(model.config): shared_prefix.register()})
     if adapter is not None:
         model = _with_adapter(model, adapter, merge=settings.dtype == "float32")
@@ -90,6 +66,40 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
         eos=eos,
         context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
     )
+
+
+def _load(settings: ModelSettings) -> "tuple[PreTrainedModel, ProcessorMixin]":
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    path, revision = settings.path, settings.revision
+    if Path(path).is_dir():
+        where = "the folder"
+        if not Path(path, "config.json").is_file():
+            raise FileNotFoundError(f"model.path {path!r}: the folder has no config.json: no model was saved in it")
+    elif HUB_NAME.fullmatch(path):
+        where = "no such folder is here, and the Hugging Face hub"
+    else:
+        raise FileNotFoundError(
+            f"model.path {path!r}: there is no such folder, and no model on the hub has such a name"
+        )
+    try:
+        # The config first: without a hub, every file the processor looks for would wait through retries of its own.
+        AutoConfig.from_pretrained(path, revision=revision)
+        processor = AutoProcessor.from_pretrained(path, revision=revision)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, revision=revision, dtype=getattr(torch, settings.dtype)
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model.path {path!r}: {where} doesn't give config, weights and processor files: name the folder of a "
+            f"saved model and processor, or a hub model that can be downloaded ({str(error).splitlines()[0]})"
+        ) from error
+    except (ValueError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"model.path {path!r} is no vision-language model transformers can load: {reason}") from error
+    return model, processor
 
 
 def _language_config_key(config) -> str:

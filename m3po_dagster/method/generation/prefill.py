@@ -131,7 +131,16 @@ def _prompt_faults() -> tuple[type[Exception], ...]:
     from jinja2 import TemplateError
     from PIL import Image
 
-    return OSError, SyntaxError, ValueError, TypeError, IndexError, Image.DecompressionBombError, TemplateError
+    return (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        IndexError,
+        RuntimeError,
+        Image.DecompressionBombError,
+        TemplateError,
+    )
 
 
 def _read(loaded: LoadedModel, prompt: Prompt) -> tuple[str, object]:

@@ -97,7 +97,7 @@ def shared_prefix_attention(
     weights = torch.cat([on_prefix, on_suffix], dim=-1).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
     output = by_row(weights[..., :prefix_length] @ prefix_values)
     output = output + by_row(weights[..., prefix_length:]) @ value
-    return output.view(rows, 1, heads, head_dim), None
+    return output.reshape(rows, 1, heads, head_dim), None
 
 
 def register() -> str:
