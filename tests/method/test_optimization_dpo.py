@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 from optimization_world import World, plain_logp
 
+from m3po_dagster.method.generation.sampler import sample
+from m3po_dagster.method.generation.settings import SamplingSettings
 from m3po_dagster.method.optimization.dpo import fit_dpo, train_dpo
+from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.optimization.settings import DpoSettings, LoraSettings
 
 N, BATCH, EPOCHS = 10, 4, 2
@@ -136,6 +139,20 @@ def test_a_stored_log_prob_off_by_more_than_the_tolerance_is_refused(world, tmp_
     assert not (tmp_path / "out").exists()
     off[6] = world.examples[6]
     fit_dpo(world.load(), off, settings, 0)
+
+
+def test_what_the_sampler_stored_serves_as_reference(world):
+    loaded = world.load()
+    sampling = SamplingSettings(n=2, max_new_tokens=9)
+    prompts = [example.prompt for example in world.examples]
+    samples = sample(loaded, prompts, sampling, seeds=range(N))
+    examples = [
+        PreferenceExample(f"pair-{i}", prompt, one.token_ids, other.token_ids, one.sum_logp, other.sum_logp)
+        for i, (prompt, (one, other)) in enumerate(zip(prompts, samples, strict=True))
+    ]
+    exact = ONE_STEP.model_copy(update={"reference_sample": N, "reference_tolerance": 1e-4})
+    _, result = fit_dpo(world.load(), examples, exact, 0)
+    assert result.n_examples == N
 
 
 def test_a_run_that_diverges_stops_at_once(world, tmp_path):

@@ -1,6 +1,7 @@
 """What a DPO and an SFT run share: the trainer's arguments, the watch over every step, counts, the result."""
 
 import contextlib
+import math
 import resource
 import sys
 import time
@@ -28,7 +29,8 @@ class TrainingResult:
     """What a training run leaves besides the adapter's files.
 
     `log`: a row a step: step, pairs_seen, pair_ids, loss, learning_rate, grad_norm, token_accuracy, and for DPO
-    reward_accuracy, reward_margin, chosen_logp and rejected_logp (batch means; None for SFT).
+    reward_accuracy, reward_margin, chosen_logp and rejected_logp (batch means; None for SFT). Until the first update
+    every margin is 0 up to rounding, so that reward_accuracy is chance.
     `margins`: a row an example: pair_id, reward_margin, chosen_logp_before, chosen_logp_after, rejected_logp_before,
     rejected_logp_after. The log-probs are sums in nats; `before` is the stored one. reward_margin is
     beta * ((chosen_after - chosen_before) - (rejected_after - rejected_before)), 0 before training by definition;
@@ -107,7 +109,7 @@ def watched(trainer_class: type, examples: Sequence[PreferenceExample], progress
             row = self.state.log_history[-1]
             if "loss" not in row:  # the closing summary
                 return
-            if not torch.isfinite(torch.tensor(row["grad_norm"])):
+            if not math.isfinite(row["grad_norm"]):
                 self._stop("gradient norm", row["grad_norm"], row["step"])
             seen = self.step_rows[-1]["pairs_seen"] if self.step_rows else 0
             self.step_rows.append(

@@ -49,7 +49,8 @@ class DpoSettings(TrainingSettings):
     reference_tolerance: float = Field(
         1e-2,
         gt=0,
-        description="Largest difference, in nats a sequence, allowed between a stored log-prob and the trainer's own.",
+        description="Largest difference, in nats a sequence, allowed between a stored log-prob and the trainer's own. "
+        "The default is for float32; half precision needs more, and then the difference is noise in the loss.",
     )
 
 
