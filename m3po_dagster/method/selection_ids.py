@@ -23,14 +23,22 @@ _FIRST_BYTES = np.array([(1 << (8 * n)) - 1 for n in range(9)], dtype=np.uint64)
 
 def ids_as_strings(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """Ids as plain strings; integers are written in decimal. Raises ScoreTableError for other types and for nulls."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
-        raise ScoreTableError(f"column {name} is {column.type}; ids must be strings or integers")
+    kind = id_type(column.type, name)
     if column.type != kind:
         column = column.cast(kind)
     if column.null_count:
         raise ScoreTableError(f"column {name}, row {first_null(column)}: the id is null; every row needs one")
     return column.cast(pa.string())
+
+
+def id_type(kind: pa.DataType, name: str) -> pa.DataType:
+    """The type of the ids themselves, also inside a dictionary. Raises ScoreTableError for other than these."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_null(kind):  # what an empty column has when nobody said more
+        return pa.string()
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+        raise ScoreTableError(f"column {name} is {kind}; ids must be strings or integers")
+    return kind
 
 
 def first_null(column: pa.ChunkedArray | pa.Array) -> int:

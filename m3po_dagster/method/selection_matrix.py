@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from m3po_dagster.method.selection_ids import ScoreTableError, first_null, ids_as_strings
+from m3po_dagster.method.selection_ids import ScoreTableError, first_null, id_type, ids_as_strings
 
 REQUIRED_COLUMNS = ("prompt_id", "candidate_id", "mas", "sum_logp", "n_tokens")
 OPTIONAL_COLUMNS = ("k", "text", "finish_reason")
@@ -174,8 +174,11 @@ def read_scores(path: Path, extra: Iterable[str] = (), ids: bool = True) -> pa.T
     wanted = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, *extra} - (set() if ids else {"candidate_id"})
     try:
         # Read as a dictionary: prompts repeat once a candidate, and decoding each copy costs more than all the scores.
-        names = pq.read_schema(path).names
-        repeating = [name for name in ("prompt_id", "finish_reason") if name in names]
+        schema = pq.read_schema(path)
+        names = schema.names
+        repeating = [
+            field.name for field in schema if field.name in ("prompt_id", "finish_reason") and field.type == pa.string()
+        ]
         with pq.ParquetFile(path, read_dictionary=repeating) as file:
             missing = sorted(({*REQUIRED_COLUMNS, *extra} & wanted) - set(names))
             if missing:
@@ -204,7 +207,7 @@ def _optional_column(table: pa.Table, name: str) -> pa.ChunkedArray | None:
     if name not in table.column_names:
         return None
     column = _one_column(table, name)
-    return None if column.null_count == len(column) and len(column) else column
+    return None if column.null_count == len(column) else column
 
 
 def _number(table: pa.Table, name: str) -> np.ndarray:
@@ -235,8 +238,9 @@ def _refuse(wrong: np.ndarray, rows: np.ndarray | None, name: str, values: np.nd
 def _layout(table: pa.Table) -> tuple[pa.StringArray, np.ndarray | None, np.ndarray]:
     """The prompts' ids, the table row of each entry (None: the same), and where each prompt starts, the end as last."""
     column = _one_column(table, "prompt_id")
+    kind = id_type(column.type, "prompt_id")
     if not pa.types.is_dictionary(column.type):
-        column = pc.dictionary_encode(column)
+        column = pc.dictionary_encode(column.cast(kind))
     array = column.combine_chunks()
     if array.null_count:
         raise ScoreTableError(f"column prompt_id, row {first_null(array)}: the id is null; every row needs one")
