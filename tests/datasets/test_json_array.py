@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from m3po_dagster.datasets.json_array import read_array
@@ -17,6 +17,7 @@ values = st.recursive(
 
 
 @given(st.lists(values, max_size=8), st.integers(1, 40), st.booleans(), st.sampled_from([None, 1]))
+@example([0.0, 1.5e300, -2e-07], 1, True, None)
 def test_any_array_in_any_chunks_is_what_json_reads(tmp_path_factory, array, chunk, ascii_only, indent):
     path = tmp_path_factory.mktemp("array") / "a.json"
     path.write_text(json.dumps(array, ensure_ascii=ascii_only, indent=indent), encoding="utf-8")
@@ -62,7 +63,8 @@ def test_a_broken_file_is_named_with_the_position(tmp_path, content, said, chunk
 
 def test_records_before_the_break_are_given_and_the_rest_of_the_file_is_not_read(tmp_path):
     path = tmp_path / "broken.json"
-    path.write_text('[1, 2, {"a" 3}' + " " * 1_000_000)
+    not_even_utf8 = b"\xff"
+    path.write_bytes(b'[1, 2, {"a" 3}' + b" " * 1_000_000 + not_even_utf8)
     reader = read_array(path, 100)
     assert [next(reader), next(reader)] == [1, 2]
     with pytest.raises(DatasetError, match="character 12: record 2 is broken"):

@@ -62,6 +62,8 @@ def test_the_questions_carry_the_objects(tmp_path):
         ("a traffic light", {"traffic light"}),
         ("lights, TRAFFIC  LIGHTS!", {"traffic light", "light"}),
         ("buses and a bus", {"bus"}),
+        ("a light bulb, a light, light bulbs", {"light bulb", "light"}),
+        ("a light bulb", {"light bulb"}),
         ("a busy lightning delight", set()),
         ("men and a man", {"person"}),
         ("no bus at all", {"bus"}),
@@ -71,7 +73,14 @@ def test_the_questions_carry_the_objects(tmp_path):
     ],
 )
 def test_whole_words_longest_first_plurals_and_synonyms(text, objects):
-    spellings = {"traffic light": "traffic light", "light": "light", "bus": "bus", "man": "person", "men": "person"}
+    spellings = {
+        "traffic light": "traffic light",
+        "light": "light",
+        "light bulb": "light bulb",
+        "bus": "bus",
+        "man": "person",
+        "men": "person",
+    }
     assert Vocabulary(spellings).objects(text) == objects
 
 

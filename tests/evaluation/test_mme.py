@@ -136,6 +136,16 @@ def test_a_category_that_mme_does_not_know_counts_in_total_alone_and_is_said(tmp
     ]
 
 
+def test_every_resample_keeps_the_categories_as_they_are(tmp_path):
+    """One image a category: resampling across categories would lose some and double others."""
+    mme = build(tmp_path, ("existence", "count", "OCR"), images=1)
+    questions = mme.load()
+    answers = {question.question_id: question.expected for question in questions}
+    answers |= {name: "other" for name in answers if name.startswith("OCR")}
+    for metric in mme.score(questions, answers, resamples=50):
+        assert metric.ci_low == metric.value == metric.ci_high
+
+
 def test_files_beside_the_questions_are_ignored(tmp_path):
     mme = build(tmp_path, ("existence",), images=1)
     (tmp_path / "readme.txt").write_text("not a category")

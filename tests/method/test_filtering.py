@@ -214,6 +214,7 @@ def text_bomb():
         (text_bomb(), filtering.IMAGE_UNDECODABLE),
         (promising(12_000, 12_000), filtering.IMAGE_TOO_LARGE),
         (promising(400_000, 400_000), filtering.IMAGE_TOO_LARGE),
+        (b"P6 16 16 255\n" + b"x" * 768, filtering.IMAGE_UNDECODABLE),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", filtering.IMAGE_UNDECODABLE),
     ],
 )
