@@ -18,8 +18,8 @@ from m3po_dagster.evaluation.question import (
     Question,
     benchmark_image,
     check_answers,
-    parse_json,
-    read_text,
+    id_field,
+    read_json_lines,
     text_field,
 )
 from m3po_dagster.evaluation.settings import ChairSettings
@@ -47,7 +47,7 @@ class Vocabulary:
 
 
 class Chair(Benchmark):
-    """Descriptions against the objects that the file lists; question ids are the image paths."""
+    """Descriptions against the objects that the file lists for each image."""
 
     kind: ClassVar[str] = "chair"
     headlines: ClassVar[tuple[Headline, ...]] = (
@@ -61,23 +61,26 @@ class Chair(Benchmark):
         self.settings = settings
 
     def load(self) -> list[Question]:
-        """One question an image; `expected` is the JSON list of its objects. Raises BenchmarkError naming the entry."""
-        questions = []
-        for number, (uri, objects) in enumerate(self._images()):
-            image = benchmark_image(self.settings.image_root, uri, f"{self.settings.path}, images[{number}]")
-            expected = json.dumps(sorted(objects), ensure_ascii=False)
-            questions.append(Question(uri, image, uri, self.settings.question, expected))
-        return questions
+        """The questions; `expected` is the JSON list of the image's objects. Raises BenchmarkError naming the line.
+
+        A line is {"question_id", "image", "text": the instruction, "objects": [name, ...]}, or
+        {"synonyms": {name: [spelling, ...]}}.
+        """
+        return self._content()[0]
 
     def vocabulary(self) -> Vocabulary:
-        """All objects that the file names in images or synonyms, with their spellings."""
-        spellings = {name: name for _, objects in self._images() for name in objects}
-        for name, others in self._synonyms().items():
-            for spelling in (name, *others):
-                if spellings.setdefault(spelling, name) != name:
-                    raise BenchmarkError(
-                        f"{self.settings.path}: synonyms: {spelling!r} stands for {spellings[spelling]!r} and {name!r}"
-                    )
+        """All objects that the file names, in images or synonyms, with their spellings."""
+        questions, synonyms = self._content()
+        spellings = {name: name for question in questions for name in _objects(question)}
+        for where, given in synonyms:
+            if not isinstance(given, dict):
+                raise BenchmarkError(f"{where}: synonyms: expected an object of name: [spelling, ...]")
+            for name, others in given.items():
+                (folded,) = _names([name], f"{where}: synonyms")
+                for spelling in (folded, *_names(others, f"{where}: synonyms of {name!r}")):
+                    if spellings.setdefault(spelling, folded) != folded:
+                        both = f"{spellings[spelling]!r} and {folded!r}"
+                        raise BenchmarkError(f"{where}: synonyms: {spelling!r} stands for {both}")
         return Vocabulary(spellings)
 
     def per_question(self, questions: Sequence[Question], answers: Mapping[str, str]) -> pa.Table:
@@ -91,7 +94,7 @@ class Chair(Benchmark):
             name: [] for name in ("named", "hallucinated", "hallucinating", "present", "recalled", "words")
         }
         for question in questions:
-            answer, present = answers[question.question_id], set(json.loads(question.expected))
+            answer, present = answers[question.question_id], _objects(question)
             named = vocabulary.objects(answer)
             counts["named"].append(len(named))
             counts["hallucinated"].append(len(named - present))
@@ -117,35 +120,32 @@ class Chair(Benchmark):
         }
         return {name: Estimate(value, n) for name, value in values.items()}
 
-    def _content(self) -> dict:
-        path = self.settings.path
-        content = parse_json(read_text(path), str(path))
-        if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-            raise BenchmarkError(f'{path}: expected {{"images": [{{"image": path, "objects": [name, ...]}}, ...]}}')
-        return content
-
-    def _images(self) -> list[tuple[str, set[str]]]:
-        found: dict[str, set[str]] = {}
-        for number, entry in enumerate(self._content()["images"]):
-            where = f"{self.settings.path}, images[{number}]"
-            if not isinstance(entry, dict):
-                raise BenchmarkError(f"{where}: expected an object with image and objects")
-            uri = text_field(entry, "image", where)
-            if uri in found:
-                raise BenchmarkError(f"{where}: image {uri} is listed twice")
-            found[uri] = set(_names(entry.get("objects"), f"{where}.objects"))
-        if not any(found.values()):
+    def _content(self) -> tuple[list[Question], list[tuple[str, dict]]]:
+        """The file's questions, and its synonyms, each with where it stands."""
+        questions: dict[str, Question] = {}
+        synonyms = []
+        for where, record in read_json_lines(self.settings.path):
+            if "synonyms" in record:
+                synonyms.append((where, record["synonyms"]))
+                continue
+            question = self._question(where, record)
+            if question.question_id in questions:
+                raise BenchmarkError(f"{where}: question_id {question.question_id} stands twice")
+            questions[question.question_id] = question
+        if not any(_objects(question) for question in questions.values()):
             raise BenchmarkError(f"{self.settings.path}: no image has an object, so nothing can be recalled")
-        return list(found.items())
+        return list(questions.values()), synonyms
 
-    def _synonyms(self) -> dict[str, list[str]]:
-        synonyms = self._content().get("synonyms", {})
-        where = f"{self.settings.path}, synonyms"
-        if not isinstance(synonyms, dict):
-            raise BenchmarkError(f"{where}: expected an object of name: [spelling, ...]")
-        return {
-            _names([name], where)[0]: _names(spellings, f"{where}[{name!r}]") for name, spellings in synonyms.items()
-        }
+    def _question(self, where: str, record: dict) -> Question:
+        uri = text_field(record, "image", where)
+        image = benchmark_image(self.settings.image_root, uri, where)
+        objects = sorted(set(_names(record.get("objects"), f"{where}: objects")))
+        expected = json.dumps(objects, ensure_ascii=False)
+        return Question(id_field(record, where), image, uri, text_field(record, "text", where), expected)
+
+
+def _objects(question: Question) -> set[str]:
+    return set(json.loads(question.expected))
 
 
 def _names(values: object, where: str) -> list[str]:

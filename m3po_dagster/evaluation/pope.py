@@ -19,8 +19,8 @@ from m3po_dagster.evaluation.question import (
     Question,
     benchmark_image,
     check_answers,
-    parse_json,
-    read_text,
+    id_field,
+    read_json_lines,
     text_field,
 )
 from m3po_dagster.evaluation.settings import PopeSettings
@@ -114,20 +114,12 @@ def _split_metrics(sums: Sums, split: str) -> dict[str, Estimate]:
 
 
 def _split_questions(split: str, path: Path, image_root: Path) -> Iterator[Question]:
-    seen: dict[str, int] = {}
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        record = parse_json(line, where)
-        if not isinstance(record, dict):
-            raise BenchmarkError(f"{where}: expected one JSON object a line with question_id, image, text and label")
-        question_id = record.get("question_id")
-        if isinstance(question_id, bool) or not isinstance(question_id, int | str):
-            raise BenchmarkError(f"{where}: question_id is {str(question_id)[:40]!r}, expected a number or text")
-        if str(question_id) in seen:
-            raise BenchmarkError(f"{where}: question_id {question_id} stands in line {seen[str(question_id)]} too")
-        seen[str(question_id)] = number
+    seen: dict[str, str] = {}
+    for where, record in read_json_lines(path):
+        question_id = id_field(record, where)
+        if question_id in seen:
+            raise BenchmarkError(f"{where}: question_id {question_id} stands in {seen[question_id]} too")
+        seen[question_id] = where
         label = text_field(record, "label", where)
         if label not in ("yes", "no"):
             raise BenchmarkError(f"{where}: label is {label[:40]!r}, expected 'yes' or 'no'")

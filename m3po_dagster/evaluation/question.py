@@ -1,7 +1,7 @@
 """A benchmark's question, and the join of questions and answers on ids, never on order."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,12 +93,27 @@ def read_text(path: Path) -> str:
         raise BenchmarkError(f"{path}: can't be read: {error}") from None
 
 
-def parse_json(text: str, where: str) -> object:
-    """The JSON value. Raises BenchmarkError that names `where`."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BenchmarkError(f"{where}: not valid JSON: {error}") from None
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """Where each record stands (file and line) and the record. Raises BenchmarkError that names it."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BenchmarkError(f"{where}: not valid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise BenchmarkError(f"{where}: expected one JSON object a line")
+        yield where, record
+
+
+def id_field(record: Mapping, where: str) -> str:
+    """A record's question_id, a number or text, as text. Raises BenchmarkError that names `where`."""
+    value = record.get("question_id")
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise BenchmarkError(f"{where}: question_id is {str(value)[:40]!r}, expected a whole number or text")
+    return str(value)
 
 
 def text_field(record: Mapping, key: str, where: str) -> str:

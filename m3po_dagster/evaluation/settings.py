@@ -33,11 +33,10 @@ class ChairSettings(Settings):
 
     kind: Literal["chair"] = Field("chair", description="CHAIR, hallucinated objects in descriptions")
     path: Path = Field(
-        description='JSON file {"images": [{"image": path, "objects": [name, ...]}, ...], '
-        '"synonyms": {name: [spelling, ...]}}; synonyms may be left out'
+        description='JSON lines {"question_id": id, "image": path, "text": instruction, "objects": [name, ...]}; '
+        'a line {"synonyms": {name: [spelling, ...]}} adds other spellings'
     )
     image_root: Path = Field(description="folder that the image paths are relative to")
-    question: str = Field("Describe the image.", min_length=1, description="the instruction given with every image")
 
 
 BenchmarkSettings = Annotated[PopeSettings | MmeSettings | ChairSettings, Field(discriminator="kind")]

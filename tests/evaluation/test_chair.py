@@ -8,19 +8,19 @@ from m3po_dagster.evaluation.chair import Chair, Vocabulary
 from m3po_dagster.evaluation.question import BenchmarkError
 from m3po_dagster.evaluation.settings import ChairSettings
 
-IMAGES = [
-    {"image": "1.png", "objects": ["red circle", "blue triangle"]},
-    {"image": "2.png", "objects": ["gray box"]},
-    {"image": "3.png", "objects": []},
+ROWS = [
+    {"question_id": 1, "image": "1.png", "text": "Describe the image.", "objects": ["red circle", "blue triangle"]},
+    {"question_id": 2, "image": "2.png", "text": "Describe the image.", "objects": ["gray box"]},
+    {"question_id": 3, "image": "3.png", "text": "What is there?", "objects": []},
 ]
 
 
-def build(folder, content=None):
-    for entry in IMAGES:
+def build(folder, *rows):
+    for entry in ROWS:
         (folder / entry["image"]).write_bytes(b"x")
-    content = {"images": IMAGES} if content is None else content
-    (folder / "chair.json").write_text(content if isinstance(content, str) else json.dumps(content))
-    return Chair(ChairSettings(path=folder / "chair.json", image_root=folder))
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows or ROWS]
+    (folder / "chair.jsonl").write_text("\n".join(lines) + "\n")
+    return Chair(ChairSettings(path=folder / "chair.jsonl", image_root=folder))
 
 
 def values(chair, answers):
@@ -29,9 +29,9 @@ def values(chair, answers):
 
 def test_a_worked_example(tmp_path):
     answers = {
-        "1.png": "There is a red circle. There is a gray box. There is a RED circle.",
-        "2.png": "There are two gray boxes and a blue\ntriangle.",
-        "3.png": "Nothing.",
+        "1": "There is a red circle. There is a gray box. There is a RED circle.",
+        "2": "There are two gray boxes and a blue\ntriangle.",
+        "3": "Nothing.",
     }
     # 1: red circle (there), gray box (not). 2: gray box (there), blue triangle (not). 3: none named.
     assert values(build(tmp_path), answers) == {
@@ -44,15 +44,15 @@ def test_a_worked_example(tmp_path):
 
 
 def test_naming_nothing_hallucinates_nothing_and_recalls_nothing(tmp_path):
-    found = values(build(tmp_path), dict.fromkeys(("1.png", "2.png", "3.png"), ""))
+    found = values(build(tmp_path), dict.fromkeys(("1", "2", "3"), ""))
     assert found == {"chair_i": 0, "chair_s": 0, "recall": 0, "words": 0, "objects": 0}
 
 
-def test_the_questions_carry_the_objects(tmp_path):
+def test_the_questions_carry_the_instruction_and_the_objects(tmp_path):
     questions = build(tmp_path).load()
-    assert [question.question_id for question in questions] == ["1.png", "2.png", "3.png"]
+    assert [question.question_id for question in questions] == ["1", "2", "3"]
     assert json.loads(questions[0].expected) == ["blue triangle", "red circle"]
-    assert {question.text for question in questions} == {"Describe the image."}
+    assert [question.text for question in questions] == ["Describe the image."] * 2 + ["What is there?"]
 
 
 @pytest.mark.parametrize(
@@ -98,33 +98,39 @@ def test_mentions_are_what_reading_word_by_word_finds(words):
 
 
 def test_synonyms_in_the_file_widen_the_vocabulary(tmp_path):
-    synonyms = {"gray box": ["grey box", "crate"], "Star": ["asterisk"]}
-    chair = build(tmp_path, {"images": IMAGES, "synonyms": synonyms})
-    found = values(chair, {"1.png": "a star", "2.png": "a crate", "3.png": "an asterisk and a Grey Box"})
+    synonyms = {"synonyms": {"gray box": ["grey box", "crate"], "Star": ["asterisk"]}}
+    chair = build(tmp_path, synonyms, *ROWS)
+    found = values(chair, {"1": "a star", "2": "a crate", "3": "an asterisk and a Grey Box"})
     assert (found["chair_i"], found["objects"]) == (75.0, pytest.approx(4 / 3))
     assert found["recall"] == pytest.approx(100 / 3)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("row", "said"),
     [
         ("{", "not valid JSON"),
-        ("[]", 'expected {"images"'),
-        ({"images": {}}, 'expected {"images"'),
-        ({"images": ["x"]}, r"images\[0\]: expected an object"),
-        ({"images": [{"objects": ["a"]}]}, r"images\[0\]: image is missing"),
-        ({"images": [{"image": "1.png"}]}, r"images\[0\].objects: expected a list"),
-        ({"images": [{"image": "1.png", "objects": [3]}]}, r"images\[0\].objects: '3' is no name"),
-        ({"images": [{"image": "1.png", "objects": [" "]}]}, "is no name"),
-        ({"images": [IMAGES[0], IMAGES[0]]}, r"images\[1\]: image 1.png is listed twice"),
-        ({"images": [IMAGES[2]]}, "no image has an object"),
-        ({"images": [{"image": "9.png", "objects": ["a"]}]}, r"images\[0\]: no image 9.png"),
-        ({"images": [{"image": "../1.png", "objects": ["a"]}]}, "below the image root"),
+        ("[]", "expected one JSON object a line"),
+        (ROWS[0], "question_id 1 stands twice"),
+        ({"image": "1.png", "text": "?", "objects": ["a"]}, "question_id is 'None'"),
+        ({"question_id": 4, "text": "?", "objects": ["a"]}, "image is missing"),
+        ({"question_id": 4, "image": "1.png", "objects": ["a"]}, "text is missing"),
+        ({"question_id": 4, "image": "1.png", "text": "?"}, "objects: expected a list"),
+        ({"question_id": 4, "image": "1.png", "text": "?", "objects": [3]}, "objects: '3' is no name"),
+        ({"question_id": 4, "image": "1.png", "text": "?", "objects": [" "]}, "is no name"),
+        ({"question_id": 4, "image": "9.png", "text": "?", "objects": ["a"]}, "no image 9.png"),
+        ({"question_id": 4, "image": "../1.png", "text": "?", "objects": ["a"]}, "below the image root"),
     ],
 )
-def test_a_malformed_file_is_an_error_that_names_the_entry(tmp_path, content, said):
-    with pytest.raises(BenchmarkError, match=said):
-        build(tmp_path, content).load()
+def test_a_malformed_line_is_an_error_that_names_it(tmp_path, row, said):
+    with pytest.raises(BenchmarkError) as error:
+        build(tmp_path, *ROWS, row).load()
+    assert said in str(error.value)
+    assert "chair.jsonl, line 4" in str(error.value)
+
+
+def test_a_file_without_any_object_is_refused(tmp_path):
+    with pytest.raises(BenchmarkError, match="no image has an object"):
+        build(tmp_path, ROWS[2]).load()
 
 
 @pytest.mark.parametrize(
@@ -138,4 +144,4 @@ def test_a_malformed_file_is_an_error_that_names_the_entry(tmp_path, content, sa
 )
 def test_synonyms_that_are_no_synonyms_are_refused(tmp_path, synonyms, said):
     with pytest.raises(BenchmarkError, match=said):
-        build(tmp_path, {"images": IMAGES, "synonyms": synonyms}).vocabulary()
+        build(tmp_path, *ROWS, {"synonyms": synonyms}).vocabulary()

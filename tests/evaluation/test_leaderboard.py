@@ -25,12 +25,14 @@ def benchmarks(tmp_path):
     labels = {split: tmp_path / f"{split}.json" for split in ("random", "popular", "adversarial")}
     for path in labels.values():
         path.write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "chair.json").write_text(
-        json.dumps({"images": [{"image": name, "objects": ["dog"]} for name in names], "synonyms": {"cat": []}})
-    )
+    described = [
+        {"question_id": name, "image": name, "text": "Describe the image.", "objects": ["dog"]} for name in names
+    ]
+    lines = [*described, {"synonyms": {"cat": []}}]
+    (tmp_path / "chair.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return {
         "pope": Pope(PopeSettings(labels=labels, image_root=tmp_path)),
-        "scenes": Chair(ChairSettings(path=tmp_path / "chair.json", image_root=tmp_path)),
+        "scenes": Chair(ChairSettings(path=tmp_path / "chair.jsonl", image_root=tmp_path)),
     }
 
 

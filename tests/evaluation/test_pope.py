@@ -188,7 +188,7 @@ GOOD = {"question_id": 1, "image": "COCO_0.jpg", "text": "Is there a dog?", "lab
     [
         ("{", "not valid JSON"),
         ("[1]", "expected one JSON object a line"),
-        (GOOD | {"question_id": 1}, "question_id 1 stands in line 1 too"),
+        (GOOD | {"question_id": 1}, "line 1 too"),
         (GOOD | {"question_id": None}, "question_id is 'None'"),
         (GOOD | {"question_id": float("nan")}, "question_id is 'nan'"),
         (GOOD | {"question_id": 2, "label": "maybe"}, "label is 'maybe', expected 'yes' or 'no'"),

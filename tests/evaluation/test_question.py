@@ -47,7 +47,7 @@ def test_the_kind_chooses_the_benchmark(tmp_path):
     given = [
         {"kind": "pope", "labels": {"random": "r.json"}, "image_root": "."},
         {"kind": "mme", "root": "."},
-        {"kind": "chair", "path": "c.json", "image_root": "."},
+        {"kind": "chair", "path": "c.jsonl", "image_root": "."},
     ]
     assert [benchmark(adapter.validate_python(item)).kind for item in given] == ["pope", "mme", "chair"]
     for bad in (
@@ -59,6 +59,6 @@ def test_the_kind_chooses_the_benchmark(tmp_path):
         with pytest.raises(ValidationError):
             adapter.validate_python(bad)
     (tmp_path / "a.png").write_bytes(b"")
-    (tmp_path / "c.json").write_text(json.dumps({"images": [{"image": "a.png", "objects": ["dog"]}]}))
-    chair = adapter.validate_python({"kind": "chair", "path": tmp_path / "c.json", "image_root": tmp_path})
-    assert [item.question_id for item in load_questions(chair)] == ["a.png"]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"question_id": 7, "image": "a.png", "text": "?", "objects": ["dog"]}))
+    chair = adapter.validate_python({"kind": "chair", "path": tmp_path / "c.jsonl", "image_root": tmp_path})
+    assert [item.question_id for item in load_questions(chair)] == ["7"]
