@@ -4,6 +4,7 @@ The tiled CLIP score of a scene: every cell crop against the captions of the 24 
 with the model's own logit scale. From that reading come the three aspects of section 3.3; MAS is their mean.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +12,12 @@ import numpy as np
 from pydantic import Field
 
 from m3po_dagster.method.alignment.calibration import Calibration, Identity
-from m3po_dagster.method.alignment.clip import cell
+from m3po_dagster.method.alignment.clip import crops, encode_views
 from m3po_dagster.method.alignment.clip_encoder import ClipEncoder
 from m3po_dagster.method.alignment.scorer import Batch, Score, ScorerSettings
 from m3po_dagster.method.prompt import Prompt
-from m3po_dagster.world.language import claims, parse_question
-from m3po_dagster.world.scene_reading import SceneReading
+from m3po_dagster.world.language import claims, kind_of, parse_question
+from m3po_dagster.world.scene_reading import SceneReading, statements
 from m3po_dagster.world.scenes import THINGS
 
 JUDGE_FOLDER = Path(__file__).parent / "weights" / "judge"
@@ -40,7 +41,10 @@ class SceneJudgeSettings(ScorerSettings):
 
 
 class SceneJudge:
-    """Raw value: mean of relevance, accuracy and adherence, each in [0, 1]. An image is encoded once a batch."""
+    """Raw value: mean of relevance, accuracy and adherence, each in [0, 1]. An image is encoded once a batch.
+
+    Sub-scores: relevance, accuracy, adherence.
+    """
 
     def __init__(self, settings: SceneJudgeSettings, device: str = "cpu") -> None:
         self.name = settings.name
@@ -49,36 +53,31 @@ class SceneJudge:
         self._captions = self.encoder.encode_texts(CAPTIONS).astype(np.float64)
 
     def score(self, batch: Batch) -> list[list[Score]]:
-        """Unscored: a question of another world, an unreadable image, an answer that is empty or not understood at all."""
-        readings: dict[str, SceneReading | None] = {}
-        return [[self._score(prompt, answer, readings) for answer in answers] for prompt, answers in batch]
+        """Unscored: a question of another world, an unreadable image, an answer that is empty or not understood."""
+        readings = self.read([prompt for prompt, _ in batch if kind_of(prompt.question)])
+        return [
+            [self._score(prompt, answer, readings.get(prompt.image_path)) for answer in answers]
+            for prompt, answers in batch
+        ]
 
-    def read(self, prompt: Prompt) -> SceneReading:
-        """What the judge sees in the prompt's image. Raises OSError when the image can't be decoded."""
-        image = prompt.open_image()
-        views = self.encoder.encode_images(cell(image, 2, place // 2, place % 2) for place in range(4))
-        logits = self.encoder.logit_scale * views.astype(np.float64) @ self._captions.T
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return SceneReading(weights / weights.sum(axis=1, keepdims=True))
+    def read(self, prompts: Sequence[Prompt]) -> dict[Path, SceneReading]:
+        """Image path -> what the judge sees there; images that can't be read are left out."""
+        readings = {}
+        for path, views in encode_views(self.encoder, prompts, lambda image: crops(image, 2)).items():
+            logits = self.encoder.logit_scale * views.astype(np.float64) @ self._captions.T
+            weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+            readings[path] = SceneReading(weights / weights.sum(axis=1, keepdims=True))
+        return readings
 
-    def _score(self, prompt: Prompt, answer: str, readings: dict[str, SceneReading | None]) -> Score:
-        try:
-            question = parse_question(prompt.question)
-        except ValueError:
+    def _score(self, prompt: Prompt, answer: str, reading: SceneReading | None) -> Score:
+        if kind_of(prompt.question) is None:
             return Score.unscored("question not about a scene")
         if not answer.strip():
             return Score.unscored("empty answer")
         said = claims(answer)
-        if said.verdict is None and said.count is None and not (said.present or said.absent or said.empty):
+        if said.verdict is None and not statements(said):
             return Score.unscored("answer not understood")
-        path = str(prompt.image_path)
-        if path not in readings:
-            try:
-                readings[path] = self.read(prompt)
-            except OSError:
-                readings[path] = None
-        reading = readings[path]
         if reading is None:
             return Score.unscored("image can't be read")
-        aspects = reading.aspects(question, said)
+        aspects = reading.aspects(parse_question(prompt.question), said)
         return Score(float(np.mean(list(aspects.values()))), sub_scores=aspects)

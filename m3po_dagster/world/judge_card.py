@@ -111,7 +111,8 @@ def measure_judge(folder: Path) -> dict[str, float]:
 
 
 def _cells_right(judge: SceneJudge, cases: Sequence[Case]) -> float:
-    read = np.array([judge.read(case.prompt).cells.argmax(axis=1) for case in cases])
+    readings = judge.read([case.prompt for case in cases])
+    read = np.array([readings[case.prompt.image_path].cells.argmax(axis=1) for case in cases])
     true = np.array([[len(THINGS) if t is None else THINGS.index(t) for t in case.cells] for case in cases])
     return float((read == true).mean())
 

@@ -21,7 +21,7 @@ _INDEX = {thing: i for i, thing in enumerate(THINGS)}
 
 @dataclass(frozen=True, eq=False)
 class SceneReading:
-    """`cells` is (4, 25): a row a cell, in the order of POSITIONS; a column an object, in that of THINGS, then nothing."""
+    """`cells` is (4, 25): a row a cell as in POSITIONS; a column an object as in THINGS, the last one for nothing."""
 
     cells: np.ndarray
 

@@ -114,9 +114,9 @@ def fit(
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2 or not np.isfinite(sample).all():
         raise ValueError(f"a calibration needs at least 2 finite raw values, got {sample.size} values")
+    if np.ptp(sample) == 0:
+        raise ValueError("every raw value of the sample is equal: nothing to calibrate")
     if kind == "zscore":
-        if sample.std() == 0:
-            raise ValueError("every raw value of the sample is equal: nothing to calibrate")
         return ZScore(mean=float(sample.mean()), sd=float(sample.std()))
     if kind == "quantile":
         return Quantile(knots=tuple(np.quantile(sample, np.linspace(0, 1, QUANTILE_KNOTS)).tolist()))

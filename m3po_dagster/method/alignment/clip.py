@@ -6,7 +6,9 @@ windowed (never cut in silence), and the value mixes the mean over statements wi
 among many right ones must cost something.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -61,20 +63,15 @@ class ClipScorer:
 
     def score(self, batch: Batch) -> list[list[Score]]:
         """Raw values are cosines in [-1, 1]. Unscored: an answer without a word, an image that can't be read."""
-        views: dict[str, np.ndarray | None] = {}
+        views = encode_views(self.encoder, [prompt for prompt, _ in batch], self._view)
         statements: dict[str, list[str]] = {}
         for prompt, answers in batch:
-            path = str(prompt.image_path)
-            if path not in views:
-                views[path] = self._encode_views(prompt)
-            if views[path] is None:
-                continue
-            for answer in answers:
-                for statement in self._statements(prompt, answer):
+            if prompt.image_path in views:
+                for statement in (s for answer in answers for s in self._statements(prompt, answer)):
                     if statement not in statements:
                         statements[statement] = windows(statement, self.encoder.fits)
         pieces = {piece: row for row, piece in enumerate(dict.fromkeys(p for ps in statements.values() for p in ps))}
-        vectors = self.encoder.encode_texts(list(pieces)) if pieces else np.empty((0, 0), np.float32)
+        vectors = self.encoder.encode_texts(list(pieces))
         rows = {statement: [pieces[piece] for piece in ps] for statement, ps in statements.items()}
         return [
             [
@@ -82,18 +79,14 @@ class ClipScorer:
                 for answer in answers
             ]
             for prompt, answers in batch
-            for view in [views[str(prompt.image_path)]]
+            for view in [views.get(prompt.image_path)]
         ]
+
+    def _view(self, image: "Image.Image") -> Iterator["Image.Image"]:
+        return tile_views(image, self.settings.tiles)
 
     def _statements(self, prompt: Prompt, answer: str) -> list[str]:
         return as_statements(prompt.question, answer, self.settings.short_words)
-
-    def _encode_views(self, prompt: Prompt) -> np.ndarray | None:
-        try:
-            image = prompt.open_image()
-        except OSError:
-            return None
-        return self.encoder.encode_images(tile_views(image, self.settings.tiles))
 
     def _score(self, rows: list[int], vectors: np.ndarray, views: np.ndarray | None) -> Score:
         if views is None:
@@ -106,17 +99,40 @@ class ClipScorer:
         return Score(value, sub_scores=dict(zip(self.sub_scores, (mean, low, float(len(rows))), strict=True)))
 
 
+def encode_views(
+    encoder: ClipEncoder, prompts: Sequence[Prompt], view: Callable[["Image.Image"], Iterable["Image.Image"]]
+) -> dict[Path, np.ndarray]:
+    """Image path -> embeddings of its views, (views, embedding size), each image once.
+
+    `view` gives the same number of views for every image. Images that can't be read are left out.
+    """
+    read: list[Path] = []
+
+    def views() -> Iterator["Image.Image"]:
+        for path, prompt in {prompt.image_path: prompt for prompt in prompts}.items():
+            try:
+                image = prompt.open_image()
+            except OSError:
+                continue
+            read.append(path)
+            yield from view(image)
+
+    vectors = encoder.encode_images(views())
+    return dict(zip(read, np.split(vectors, len(read)), strict=True)) if read else {}
+
+
 def tile_views(image: "Image.Image", tiles: int) -> Iterator["Image.Image"]:
-    """The whole image, then, for `tiles` > 1, its tiles x tiles crops row by row; together they cover every pixel."""
+    """The whole image, then, for `tiles` > 1, its crops."""
     yield image
     if tiles > 1:
-        for row in range(tiles):
-            for column in range(tiles):
-                yield cell(image, tiles, row, column)
+        yield from crops(image, tiles)
 
 
-def cell(image: "Image.Image", tiles: int, row: int, column: int) -> "Image.Image":
-    """One crop of the tiles x tiles grid."""
+def crops(image: "Image.Image", tiles: int) -> Iterator["Image.Image"]:
+    """The image cut into tiles x tiles, row by row; together they cover every pixel once."""
     width, height = image.size
-    box = (column * width // tiles, row * height // tiles, (column + 1) * width // tiles, (row + 1) * height // tiles)
-    return image.crop(box)
+    across = [column * width // tiles for column in range(tiles + 1)]
+    down = [row * height // tiles for row in range(tiles + 1)]
+    for top, bottom in pairwise(down):
+        for left, right in pairwise(across):
+            yield image.crop((left, top, right, bottom))

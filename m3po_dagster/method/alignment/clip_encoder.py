@@ -48,7 +48,7 @@ class ClipEncoder:
             with torch.inference_mode():
                 rows.append(self.model.encode_image(pixels, normalize=True).float().cpu().numpy())
             self.n_images += len(chunk)
-        return np.concatenate(rows)
+        return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """L2-normalised embeddings, shape (number of texts, embedding size), float32; each text must fit."""
@@ -62,7 +62,7 @@ class ClipEncoder:
                     self.model.encode_text(self.tokenizer(chunk).to(self.device), normalize=True).float().cpu().numpy()
                 )
             self.n_texts += len(chunk)
-        return np.concatenate(rows)
+        return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
     def fits(self, text: str) -> bool:
         """Whether the whole text fits the text tower's context.
