@@ -103,6 +103,20 @@ def test_samples_depend_on_prompt_and_seed_alone(loaded, prompts):
     assert [one.token_ids for one in other] != [one.token_ids for one in together[0]]
 
 
+def test_prompts_leaving_early_disturb_no_stream(loaded, prompts):
+    """With two rows a prompt, whole prompts leave while others have both rows, or only their second, still running."""
+    crowd = [replace(prompt, prompt_id=f"{prompt.prompt_id}/{i}") for i in range(3) for prompt in prompts]
+    settings = SamplingSettings(n=2, max_new_tokens=80, temperature=1.5, top_p=1, prompts_per_batch=len(crowd))
+    seeds = [prompt_seed(1, prompt.prompt_id, 2) for prompt in crowd]
+    counts = Counts()
+    together = sample(loaded, crowd, settings, seeds, counts)
+    alone = [sample(loaded, [prompt], settings, [seed])[0] for prompt, seed in zip(crowd, seeds, strict=True)]
+    assert [[one.token_ids for one in samples] for samples in together] == [
+        [one.token_ids for one in samples] for samples in alone
+    ]
+    assert counts.decode_rows < 0.75 * 2 * len(crowd) * counts.decode_forwards
+
+
 def test_model_does_each_prompt_once(loaded, prompts):
     """Counted twice: by the sampler itself and by hooks on the model's own parts."""
     seen = {"images": 0, "prefill": 0, "decode": 0, "rows": 0}
