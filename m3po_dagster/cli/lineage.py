@@ -3,10 +3,11 @@
 import json
 from typing import Annotated
 
+import pyarrow as pa
 import typer
 
 from m3po_dagster import lineage
-from m3po_dagster.cli.store import DEFAULT_STORE, JsonOption, StoreOption, fail, opened
+from m3po_dagster.cli.store import DEFAULT_STORE, JsonOption, StoreOption, console, fail, opened
 from m3po_dagster.storage.errors import StoreError
 
 app = typer.Typer(no_args_is_help=True, help="What an adapter came from.")
@@ -39,12 +40,10 @@ def adapter(
     if as_json:
         typer.echo(json.dumps(tree.to_dict(), indent=1))
     else:
-        from rich.console import Console
-
-        Console(soft_wrap=True).print(lineage.render(tree))
+        console().print(lineage.render(tree))
 
 
-def _print_pairs(shards: dict[str, str], table, as_json: bool) -> None:
+def _print_pairs(shards: dict[str, str], table: pa.Table, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"shards": shards, "pairs": table.to_pylist()}, indent=1))
         return

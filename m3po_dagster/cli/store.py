@@ -1,8 +1,9 @@
 """`m3po store`: what lies in the store, what an artifact was made from, and what may go."""
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,11 +13,15 @@ from m3po_dagster.storage.store import ArtifactStore
 
 app = typer.Typer(no_args_is_help=True, help="Look at the artifact store, and clear it up.")
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="M3PO_STORE", help="Folder of the store.", show_default=True)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 DEFAULT_STORE = Path(".m3po/store")
+_PIPE_WIDTH = 1000
 
 
 def opened(folder: Path) -> ArtifactStore:
@@ -31,6 +36,13 @@ def fail(error: StoreError) -> typer.Exit:
     """Print an error to the terminal's error stream; raise what this returns."""
     typer.echo(f"error: {error}", err=True)
     return typer.Exit(1)
+
+
+def console() -> "Console":
+    """A console that wraps lines on a terminal and cuts none in a pipe."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
 
 
 @app.command("ls")
@@ -51,7 +63,6 @@ def list_artifacts(
         typer.echo(json.dumps(rows, indent=1))
         return
 
-    from rich.console import Console
     from rich.filesize import decimal
     from rich.table import Table
 
@@ -67,7 +78,7 @@ def list_artifacts(
         cells = [draft.key.asset, draft.key.partition, draft.key.fingerprint[:12], f"{draft.parts} parts"]
         table.add_row(*cells, decimal(draft.bytes), "unfinished")
     size = sum(artifact.manifest.bytes for artifact in artifacts) + sum(draft.bytes for draft in drafts)
-    Console().print(table)
+    console().print(table)
     typer.echo(f"{len(artifacts)} artifacts, {len(drafts)} unfinished, {decimal(size)} in {store.root}")
 
 
@@ -98,8 +109,8 @@ def show(
         typer.echo(f"{'input':13}{name}: {ref.fingerprint[:12]}, content {ref.data_version[:12]}")
     for name, table in manifest.tables.items():
         typer.echo(f"{'table':13}{name}: {table.rows:,} rows, {table.bytes:,} bytes, content {table.hash[:12]}")
-        for column, kind in table.columns.items():
-            typer.echo(f"{'':15}{column}: {kind}")
+        for name, column in table.columns.items():
+            typer.echo(f"{'':15}{name}: {column.type}")
     for path, file in manifest.files.items():
         typer.echo(f"{'file':13}{path}: {file.bytes:,} bytes, sha256 {file.sha256[:12]}")
 

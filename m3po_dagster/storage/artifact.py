@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from m3po_dagster.storage.content import column_hashes
 from m3po_dagster.storage.errors import StoreError, explained
 from m3po_dagster.storage.filesystem import LocalFolder
 from m3po_dagster.storage.manifest import FORMAT, Manifest
@@ -42,28 +43,33 @@ class Artifact:
         return self._disk.local(self.key.folder)
 
     def table(self, name: str = "data", columns: list[str] | None = None) -> pa.Table:
-        """A table, or some of its columns, with page checksums verified.
+        """A table, or some of its columns, verified against the manifest's content hashes.
 
         Raises StoreError when there is no such table or column, or when the file is damaged.
         """
         entry = self.manifest.tables.get(name)
         if entry is None:
             raise StoreError(f"{self.key} has no table {name!r}: it has {sorted(self.manifest.tables)}")
-        unknown = [column for column in columns or [] if column not in entry.columns]
+        wanted = list(entry.columns) if columns is None else columns
+        unknown = [column for column in wanted if column not in entry.columns]
         if unknown:
             raise StoreError(f"{self.key}: table {name!r} has no columns {unknown}: it has {list(entry.columns)}")
         path = f"{self.key.folder}/{name}.parquet"
-        with explained("read", self._disk.local(path)):
-            try:
-                with self._disk.filesystem.open_input_file(path) as file:
-                    table = pq.ParquetFile(file, page_checksum_verification=True).read(columns)
-            except (pa.ArrowException, OSError) as error:
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise
-                raise StoreError(
-                    f"{self._disk.local(path)} is damaged ({error}): remove its folder, then run again"
-                ) from error
-        return table.select(columns) if columns is not None else table
+        try:
+            with self._disk.filesystem.open_input_file(path) as file:
+                table = pq.ParquetFile(file).read(wanted).select(wanted)
+            different = [
+                column
+                for column, digest in zip(wanted, column_hashes(table), strict=True)
+                if digest != entry.columns[column].hash
+            ]
+            reason = f"columns {different} are not what was committed" if different else ""
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error)
+        if reason:
+            where = self._disk.local(path)
+            raise StoreError(f"{where} can't be read or is damaged ({reason}): remove its folder, then run again")
+        return table
 
     def path(self, name: str) -> Path:
         """Local path of a file, a folder of files or a table's Parquet file. Raises StoreError when there is none."""

@@ -1,6 +1,7 @@
 """The content hash of a table: what it says, not how Arrow or Parquet happen to lay it out."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,24 @@ def table_hash(table: pa.Table) -> str:
     nullability; null and empty differ, every NaN is the same NaN, -0.0 is not 0.0. Raises TypeError for column
     types that no table of the graph has (maps, unions, views of lists, extensions).
     """
-    columns = []
+    return combined_hash(zip(table.column_names, column_hashes(table), strict=True))
+
+
+def column_hashes(table: pa.Table) -> list[str]:
+    """sha256 (hex) of each column's type, length and values, the same way. Raises TypeError as `table_hash`."""
+    hashes = []
     for name, column in zip(table.column_names, table.columns, strict=True):
         kind = _kind(column.type, name)
-        hasher = hashlib.sha256()
+        hasher = hashlib.sha256(canonical_json([kind, table.num_rows]).encode())
         for start in range(0, table.num_rows, _BLOCK):
             _update(hasher, _one_array(column.slice(start, _BLOCK)))
-        columns.append([name, kind, hasher.hexdigest()])
-    return hashlib.sha256(canonical_json([table.num_rows, columns]).encode()).hexdigest()
+        hashes.append(hasher.hexdigest())
+    return hashes
+
+
+def combined_hash(columns: Iterable[tuple[str, str]]) -> str:
+    """The table's hash from its columns' names and hashes, in the table's order."""
+    return hashlib.sha256(canonical_json([[name, digest] for name, digest in columns]).encode()).hexdigest()
 
 
 def _kind(kind: pa.DataType, column: str) -> Any:

@@ -14,11 +14,19 @@ import pyarrow.parquet as pq
 
 from m3po_dagster.storage.artifact import MANIFEST, Artifact, load
 from m3po_dagster.storage.check import check
-from m3po_dagster.storage.content import table_hash
+from m3po_dagster.storage.content import column_hashes, combined_hash, table_hash
 from m3po_dagster.storage.errors import StoreError, explained
 from m3po_dagster.storage.filesystem import LOCK, LocalFolder
 from m3po_dagster.storage.fingerprint import canonical_json, file_sha256
-from m3po_dagster.storage.manifest import FileEntry, InputRef, Manifest, TableEntry, content_version, surroundings
+from m3po_dagster.storage.manifest import (
+    ColumnEntry,
+    FileEntry,
+    InputRef,
+    Manifest,
+    TableEntry,
+    content_version,
+    surroundings,
+)
 from m3po_dagster.storage.names import ArtifactKey, check_name
 from m3po_dagster.storage.tables import TableSchema
 
@@ -193,8 +201,12 @@ class Draft:
 
     def _commit_table(self, name: str, table: pa.Table) -> TableEntry:
         size = self._write_table(f"{self._folder}/{name}.parquet", table)
-        columns = {field.name: str(field.type) for field in table.schema}
-        return TableEntry(rows=table.num_rows, columns=columns, bytes=size, hash=table_hash(table))
+        columns = {
+            field.name: ColumnEntry(type=str(field.type), hash=digest)
+            for field, digest in zip(table.schema, column_hashes(table), strict=True)
+        }
+        whole = combined_hash((column, entry.hash) for column, entry in columns.items())
+        return TableEntry(rows=table.num_rows, columns=columns, bytes=size, hash=whole)
 
     def _commit_folder(self, name: str) -> list[tuple[str, FileEntry]]:
         entries = []
@@ -210,14 +222,7 @@ class Draft:
     def _write_table(self, path: str, table: pa.Table) -> int:
         return self._disk.write(
             path,
-            lambda file: pq.write_table(
-                table,
-                file,
-                compression="zstd",
-                compression_level=3,
-                row_group_size=ROW_GROUP,
-                write_page_checksum=True,
-            ),
+            lambda file: pq.write_table(table, file, compression="zstd", compression_level=3, row_group_size=ROW_GROUP),
         )
 
     def _tidy(self, manifest: Manifest) -> None:

@@ -22,6 +22,7 @@ from m3po_dagster.storage.errors import Busy, StoreError, explained
 
 LOCK = "lock"
 _UNFINISHED = ".tmp"
+_LOCK_ATTEMPTS = 100
 
 
 class Lock:
@@ -59,13 +60,13 @@ class LocalFolder:
         """The path on this machine."""
         return self.root / path
 
-    def children(self, path: str) -> list[str]:
+    def children(self, path: str, folders_only: bool = False) -> list[str]:
         """Names inside a folder, sorted, hidden ones left out; [] when there is no such folder."""
         selector = arrow_fs.FileSelector(path, allow_not_found=True)
         with explained("list", self.local(path)):
-            return sorted(
-                i.base_name for i in self.filesystem.get_file_info(selector) if not i.base_name.startswith(".")
-            )
+            found = self.filesystem.get_file_info(selector)
+        kept = [info for info in found if not folders_only or info.type == arrow_fs.FileType.Directory]
+        return sorted(info.base_name for info in kept if not info.base_name.startswith("."))
 
     def files(self, path: str) -> dict[str, arrow_fs.FileInfo]:
         """Every file below a folder, by its path relative to that folder; {} when there is no such folder."""
@@ -142,27 +143,35 @@ class LocalFolder:
         """Lock a folder, making it first. Raises Busy, with who holds it, at once when somebody else does."""
         path = self.local(folder) / LOCK
         with explained("lock", path):
-            while True:
+            for _ in range(_LOCK_ATTEMPTS):
+                path.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
                     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
                 except FileNotFoundError:
                     continue  # a collector took the empty folder away in between
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if self._same_file(path, descriptor):
-                        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-                        os.ftruncate(descriptor, 0)
-                        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-                        return Lock(path, descriptor)
-                    os.close(descriptor)  # its holder let go and took the file away: lock the new one
-                except BlockingIOError:
-                    holder = self._holder(descriptor)
-                    os.close(descriptor)
-                    raise Busy(folder, holder.get("pid"), holder.get("host"), holder.get("since")) from None
-                except BaseException:
-                    os.close(descriptor)
-                    raise
+                if lock := self._held(path, folder, descriptor):
+                    return lock
+        raise Busy(folder, None, None, None)
+
+    def _held(self, path: Path, folder: str, descriptor: int) -> Lock | None:
+        """The lock on an open lock file, or None when its last holder let go and took the file away."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._same_file(path, descriptor):
+                since = datetime.now(UTC).isoformat(timespec="seconds")
+                holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+                return Lock(path, descriptor)
+        except BlockingIOError:
+            holder = self._holder(descriptor)
+            os.close(descriptor)
+            raise Busy(folder, holder.get("pid"), holder.get("host"), holder.get("since")) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return None
 
     @staticmethod
     def _same_file(path: Path, descriptor: int) -> bool:
@@ -185,7 +194,3 @@ class LocalFolder:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -28,13 +28,20 @@ class InputRef(_Record):
     data_version: str = Field(description="hash of its content as it was used")
 
 
+class ColumnEntry(_Record):
+    """One column of a table."""
+
+    type: str = Field(description="Arrow type")
+    hash: str = Field(description="content hash, independent of the Parquet encoding")
+
+
 class TableEntry(_Record):
     """One table of an artifact, in the file NAME.parquet."""
 
     rows: int = Field(ge=0, description="number of rows")
-    columns: dict[str, str] = Field(description="column name -> type")
+    columns: dict[str, ColumnEntry] = Field(description="its columns by name, in their order")
     bytes: int = Field(ge=0, description="size of the Parquet file")
-    hash: str = Field(description="content hash, independent of the Parquet encoding")
+    hash: str = Field(description="content hash over all columns")
 
 
 class FileEntry(_Record):
@@ -70,8 +77,8 @@ class Manifest(_Record):
         return sum(entry.bytes for entry in (*self.tables.values(), *self.files.values()))
 
     def to_json(self) -> bytes:
-        """Indented JSON with sorted keys."""
-        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
+        """Indented JSON, in the order of the fields."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode()
 
 
 def content_version(tables: dict[str, TableEntry], files: dict[str, FileEntry]) -> str:

@@ -75,8 +75,8 @@ class ArtifactStore:
         yield from found
 
     def _keys(self, asset: str | None = None) -> Iterator[ArtifactKey]:
-        for name in self._disk.children("") if asset is None else [check_name("asset", asset)]:
-            for partition in self._disk.children(name):
-                for fingerprint in self._disk.children(f"{name}/{partition}"):
+        for name in self._disk.children("", folders_only=True) if asset is None else [check_name("asset", asset)]:
+            for partition in self._disk.children(name, folders_only=True):
+                for fingerprint in self._disk.children(f"{name}/{partition}", folders_only=True):
                     if key := parse_folder(name, partition, fingerprint):
                         yield key

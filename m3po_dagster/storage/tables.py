@@ -215,16 +215,16 @@ SWEEP = TableSchema(
         [
             column("alpha", pa.float64(), "weight of the confidence term"),
             column("delta", pa.float64(), "margin of the confidence term"),
-            column("identical_to", pa.int64(), "row of an earlier grid point with the same pairs", nullable=True),
             column("n_pairs", pa.int64(), "prompts that give a pair"),
-            column("no_pair", pa.int64(), "prompts that give none"),
-            column("overlap", pa.float64(), "share of prompts with the default point's pair"),
-            column("active_penalty_share", pa.float64(), "share of pairs whose confidence term is above 0"),
-            column("hard_negative_share", pa.float64(), "share of pairs whose R_l is likelier than R_w"),
-            column("tie_rate", pa.float64(), "share of prompts whose top MAS is tied"),
+            column("n_no_pair", pa.int64(), "prompts that give none"),
+            column("identical_to", pa.int64(), "row of an earlier grid point with the same pairs", nullable=True),
+            column("overlap", pa.float64(), "share of prompts with the default point's pair", nullable=True),
+            column("active_penalty_share", pa.float64(), "share of pairs whose penalty is above 0", nullable=True),
+            column("hard_negative_share", pa.float64(), "share of pairs whose R_l is likelier than R_w", nullable=True),
             column("mean_mas_gap", pa.float64(), "mean of MAS(R_w) - MAS(R_l)", nullable=True),
             column("mean_logp_gap", pa.float64(), "mean of confidence of R_w minus that of R_l", nullable=True),
             column("mean_length_difference", pa.float64(), "mean of tokens of R_w minus those of R_l", nullable=True),
+            column("top_tie_share", pa.float64(), "share of prompts whose top MAS is tied", nullable=True),
         ]
     ),
 )

@@ -1,0 +1,70 @@
+"""The cache of file hashes: right first, then fast."""
+
+import hashlib
+import os
+import time
+
+import pytest
+
+from m3po_dagster.storage.errors import StoreError
+from m3po_dagster.storage.file_hashes import FileHashes
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """The clock ten seconds ahead: files written now count as long settled."""
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + 10_000_000_000)
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_an_unchanged_file_is_read_once_even_by_the_next_process(tmp_path, settled):
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    first = FileHashes(tmp_path / "cache" / "hashes.sqlite")
+    assert [first.sha256(file) for _ in range(3)] == [digest(b"one")] * 3
+    assert first.files_read == 1
+    first.close()
+    second = FileHashes(tmp_path / "cache" / "hashes.sqlite")
+    assert second.sha256(file) == digest(b"one")
+    assert second.files_read == 0
+
+
+def test_a_changed_file_is_read_again_even_when_size_and_mtime_are_put_back(tmp_path, settled):
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    hashes = FileHashes(tmp_path / "hashes.sqlite")
+    hashes.sha256(file)
+    before = file.stat()
+    time.sleep(0.02)
+    file.write_bytes(b"two")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert hashes.sha256(file) == digest(b"two")
+    assert hashes.files_read == 2
+
+
+def test_a_file_written_this_moment_is_not_remembered(tmp_path):
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    hashes = FileHashes(tmp_path / "hashes.sqlite")
+    hashes.sha256(file)
+    hashes.sha256(file)
+    assert hashes.files_read == 2
+
+
+def test_a_damaged_cache_is_begun_anew(tmp_path):
+    (tmp_path / "hashes.sqlite").write_bytes(b"not a database" * 100)
+    (tmp_path / "file").write_bytes(b"one")
+    assert FileHashes(tmp_path / "hashes.sqlite").sha256(tmp_path / "file") == digest(b"one")
+
+
+def test_errors_name_the_file(tmp_path):
+    hashes = FileHashes(tmp_path / "hashes.sqlite")
+    with pytest.raises(FileNotFoundError, match="gone"):
+        hashes.sha256(tmp_path / "gone")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreError, match="file"):
+        FileHashes(tmp_path / "file" / "hashes.sqlite")
