@@ -30,7 +30,6 @@ class SceneJudgeSettings(ScorerSettings):
 
     kind: Literal["scene_judge"] = Field("scene_judge", description="the embedded world's judge")
     name: str = Field("scene_judge", pattern=r"^[a-z][a-z0-9_]*$", description="column of the MAS table")
-    model: str = Field(str(JUDGE_FOLDER), min_length=1, description="folder of the open_clip model; default: embedded")
     calibration: Calibration | None = Field(
         Identity(), description="map of the raw value to [0, 1]; the raw value already lies there"
     )

@@ -1,7 +1,5 @@
 """The Multimodal Alignment Score: the weighted mean of calibrated scorers (paper, section 3.3)."""
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -39,11 +37,6 @@ class MasSettings(Settings, Generic[S]):
             {scorer.name: scorer.weight for scorer in self.scorers},
             {scorer.name: scorer.resolved_calibration() for scorer in self.scorers},
         )
-
-    def identity(self) -> str:
-        """Hash of everything MAS depends on; reads the models' files, loads no model."""
-        facts = [scorer.identity() for scorer in sorted(self.scorers, key=lambda scorer: scorer.name)]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 class MasScorer:

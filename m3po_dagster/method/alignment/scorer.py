@@ -4,7 +4,6 @@ A scorer wraps one assessment model of section 3.3. It returns raw values on its
 [0, 1] and `mas` combines several scorers into the Multimodal Alignment Score.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,26 +111,3 @@ class ScorerSettings(Settings):
                 f"{path} has no entry '{self.name}' (it has {', '.join(known)}); set `calibration` instead"
             )
         return known[self.name]
-
-    def identity(self) -> dict[str, object]:
-        """Everything a score depends on, as JSON: settings, calibration, and the content of the model's folder.
-
-        The folder's path is left out, so that a moved folder is still the same judge.
-        """
-        facts: dict[str, object] = self.model_dump(mode="json", exclude={"model", "calibration"})
-        facts["calibration"] = self.resolved_calibration().version
-        if self.folder:
-            facts["model_sha256"] = _folder_sha256(self.folder)
-        else:
-            facts["model"] = self.model
-        return facts
-
-
-def _folder_sha256(folder: Path) -> str:
-    """Hash of names and bytes of the files that make the model what it is; calibration and model card are not it."""
-    total = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != CALIBRATION_FILE and path.suffix != ".md":
-            total.update(path.relative_to(folder).as_posix().encode())
-            total.update(hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
