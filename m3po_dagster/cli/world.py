@@ -25,7 +25,7 @@ def write(
 
     from m3po_dagster.world.write import write_world
 
-    with explained(FileExistsError, PermissionError, OSError):
+    with explained(OSError):
         manifest = write_world(out, prompts, scenes, seed)
     if as_json:
         typer.echo(json.dumps(manifest))

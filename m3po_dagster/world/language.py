@@ -28,7 +28,8 @@ WORDS = (
 class Question:
     """One question. Which fields are set depends on `kind`; `text` shows how each kind reads.
 
-    `in_image` (kind "exists") closes with "in the image"; `short` (yes/no kinds) asks for a bare yes or no.
+    `in_image` (kind "exists") closes as POPE does, "in the image", or with `short` as MME does, "in this image";
+    `short` (yes/no kinds) asks for a bare yes or no.
     """
 
     kind: Kind
@@ -47,7 +48,8 @@ class Question:
             case "describe":
                 text = "Describe the image."
             case "exists":
-                text = f"Is there a {self.thing}{' in the image' if self.in_image else ''}?"
+                closing = (" in this image" if self.short else " in the image") if self.in_image else ""
+                text = f"Is there a {self.thing}{closing}?"
             case "count":
                 text = "How many objects are there?"
             case "what_at":
@@ -95,7 +97,7 @@ _QUESTIONS: tuple[tuple[Kind, re.Pattern[str], tuple[str, ...]], ...] = tuple(
     (kind, re.compile(pattern), fields)
     for kind, pattern, fields in (
         ("describe", r"Describe the image\.", ()),
-        ("exists", rf"Is there a {_COLOUR} {_SHAPE}( in the image)?\?", ("thing", "in_image")),
+        ("exists", rf"Is there a {_COLOUR} {_SHAPE}( in (?:the|this) image)?\?", ("thing", "in_image")),
         ("count", r"How many objects are there\?", ()),
         ("what_at", rf"What is at the {_POSITION}\?", ("position",)),
         ("is_shape", rf"Is the {_COLOUR} object a {_SHAPE}\?", ("colour", "shape")),
@@ -130,7 +132,7 @@ def parse_question(text: str) -> Question:
                 if field == "thing":
                     given[field] = Thing(values.pop(0), values.pop(0))
                 elif field == "in_image":
-                    given[field] = values.pop(0) is not None
+                    given[field] = bool(values.pop(0))
                 elif field == "count":
                     given[field] = NUMBERS.index(values.pop(0))
                 else:
