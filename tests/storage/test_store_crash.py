@@ -1,5 +1,6 @@
 """Kills, races and full disks: nothing half-written is trusted, nothing finished is lost."""
 
+import fcntl
 import json
 import os
 import resource
@@ -15,7 +16,7 @@ import pytest
 import store_samples
 from store_samples import NUMBERS, PARTS, ROWS, in_child, key, numbers, write_in_parts
 
-from m3po_dagster.storage.errors import StoreError
+from m3po_dagster.storage.errors import Busy, StoreError
 from m3po_dagster.storage.store import ArtifactStore
 
 
@@ -71,6 +72,26 @@ def test_a_lock_dies_with_its_process(tmp_path):
     assert (tmp_path / "numbers" / "m3po,s0" / key()[2] / "lock").exists()
     with store.open(*key()) as draft:
         assert draft.parts() == []
+
+
+def test_a_lock_taken_on_a_file_that_is_gone_is_no_lock(tmp_path, monkeypatch):
+    """Between opening the lock file and locking it, its holder may let go and take the file away."""
+    store = ArtifactStore(tmp_path)
+    holder = store.open(*key())
+    holder.__enter__()
+    real, attempts = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        attempts.append(descriptor)
+        if len(attempts) == 1:
+            holder.__exit__()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with store.open(*key()):
+        assert len(attempts) == 2
+        with pytest.raises(Busy), store.open(*key()):
+            pass
 
 
 def fill(store: ArtifactStore, rows: int) -> tuple[int, StoreError | None]:
