@@ -6,8 +6,12 @@ import dagster as dg
 from dagster import AssetRecordsFilter, DagsterEventType
 
 from m3po_dagster.graph import STAGES, Head, Part
+from m3po_dagster.storage.store import ArtifactStore
 
 FINGERPRINT_TAG = "m3po/fingerprint"
+"""Tag with the first digits of the fingerprint, to search by; tags are short, so the whole one is metadata."""
+
+FINGERPRINT_METADATA = "fingerprint"
 DATA_VERSION_TAG = "dagster/data_version"
 
 
@@ -28,11 +32,16 @@ def read_heads(instance: dg.DagsterInstance, assets: Iterable[str] = tuple(STAGE
             events = instance.fetch_materializations(key, limit=1).records
         for event in events:
             materialisation = event.asset_materialization
-            tags = materialisation.tags or {}
-            if FINGERPRINT_TAG in tags:
+            fingerprint = materialisation.metadata.get(FINGERPRINT_METADATA)
+            if fingerprint is not None:
                 part = (asset, materialisation.partition or "")
-                heads[part] = Head(tags[FINGERPRINT_TAG], tags[DATA_VERSION_TAG])
+                heads[part] = Head(str(fingerprint.value), materialisation.tags[DATA_VERSION_TAG])
     return heads
+
+
+def held_heads(instance: dg.DagsterInstance, store: ArtifactStore) -> dict[Part, Head]:
+    """The heads whose artifact the store holds: what was removed from it counts as never made."""
+    return {part: head for part, head in read_heads(instance).items() if store.find(*part, head.fingerprint)}
 
 
 def current_heads() -> set[tuple[str, str, str]]:

@@ -10,6 +10,7 @@ it is *due* when its inputs are settled and the head carries another one, or non
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from m3po_dagster.identity import Identities
 from m3po_dagster.storage.fingerprint import fingerprint
@@ -117,17 +118,10 @@ STAGES: dict[str, Stage] = {
 """Every asset, inputs before what is made from them."""
 
 
-def partition_keys(stage: Stage, study: Study) -> list[str]:
-    """All partition keys of an asset; [''] when it has none."""
-    shards, recipes = study.shards, list(study.recipes)
-    match stage.dimensions:
-        case ():
-            return [""]
-        case ("shard",):
-            return shards
-        case ("recipe",):
-            return recipes
-    return [f"{recipe}|{shard}" for recipe in recipes for shard in shards]
+def partition_keys(stage: Stage, study: Study, fixed: Mapping[str, str] | None = None) -> list[str]:
+    """The partition keys of an asset, [''] when it has none; `fixed` pins dimensions to one key."""
+    values = {"shard": study.shards, "recipe": list(study.recipes)} | {k: [v] for k, v in (fixed or {}).items()}
+    return ["|".join(keys) for keys in product(*(values[dimension] for dimension in stage.dimensions))]
 
 
 def all_parts(study: Study) -> Iterator[Part]:
@@ -141,14 +135,7 @@ def inputs_of(asset: str, partition: str, study: Study) -> list[Part]:
     """The parts a part is made from: dimensions the two share match, others fan in."""
     stage = STAGES[asset]
     own = dict(zip(stage.dimensions, partition.split("|"), strict=False))
-    found = []
-    for name in stage.inputs:
-        upstream = STAGES[name]
-        for key in partition_keys(upstream, study):
-            theirs = dict(zip(upstream.dimensions, key.split("|"), strict=False))
-            if all(own.get(dimension, value) == value for dimension, value in theirs.items()):
-                found.append((name, key))
-    return found
+    return [(name, key) for name in stage.inputs for key in partition_keys(STAGES[name], study, own)]
 
 
 def label(part: Part) -> str:

@@ -12,7 +12,9 @@ import dagster as dg
 import pyarrow as pa
 
 from m3po_dagster.assets.checks import Check
-from m3po_dagster.current import FINGERPRINT_TAG, read_heads
+from m3po_dagster.current import FINGERPRINT_METADATA, FINGERPRINT_TAG, read_heads
+from m3po_dagster.datasets.record import DatasetError
+from m3po_dagster.evaluation.question import BenchmarkError
 from m3po_dagster.graph import STAGES, Part, inputs_of, label, part_fingerprint
 from m3po_dagster.identity import Identities
 from m3po_dagster.progress import progress
@@ -23,6 +25,9 @@ from m3po_dagster.storage.errors import Busy, StoreError
 from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.storage.tables import TableSchema
 from m3po_dagster.study import Study
+
+MENDABLE = (StoreError, FileNotFoundError, DatasetError, BenchmarkError)
+"""What a user can mend; the message says where and how, a stack trace adds nothing."""
 
 
 @dataclass(frozen=True)
@@ -103,22 +108,22 @@ def materialise(
             artifact, reused = _make(work, fingerprint, build)
     except Busy as error:
         raise dg.Failure(f"{label(part)}: {error}", allow_retries=True) from error
-    except (StoreError, FileNotFoundError) as error:
+    except MENDABLE as error:
         raise dg.Failure(f"{label(part)}: {error}", allow_retries=False) from error
     rows = {f"{name} rows": table.rows for name, table in artifact.manifest.tables.items()}
     seconds = time.monotonic() - started
     context.log.info(f"{label(part)} {'reused' if reused else 'made'} in {seconds:.1f} s: {fingerprint[:16]}")
     return dg.MaterializeResult(
         data_version=dg.DataVersion(artifact.data_version),
-        tags={FINGERPRINT_TAG: fingerprint},
+        tags={FINGERPRINT_TAG: fingerprint[:32]},
         metadata={
             "reused": reused,
-            "fingerprint": fingerprint,
+            FINGERPRINT_METADATA: fingerprint,
             "seconds": round(seconds, 3),
             "made in seconds": round(artifact.manifest.seconds, 3),
             **rows,
             "made from": dg.MetadataValue.json(
-                {name: item["fingerprint"] for name, item in artifact.manifest.inputs.items()}
+                {name: item.fingerprint for name, item in artifact.manifest.inputs.items()}
             ),
             **describe(artifact, work),
         },

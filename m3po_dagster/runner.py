@@ -5,15 +5,15 @@ each other. In a wave each partition with something due is one run, in this proc
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 import dagster as dg
 
-from m3po_dagster.current import read_heads
-from m3po_dagster.graph import STAGES, Stage, due, inputs_of, label, partition_keys
-from m3po_dagster.identity import Identities
+from m3po_dagster.current import held_heads
+from m3po_dagster.graph import STAGES, Part, Stage, due, inputs_of, partition_keys
+from m3po_dagster.resources.study import StoreResource
 from m3po_dagster.study import Study
 
 
@@ -51,67 +51,71 @@ def waves() -> list[list[Stage]]:
     return [list(stages) for _, stages in groupby(STAGES.values(), key=lambda stage: stage.dimensions)]
 
 
-def bring_up_to_date(
-    defs: dg.Definitions,
-    study: Study,
-    identities: Identities,
-    instance: dg.DagsterInstance,
-    selection: Selection,
-    log_level: str,
-    announce: Callable[[str], None] = lambda text: None,
-) -> Iterator[Outcome]:
-    """Runs what is due, yielding each run's outcome. What hangs on a failed run is left as it is."""
-    job = defs.resolve_implicit_global_asset_job_def()
-    for wave in waves():
-        for partition in partition_keys(wave[0], study):
-            names = _due_in_wave(wave, partition, study, identities, instance, selection)
-            if names:
-                announce(label((" + ".join(names), partition)))
-                yield _run(job, names, partition, study, instance, log_level)
+class Runner:
+    """Runs what is due of one study on one instance, in this process."""
+
+    def __init__(
+        self,
+        defs: dg.Definitions,
+        study: Study,
+        store: StoreResource,
+        instance: dg.DagsterInstance,
+        log_level: str = "CRITICAL",
+    ):
+        self.job = defs.resolve_implicit_global_asset_job_def()
+        self.study, self.instance, self.log_level = study, instance, log_level
+        self.store, self.identities = store.open(), store.identities()
+
+    def bring_up_to_date(self, selection: Selection = Selection()) -> Iterator[Outcome]:
+        """Runs what is due, yielding each run's outcome. What hangs on a failed run is left as it is."""
+        failed: set[Part] = set()
+        for wave in waves():
+            # Partitions of a wave don't depend on each other, so one look serves the wave.
+            waiting = set(due(self.study, self.identities, held_heads(self.instance, self.store)))
+            for partition in partition_keys(wave[0], self.study):
+                names = self._due(wave, partition, waiting, selection, failed)
+                if names:
+                    outcome = self._run(names, partition)
+                    if outcome.error:
+                        failed |= {(name, partition) for name in names}
+                    yield outcome
+
+    def _due(
+        self, wave: list[Stage], partition: str, waiting: set[Part], selection: Selection, failed: set[Part]
+    ) -> list[str]:
+        """The wave's assets of one partition that are due, or will be once an earlier one of them is made."""
+        names: list[str] = []
+        for stage in wave:
+            part = (stage.asset, partition)
+            inputs = inputs_of(*part, self.study)
+            if failed.intersection(inputs):
+                failed.add(part)
+            elif selection.includes(*part) and (part in waiting or any((name, partition) in inputs for name in names)):
+                names.append(stage.asset)
+        return names
+
+    def _run(self, names: list[str], partition: str) -> Outcome:
+        started = time.monotonic()
+        result = self.job.execute_in_process(
+            instance=self.instance,
+            asset_selection=[dg.AssetKey(name) for name in names],
+            partition_key=partition or None,
+            run_config={"loggers": {"console": {"config": {"log_level": self.log_level}}}},
+            tags={"m3po/study": self.study.name},
+            raise_on_error=False,
+        )
+        reused = tuple(
+            event.asset_key.to_user_string()
+            for event in result.get_asset_materialization_events()
+            if event.materialization.metadata["reused"].value
+        )
+        failures = [_sentence(event) for event in result.get_step_failure_events()]
+        error = None if result.success else "\n".join(failures) or "the run failed"
+        return Outcome(tuple(names), partition, time.monotonic() - started, reused, error, result.run_id)
 
 
-def _due_in_wave(
-    wave: list[Stage],
-    partition: str,
-    study: Study,
-    identities: Identities,
-    instance: dg.DagsterInstance,
-    selection: Selection,
-) -> list[str]:
-    """The wave's assets of one partition that are due, or will be once an earlier one of them is made."""
-    waiting = set(due(study, identities, read_heads(instance)))
-    names: list[str] = []
-    for stage in wave:
-        part = (stage.asset, partition)
-        follows = any((name, partition) in inputs_of(*part, study) for name in names)
-        if (part in waiting or follows) and selection.includes(*part):
-            names.append(stage.asset)
-    return names
-
-
-def _run(
-    job: dg.JobDefinition, names: list[str], partition: str, study: Study, instance: dg.DagsterInstance, log_level: str
-) -> Outcome:
-    started = time.monotonic()
-    result = job.execute_in_process(
-        instance=instance,
-        asset_selection=[dg.AssetKey(name) for name in names],
-        partition_key=partition or None,
-        run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
-        tags={"m3po/study": study.name},
-        raise_on_error=False,
-    )
-    reused = tuple(
-        event.asset_key.to_user_string()
-        for event in result.get_asset_materialization_events()
-        if event.materialization.metadata["reused"].value
-    )
-    failures = [event.event_specific_data.error_display_string for event in result.get_step_failure_events()]
-    error = _sentence(failures[0]) if failures else (None if result.success else "the run failed")
-    return Outcome(tuple(names), partition, time.monotonic() - started, reused, error, result.run_id)
-
-
-def _sentence(error: str) -> str:
-    """The message of a Dagster error display without class names and stack trace."""
-    lines = [line.strip() for line in error.split("\n\nStack Trace")[0].splitlines() if line.strip()]
-    return lines[-1] if lines else error
+def _sentence(event: dg.DagsterEvent) -> str:
+    """The message of a failed step without its stack trace."""
+    message = event.event_specific_data.error_display_string.split("\n\nStack Trace")[0].strip().splitlines()[-1]
+    message = message.removeprefix("dagster._core.definitions.events.Failure: ")
+    return message if message.startswith(event.step_key) else f"{event.step_key}: {message}"

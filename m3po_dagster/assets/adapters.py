@@ -45,10 +45,7 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
 def train_recipe(work: Work, trainer: TrainerResource) -> Built:
     """Trains what is not in the store yet; gives a row a seed."""
     recipe = work.study.recipes[work.partition]
-    if not recipe.trains:
-        rows = [{"adapter_id": BASE_ADAPTER, "seed": 0, "fingerprint": None, "data_version": BASE_ADAPTER}]
-        return Built({"data": (pa.Table.from_pylist(rows, schema=ADAPTERS.schema), ADAPTERS)}, facts={"adapters": {}})
-    trained = {seed: train_seed(work, trainer, seed) for seed in recipe.seeds}
+    trained = {seed: train_seed(work, trainer, seed) for seed in recipe.seeds} if recipe.trains else {}
     rows = [
         {
             "adapter_id": artifact.fingerprint,
@@ -57,7 +54,7 @@ def train_recipe(work: Work, trainer: TrainerResource) -> Built:
             "data_version": artifact.data_version,
         }
         for seed, artifact in trained.items()
-    ]
+    ] or [{"adapter_id": BASE_ADAPTER, "seed": 0, "fingerprint": None, "data_version": BASE_ADAPTER}]
     facts = [artifact.manifest.metadata for artifact in trained.values()]
     return Built(
         {"data": (pa.Table.from_pylist(rows, schema=ADAPTERS.schema), ADAPTERS)},

@@ -62,7 +62,7 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
     """Counts, drops by reason, a preview and a few images."""
     table = artifact.table()
     prompts = prompts_of(table.slice(0, 6), work.study)
-    lengths = pc.utf8_length(pc.struct_field(pc.list_element(table["messages"], -1), "text")) if len(table) else []
+    lengths = [len(messages[-1]["text"]) for messages in table["messages"].to_pylist()]
     return {
         "prompts": len(table),
         "images": pc.count_distinct(table["image_sha256"]).as_py(),

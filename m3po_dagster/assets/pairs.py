@@ -50,20 +50,20 @@ def joined(candidates: Artifact, mas: Artifact, logprobs: Artifact) -> pa.Table:
 
 
 def select_shard(work: Work) -> Built:
-    """The recipe's pairs; a recipe that does not train has none, and says so for no prompt."""
+    """The recipe's pairs; a recipe that does not train has none and drops no prompt."""
     from m3po_dagster.method.selection import select_pairs
 
     recipe = work.study.recipes[work.partition.split("|")[0]]
-    if recipe.selection is None:
-        tables = {"data": (PAIRS.schema.empty_table(), PAIRS), "dropped": (DROPPED.schema.empty_table(), DROPPED)}
-        return Built(tables, facts={"stats": {}, "dropped by reason": {}})
-    table = joined(work.one("candidates"), work.one("mas_table"), work.one("logprob_table"))
-    result = select_pairs(table, recipe.selection)
-    pairs, dropped = result.pairs.cast(PAIRS.schema), result.dropped.cast(DROPPED.schema)
+    pairs, dropped, stats = PAIRS.schema.empty_table(), DROPPED.schema.empty_table(), {}
+    if recipe.selection is not None:
+        table = joined(work.one("candidates"), work.one("mas_table"), work.one("logprob_table"))
+        result = select_pairs(table, recipe.selection)
+        pairs, stats = result.pairs.cast(PAIRS.schema), dict(result.stats)
+        dropped = result.dropped.rename_columns({"prompt_id": "item_id"}).cast(DROPPED.schema)
     by_reason = {item["values"]: item["counts"] for item in dropped["reason"].value_counts().to_pylist()}
     return Built(
         {"data": (pairs, PAIRS), "dropped": (dropped, DROPPED)},
-        facts={"stats": dict(result.stats), "dropped by reason": by_reason},
+        facts={"stats": stats, "dropped by reason": by_reason},
         checks=(pairs_well_formed(pairs), pair_yield(len(pairs), len(dropped))),
     )
 

@@ -55,16 +55,16 @@ def run(
     import dagster as dg
 
     from m3po_dagster.definitions import defs, store_root
+    from m3po_dagster.materialise import MENDABLE
     from m3po_dagster.resources.study import StoreResource
-    from m3po_dagster.runner import Selection, bring_up_to_date
+    from m3po_dagster.runner import Runner, Selection
 
     started, outcomes = time.monotonic(), []
     with dg.DagsterInstance.get() as instance:
-        identities = StoreResource(root=store_root()).identities()
-        selection = Selection(asset, shard, recipe)
-        level = "INFO" if verbose else "CRITICAL"
-        with explained(FileNotFoundError, status=1):
-            for outcome in bring_up_to_date(defs, loaded, identities, instance, selection, level):
+        with explained(*MENDABLE, status=1):
+            level = "INFO" if verbose else "CRITICAL"
+            runner = Runner(defs, loaded, StoreResource(root=store_root()), instance, level)
+            for outcome in runner.bring_up_to_date(Selection(asset, shard, recipe)):
                 outcomes.append(outcome)
                 _print_outcome(outcome)
         board = _leaderboard_text(instance)
@@ -101,7 +101,8 @@ def _print_outcome(outcome) -> None:
     state = "FAILED" if outcome.error else ("reused" if not made else "made")
     typer.echo(f"{state:>7}  {outcome.seconds:6.1f} s  {what}", err=True)
     if outcome.error:
-        typer.echo(f"         {outcome.error}", err=True)
+        for line in outcome.error.splitlines():
+            typer.echo(f"         {line}", err=True)
 
 
 def _print_summary(outcomes: list, seconds: float) -> None:
@@ -131,15 +132,17 @@ def _leaderboard_text(instance) -> str | None:
 def _standings(loaded):
     import dagster as dg
 
-    from m3po_dagster.current import read_heads
+    from m3po_dagster.current import held_heads
     from m3po_dagster.definitions import store_root
     from m3po_dagster.graph import standings
+    from m3po_dagster.materialise import MENDABLE
     from m3po_dagster.resources.study import StoreResource
 
-    with dg.DagsterInstance.get() as instance:
-        heads = read_heads(instance)
-    with explained(FileNotFoundError, status=1):
-        return standings(loaded, StoreResource(root=store_root()).identities(), heads)
+    store = StoreResource(root=store_root())
+    with explained(*MENDABLE, status=1):
+        with dg.DagsterInstance.get() as instance:
+            heads = held_heads(instance, store.open())
+        return standings(loaded, store.identities(), heads)
 
 
 def _print_plan(loaded, as_json: bool) -> None:
