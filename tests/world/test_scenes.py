@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pixel_reader import read_scene
 
 from m3po_dagster.world.negatives import SAMPLINGS, absent_thing
 from m3po_dagster.world.scenes import (
@@ -82,6 +83,14 @@ def test_a_random_absent_object_can_be_any():
     cells = draw(2, biased=False, number=1)[0]
     drawn = {absent_thing(cells, "random", rng) for _ in range(1000)}
     assert drawn == set(THINGS) - set(things_in(cells))
+
+
+def test_the_picture_shows_what_the_cells_say():
+    rng = np.random.default_rng(4)
+    for _ in range(50):
+        scene = compose(load_tiles("test"), rng, biased=False)
+        said = {position: str(thing) for position, thing in zip(POSITIONS, scene.cells, strict=True) if thing}
+        assert read_scene(scene.pixels) == said
 
 
 @pytest.mark.parametrize("role", ["base", "test"])
