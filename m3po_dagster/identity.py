@@ -5,7 +5,7 @@ same identities.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE
@@ -94,7 +94,13 @@ class Identities:
                 for item in load_questions(settings)
             ]
             digest = hashlib.sha256(canonical_json(questions).encode()).hexdigest()
-            found[name] = {"settings": portable(settings), "questions": len(questions), "sha256": digest}
+            files = {key: self.file_hash(path) for key, path in named_paths(settings.model_dump()) if path.is_file()}
+            found[name] = {
+                "settings": portable(settings),
+                "files": files,
+                "questions": len(questions),
+                "sha256": digest,
+            }
         return found
 
     def weights(self, model: str) -> dict:
@@ -120,6 +126,15 @@ def existing(path: str | Path, key: str) -> Path:
             "the embedded world's files are written by `m3po world write`."
         )
     return found
+
+
+def named_paths(settings: Mapping, prefix: str = "") -> Iterator[tuple[str, Path]]:
+    """Key and path of everything that dumped settings name by path."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from named_paths(value, f"{prefix}{key}.")
+        elif isinstance(value, Path):
+            yield f"{prefix}{key}", value
 
 
 def portable(settings: Settings, exclude: set[str] | None = None) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from m3po_dagster.identity import is_local
+from m3po_dagster.identity import is_local, named_paths
 from m3po_dagster.study import Study
 from m3po_dagster.study_errors import section_types, union_members
 
@@ -31,17 +31,9 @@ def missing_paths(study: Study) -> dict[str, str]:
         if is_local(scorer.model):
             named[f"judge.scorers.{scorer.name}.model"] = scorer.model
     for name, benchmark in study.benchmarks.items():
-        for key, value in _paths(benchmark.model_dump()):
+        for key, value in named_paths(benchmark.model_dump()):
             named[f"benchmarks.{name}.{key}"] = value
     return {key: str(path) for key, path in named.items() if not Path(path).exists()}
-
-
-def _paths(settings: dict, prefix: str = "") -> typing.Iterator[tuple[str, Path]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _paths(value, f"{prefix}{key}.")
-        elif isinstance(value, Path):
-            yield f"{prefix}{key}", value
 
 
 def reference() -> str:
@@ -63,7 +55,8 @@ def _visit(model: type[BaseModel], sections: dict[type[BaseModel], str]) -> None
         limits = ", ".join(_limits(field.metadata))
         default = "required" if field.is_required() else _default(field)
         meaning = (field.description or "") + (f" ({limits})" if limits else "")
-        lines.append(f"| `{name}` | {kind} | {default} | {meaning} |".replace("\n", " "))
+        cells = [f"`{name}`", kind, default, meaning]
+        lines.append("| " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in cells) + " |")
         below += _models(field.annotation)
     sections[model] = "\n".join(lines) + "\n"
     for member in below:

@@ -1,0 +1,181 @@
+"""What goes wrong on a user's machine: each a clear sentence, nothing lost, nothing half-written trusted."""
+
+import json
+import shutil
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+
+from m3po_dagster.current import read_heads
+from m3po_dagster.runner import Selection
+
+DATA_ASSETS = ("source_dataset", "filtered_instructions")
+
+
+def m3po(project, *words: str, **options) -> subprocess.CompletedProcess:
+    """The command line, as a user types it."""
+    command = [sys.executable, "-c", "from m3po_dagster.cli.main import main; main()", *words]
+    return subprocess.run(command, env=project.environment(), capture_output=True, text=True, timeout=300, **options)
+
+
+def copied_dataset(project, small_study) -> tuple[dict, Path, Path]:
+    """The study over a copy of the dataset that a test may spoil."""
+    changed = deepcopy(small_study)
+    source = Path(changed["dataset"]["path"]).parent
+    shutil.copytree(source, project.folder / "instructions")
+    changed["dataset"]["path"] = str(project.folder / "instructions" / "llava_instruct.json")
+    changed["dataset"]["image_root"] = str(project.folder / "instructions" / "images")
+    return changed, Path(changed["dataset"]["path"]), Path(changed["dataset"]["image_root"])
+
+
+def dropped(project) -> dict[str, int]:
+    """Dropped records by reason over all shards."""
+    reasons: dict[str, int] = {}
+    with project.instance() as instance:
+        for (asset, shard), head in read_heads(instance).items():
+            if asset == "filtered_instructions":
+                found = project.store.find(asset, shard, head.fingerprint).manifest.metadata["dropped by reason"]
+                for reason, number in found.items():
+                    reasons[reason] = reasons.get(reason, 0) + number
+    return reasons
+
+
+def test_a_corrupt_image_is_a_counted_drop(fresh, small_study):
+    settings, path, root = copied_dataset(fresh, small_study)
+    fresh.write(settings)
+    fresh.run(Selection(assets=DATA_ASSETS))
+    before = dropped(fresh)
+    used = json.loads(path.read_text())[0]["image"]
+    records = sum(record.get("image") == used for record in json.loads(path.read_text()))
+    (root / used).write_bytes((root / used).read_bytes()[:60])
+    outcomes = fresh.run(Selection(assets=DATA_ASSETS))
+    assert [outcome.error for outcome in outcomes if outcome.error] == []
+    after = dropped(fresh)
+    assert after["image undecodable"] - before["image undecodable"] == records - (
+        before["exact duplicate"] - after.get("exact duplicate", 0)
+    )
+
+
+def test_an_empty_shard_passes_through_the_whole_graph(fresh, small_study):
+    settings, path, _ = copied_dataset(fresh, small_study)
+    records = json.loads(path.read_text())
+    first = next(record for record in records if record.get("image"))["image"]
+    path.write_text(json.dumps([record for record in records if record.get("image") == first]))
+    settings["recipes"].pop("sft")
+    fresh.write(settings)
+    outcomes = fresh.run(
+        Selection(assets=(*DATA_ASSETS, "base_model", "judge_identity", "recipe_config", "candidates", "mas_table",
+                          "logprob_table", "preference_pairs", "selection_sweep"))
+    )  # fmt: skip
+    assert [outcome.error for outcome in outcomes if outcome.error] == []
+    with fresh.instance() as instance:
+        heads = read_heads(instance)
+    rows = [
+        fresh.store.find("candidates", s, heads["candidates", s].fingerprint).table().num_rows for s in ("s0", "s1")
+    ]
+    assert sorted(rows)[0] == 0 and sorted(rows)[1] > 0
+
+
+def test_a_missing_dataset_file_is_named_with_its_key(fresh, small_study):
+    settings = deepcopy(small_study)
+    settings["dataset"]["path"] = str(fresh.folder / "nowhere.json")
+    fresh.write(settings)
+    done = m3po(fresh, "run", "--asset", "source_dataset")
+    assert done.returncode == 1
+    assert "nowhere.json" in done.stderr and "dataset.path" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_broken_json_names_file_and_position(fresh, small_study):
+    settings, path, _ = copied_dataset(fresh, small_study)
+    path.write_text(path.read_text()[:-40])
+    fresh.write(settings)
+    outcomes = fresh.run(Selection(assets=("source_dataset",)))
+    assert str(path) in outcomes[0].error and "Traceback" not in outcomes[0].error
+
+
+def test_a_bad_alpha_is_refused_before_anything_runs(fresh, small_study):
+    settings = deepcopy(small_study)
+    settings["recipes"]["m3po"]["selection"]["alpha"] = -1
+    fresh.write(settings)
+    done = m3po(fresh, "run")
+    assert done.returncode == 2
+    assert "recipes.m3po.selection.alpha" in done.stderr and "greater than or equal to 0" in done.stderr
+    assert not (fresh.folder / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("--shard", "s9"), "no shard 's9' in study small; there are s0, s1"),
+        (("--recipe", "m4po"), "no recipe 'm4po'"),
+        (("--asset", "candidate"), "no asset 'candidate'"),
+    ],
+)
+def test_a_partition_that_does_not_exist_is_refused(fresh, words, wanted):
+    done = m3po(fresh, "run", *words)
+    assert done.returncode == 2 and wanted in done.stderr
+
+
+def test_a_store_that_cannot_be_written_says_so(fresh):
+    (fresh.folder / "store").write_text("a file where the store should be")
+    done = m3po(fresh, "run", "--asset", "base_model")
+    assert done.returncode == 1
+    assert str(fresh.folder / "store") in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_second_run_of_one_partition_is_told_who_is_at_it(copy_of_made, small_study):
+    project = copy_of_made
+    settings = deepcopy(small_study)
+    settings["recipes"]["m3po"]["selection"]["alpha"] = 0.9
+    project.write(settings)
+    project.run(Selection(assets=("recipe_config",)))
+    with project.instance() as instance:
+        from m3po_dagster.graph import part_fingerprint
+        from m3po_dagster.resources.study import StoreResource
+
+        heads = read_heads(instance)
+    part = ("preference_pairs", "m3po|s0")
+    fingerprint = part_fingerprint(part, project.load(), StoreResource(root=project.root).identities(), heads)
+    with project.store.open(*part, fingerprint):
+        outcomes = project.run(Selection(assets=("preference_pairs",)))
+    failed = [outcome for outcome in outcomes if outcome.error]
+    assert [outcome.partition for outcome in failed] == ["m3po|s0"]
+    assert "being written by process" in failed[0].error
+    assert [outcome.error for outcome in project.run(Selection(assets=("preference_pairs",)))] == [None]
+
+
+def test_an_artifact_removed_from_the_store_is_made_again(copy_of_made):
+    project = copy_of_made
+    with project.instance() as instance:
+        head = read_heads(instance)["mas_table", "s0"]
+    shutil.rmtree(project.store.find("mas_table", "s0", head.fingerprint).path("data.parquet").parent)
+    outcomes = project.run()
+    assert outcomes[0].assets == ("mas_table",) and outcomes[0].partition == "s0" and outcomes[0].reused == ()
+    assert {item.state for item in project.standings()} == {"fresh"}
+    with project.instance() as instance:
+        assert read_heads(instance)["mas_table", "s0"] == head
+
+
+def test_scores_that_fail_a_blocking_check_train_nothing(fresh, small_study):
+    settings = deepcopy(small_study)
+    # The scene judge knows the scenes' questions alone; asked others, it scores nothing.
+    changed, path, _ = copied_dataset(fresh, small_study)
+    records = json.loads(path.read_text())
+    for record in records:
+        for turn in record.get("conversations", []):
+            if turn["from"] == "human" and "<image>" in turn["value"]:
+                turn["value"] = "<image>\nWhat is there?"
+    path.write_text(json.dumps(records))
+    settings["dataset"] = changed["dataset"]
+    settings["recipes"].pop("sft")
+    fresh.write(settings)
+    outcomes = fresh.run()
+    assert any("scored" in (outcome.error or "") for outcome in outcomes)
+    assert list(fresh.store.list("adapter")) == []
+    with fresh.instance() as instance:
+        assert not any(asset in ("preference_pairs", "lora_adapter") for asset, _ in read_heads(instance))
+    again = [outcome.error for outcome in fresh.run() if outcome.error]
+    assert any("refuses mas_table" in error for error in again)

@@ -1,0 +1,145 @@
+"""Study files: what is read, what is refused, and in which words."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from m3po_dagster.identity import portable
+from m3po_dagster.study import Study, load_study
+from m3po_dagster.study_errors import StudyError
+from m3po_dagster.study_reference import missing_paths, reference
+
+ROOT = Path(__file__).parents[1]
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
+
+
+def changed(tmp_path, *replacements: tuple[str, str]) -> Path:
+    text = (ROOT / "studies" / "easy_scenes.yaml").read_text()
+    for old, new in replacements:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_shipped_studies_are_valid(path):
+    study = load_study(path)
+    assert study.recipes["base"].trains is False
+    assert len(study.shards) < 100
+
+
+def test_the_leaderboard_study_extends_the_demo():
+    demo, board = (load_study(ROOT / "studies" / f"{name}.yaml") for name in ("easy_scenes", "easy_scenes_leaderboard"))
+    assert board.dataset == demo.dataset and board.generation == demo.generation and board.judge == demo.judge
+    assert set(demo.recipes) < set(board.recipes)
+    assert board.recipes["m3po"].seeds == (0, 1, 2) and board.recipes["m3po"].training == demo.recipes["m3po"].training
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        ("alpha: 0.5", "alpha: -1", ["recipes.m3po.selection.alpha", "greater than or equal to 0", "found -1"]),
+        (
+            "delta: 0.1",
+            "detla: 0.1",
+            ["recipes.m3po.selection.detla: unknown key", "Did you mean 'delta'", "Allowed here"],
+        ),
+        ("n: 32", "n: many", ["generation.n", "valid integer", "found 'many'"]),
+        ("kind: scene_judge", "kind: oracle", ["judge.scorers.0", "oracle", "clip"]),
+        ("rule: vanilla", "rule: vanila", ["recipes.vanilla.selection.rule", "vanila", "m3p"]),
+        ("{rule: vanilla}", "{rule: vanilla, alpha: 1}", ["recipes.vanilla.selection", "does not use alpha"]),
+        ("shards: 4", "shards: 100", ["dataset.shards", "99"]),
+        ("name: easy_scenes\n", "name: 'a|b'\n", ["name", "pattern"]),
+        ("  base:\n", "  basis:\n", ["base", "compare"]),
+        (
+            "kind: dpo, beta",
+            "kind: dpo, learning_rat: 1, beta",
+            ["training.learning_rat: unknown key", "'learning_rate'"],
+        ),
+    ],
+)
+def test_an_error_names_file_key_and_what_is_allowed(tmp_path, old, new, wanted):
+    path = changed(tmp_path, (old, new))
+    with pytest.raises(StudyError) as caught:
+        load_study(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    for piece in wanted:
+        assert piece in message
+
+
+def test_every_problem_is_told_at_once(tmp_path):
+    path = changed(tmp_path, ("n: 32", "n: 0"), ("alpha: 0.5", "alpha: x"))
+    with pytest.raises(StudyError) as caught:
+        load_study(path)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("- 1", "a study is a mapping"),
+        ("name: [", "not valid YAML"),
+        ("name: a\nname: b", "'name' stands twice"),
+        ("extends: study.yaml", "extends itself"),
+        ("extends: nowhere.yaml", "no such study file"),
+        ("extends: 3", "name one study file"),
+    ],
+)
+def test_files_that_are_no_study(tmp_path, text, wanted):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(StudyError, match=wanted):
+        load_study(path)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(StudyError, match="can't be read"):
+        load_study(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(StudyError, match="no such study file; name one with --study"):
+        load_study(tmp_path / "nothing.yaml")
+
+
+def test_the_schema_describes_every_field():
+    schema = Study.model_json_schema()
+    sections = [schema, *schema["$defs"].values()]
+    undescribed = [
+        (section.get("title"), name)
+        for section in sections
+        for name, field in section.get("properties", {}).items()
+        if not field.get("description")
+    ]
+    assert undescribed == []
+    assert all(section.get("additionalProperties") is False for section in sections if "properties" in section)
+
+
+def test_the_committed_reference_is_the_generated_one():
+    assert (ROOT / "docs" / "study-file.md").read_text() == reference(), (
+        "run: m3po study reference --out docs/study-file.md"
+    )
+
+
+def test_missing_files_are_listed_by_key(tmp_path):
+    path = changed(tmp_path, ("path: ../data/easy_scenes/instructions/llava_instruct.json", "path: ./nowhere.json"))
+    assert missing_paths(load_study(path))["dataset.path"] == str(tmp_path / "nowhere.json")
+
+
+def test_an_identity_does_not_depend_on_where_the_project_lies(tmp_path):
+    text = (ROOT / "studies" / "easy_scenes.yaml").read_text()
+    found = []
+    for name in ("one", "two"):
+        folder = tmp_path / name / "studies"
+        folder.mkdir(parents=True)
+        (folder / "study.yaml").write_text(text)
+        study = load_study(folder / "study.yaml")
+        found.append(json.dumps([portable(study.dataset), portable(study.model)]))
+    assert found[0] == found[1]
+    assert str(tmp_path) not in found[0]
