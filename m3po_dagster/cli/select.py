@@ -120,10 +120,14 @@ def _write(result: SelectionResult, out: Path) -> list[Path]:
 
 def _show(result: SelectionResult) -> None:
     """The first pairs, then every figure of the statistics, then the reasons for no pair."""
-    console = Console(soft_wrap=False)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000)  # a reader at the other end of a pipe wants whole ids and one line a row
     stats = dict(result.stats)
     if result.pairs.num_rows:
-        grid = Table(*PRINTED_COLUMNS, box=None, pad_edge=False)
+        grid = Table(box=None, pad_edge=False)
+        for name in PRINTED_COLUMNS:
+            grid.add_column(name, overflow="fold")
         for pair in result.pairs.select(PRINTED_COLUMNS).slice(0, HEAD).to_pylist():
             grid.add_row(*(_cell(value) for value in pair.values()))
         console.print(grid)

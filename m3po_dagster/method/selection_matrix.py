@@ -25,7 +25,7 @@ OPTIONAL_COLUMNS = ("k", "text", "finish_reason")
 LARGEST_SCORE = 1e100
 # Rounding may leave the log-prob of a certain answer a hair above 0.
 LARGEST_LOGP = 1e-3
-BLOCK_ELEMENTS = 1 << 16
+BLOCK_ELEMENTS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def read_scores(path: Path, extra: Iterable[str] = (), ids: bool = True) -> pa.T
         repeating = [
             field.name for field in schema if field.name in ("prompt_id", "finish_reason") and field.type == pa.string()
         ]
-        with pq.ParquetFile(path, read_dictionary=repeating) as file:
+        with pq.ParquetFile(path, read_dictionary=repeating, pre_buffer=False) as file:
             missing = sorted(({*REQUIRED_COLUMNS, *extra} & wanted) - set(names))
             if missing:
                 raise ScoreTableError(f"column {', '.join(missing)} is missing; the file has {', '.join(names)}")
@@ -290,16 +290,14 @@ def _truncated(table: pa.Table) -> np.ndarray | None:
     column = _optional_column(table, "finish_reason")
     if column is None:
         return None
-    if pa.types.is_dictionary(column.type):
-        column = pa.chunked_array([column.combine_chunks()])
-        reasons, codes = column.chunk(0).dictionary, column.chunk(0).indices
-        _need_text(reasons.type, "finish_reason")
-        cut = pc.take(pc.fill_null(pc.equal(reasons, "length"), False), codes)
-    else:
-        _need_text(column.type, "finish_reason")
-        cut = pc.equal(column, "length")
-    cut = pc.fill_null(cut, False)
-    return cut.to_numpy(zero_copy_only=False) if pc.any(cut).as_py() else None
+    if not pa.types.is_dictionary(column.type):
+        column = pc.dictionary_encode(column)
+    _need_text(column.type.value_type, "finish_reason")
+    array = column.combine_chunks()
+    is_cut = pc.fill_null(pc.equal(array.dictionary, "length"), False).to_numpy(zero_copy_only=False)
+    unknown = len(is_cut)
+    cut = np.append(is_cut, False)[array.indices.cast(pa.int32()).fill_null(unknown).to_numpy()]
+    return cut if cut.any() else None
 
 
 def _text_codes(table: pa.Table) -> np.ndarray | None:

@@ -84,9 +84,10 @@ def find_winners(block: Block, settings: SelectionSettings) -> Winners:
     return Winners(column, found, tied, gap, losers)
 
 
-def loser_scores(gap: np.ndarray, excess: np.ndarray, settings: SelectionSettings) -> np.ndarray:
-    """S of equation 2: gap - alpha * max(0, excess), with `excess` = conf(R_w) - conf(R_j) - delta."""
-    return gap - settings.alpha * (excess if settings.allow_bonus else np.maximum(excess, 0.0))
+def confidence_penalty(logp_gap: np.ndarray, settings: SelectionSettings) -> np.ndarray:
+    """max(0, conf(R_w) - conf(R_j) - delta) of equation 2, not clamped with allow_bonus; S = gap - alpha * penalty."""
+    excess = logp_gap - settings.delta
+    return excess if settings.allow_bonus else np.maximum(excess, 0.0, out=excess)
 
 
 def choose(block: Block, prompt_ids: pa.StringArray, settings: SelectionSettings) -> Choice:
@@ -103,9 +104,8 @@ Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _m3p(block: Block, winners: Winners, prompt_ids: pa.StringArray, settings: SelectionSettings) -> Columns:
     confidence = block.confidence(settings.confidence)
-    excess = _pick(confidence, winners.column)[:, None] - confidence
-    excess -= settings.delta
-    score = np.where(winners.losers, loser_scores(winners.gap, excess, settings), -np.inf)
+    penalty = confidence_penalty(_pick(confidence, winners.column)[:, None] - confidence, settings)
+    score = np.where(winners.losers, winners.gap - settings.alpha * penalty, -np.inf)
     rejected, _ = first_best(score, confidence, block.n_tokens)
     best = _pick(score, rejected)
     paired = best > -np.inf
