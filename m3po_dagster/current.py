@@ -6,6 +6,7 @@ import dagster as dg
 from dagster import AssetRecordsFilter, DagsterEventType
 
 from m3po_dagster.graph import STAGES, Head, Part
+from m3po_dagster.home import ensure_home
 from m3po_dagster.storage.store import ArtifactStore
 
 FINGERPRINT_TAG = "m3po/fingerprint"
@@ -45,6 +46,7 @@ def held_heads(instance: dg.DagsterInstance, store: ArtifactStore) -> dict[Part,
 
 
 def current_heads() -> set[tuple[str, str, str]]:
-    """(asset, partition, fingerprint) of everything current on the instance of DAGSTER_HOME."""
+    """(asset, partition, fingerprint) of everything current on the project's instance."""
+    ensure_home()
     with dg.DagsterInstance.get() as instance:
         return {(asset, key, head.fingerprint) for (asset, key), head in read_heads(instance).items()}

@@ -1,9 +1,10 @@
-"""Where Dagster keeps its event log: DAGSTER_HOME, or a folder of the project, with telemetry off."""
+"""Where a project keeps things: the store, and Dagster's event log with telemetry off."""
 
 import os
 from pathlib import Path
 
 DEFAULT_HOME = ".m3po/dagster"
+DEFAULT_STORE = ".m3po/store"
 SETTINGS = """\
 # Nothing leaves this machine, and no dialog covers the page on a first visit.
 telemetry:
@@ -11,6 +12,12 @@ telemetry:
 nux:
   enabled: false
 """
+
+
+def store_root() -> str:
+    """The store named by M3PO_STORE, or the one in the project folder; a folder comes back absolute."""
+    root = os.environ.get("M3PO_STORE") or DEFAULT_STORE
+    return root if "://" in root else str(Path(root).absolute())
 
 
 def ensure_home() -> Path:

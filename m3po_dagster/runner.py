@@ -34,6 +34,9 @@ class Selection:
         return all(not wanted[name] or key in wanted[name] for name, key in keys.items())
 
 
+EVERYTHING = Selection()
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One run: its assets, its partition, how it ended."""
@@ -66,7 +69,7 @@ class Runner:
         self.study, self.instance, self.log_level = study, instance, log_level
         self.store, self.identities = store.open(), store.identities()
 
-    def bring_up_to_date(self, selection: Selection = Selection()) -> Iterator[Outcome]:
+    def bring_up_to_date(self, selection: Selection = EVERYTHING) -> Iterator[Outcome]:
         """Runs what is due, yielding each run's outcome. What hangs on a failed run is left as it is."""
         failed: set[Part] = set()
         for wave in waves():

@@ -1,13 +1,16 @@
 """`m3po lineage`: which pairs trained an adapter, and everything those came from."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
 import typer
 
 from m3po_dagster import lineage
-from m3po_dagster.cli.store import DEFAULT_STORE, JsonOption, StoreOption, console, fail, opened
+from m3po_dagster.cli.options import JsonOption, StoreOption, fail
+from m3po_dagster.cli.store import console, opened
+from m3po_dagster.home import DEFAULT_STORE
 from m3po_dagster.storage.errors import StoreError
 
 app = typer.Typer(no_args_is_help=True, help="What an adapter came from.")
@@ -26,7 +29,7 @@ def adapter(
     ],
     as_json: JsonOption = False,
     pairs: Annotated[bool, typer.Option("--pairs", help="The preference pairs it was trained on instead.")] = False,
-    folder: StoreOption = DEFAULT_STORE,
+    folder: StoreOption = Path(DEFAULT_STORE),
 ) -> None:
     """Trace an adapter back to the dataset files, or list the pairs it was trained on."""
     try:
@@ -36,7 +39,7 @@ def adapter(
             return
         tree = lineage.adapter_lineage(store, name)
     except StoreError as error:
-        raise fail(error) from error
+        fail(str(error), status=1)
     if as_json:
         typer.echo(json.dumps(tree.to_dict(), indent=1))
     else:

@@ -13,13 +13,17 @@ StudyOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for a script to read.")]
 
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="M3PO_STORE", help="Folder of the store.", show_default=True)
+]
+
 USAGE_ERROR = 2
 """Exit status for what the user must correct; 1 is for work that failed."""
 
 
 def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
     """Prints the message on standard error and exits."""
-    typer.echo(message, err=True)
+    typer.echo(f"error: {message}", err=True)
     raise typer.Exit(status)
 
 

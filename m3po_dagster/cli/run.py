@@ -54,7 +54,8 @@ def run(
         return
     import dagster as dg
 
-    from m3po_dagster.definitions import defs, store_root
+    from m3po_dagster.definitions import defs
+    from m3po_dagster.home import store_root
     from m3po_dagster.materialise import MENDABLE
     from m3po_dagster.resources.study import StoreResource
     from m3po_dagster.runner import Runner, Selection
@@ -119,7 +120,7 @@ def _print_summary(outcomes: list, seconds: float) -> None:
 
 def _leaderboard_text(instance) -> str | None:
     from m3po_dagster.current import read_heads
-    from m3po_dagster.definitions import store_root
+    from m3po_dagster.home import store_root
     from m3po_dagster.storage.store import ArtifactStore
 
     head = read_heads(instance, ["leaderboard"]).get(("leaderboard", ""))
@@ -133,8 +134,8 @@ def _standings(loaded):
     import dagster as dg
 
     from m3po_dagster.current import held_heads
-    from m3po_dagster.definitions import store_root
     from m3po_dagster.graph import standings
+    from m3po_dagster.home import store_root
     from m3po_dagster.materialise import MENDABLE
     from m3po_dagster.resources.study import StoreResource
 

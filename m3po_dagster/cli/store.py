@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from m3po_dagster.cli.options import JsonOption, StoreOption, fail
+from m3po_dagster.home import DEFAULT_STORE
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.errors import StoreError
 from m3po_dagster.storage.store import ArtifactStore
@@ -16,11 +18,6 @@ app = typer.Typer(no_args_is_help=True, help="Look at the artifact store, and cl
 if TYPE_CHECKING:
     from rich.console import Console
 
-StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="M3PO_STORE", help="Folder of the store.", show_default=True)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-DEFAULT_STORE = Path(".m3po/store")
 _PIPE_WIDTH = 1000
 
 
@@ -30,12 +27,6 @@ def opened(folder: Path) -> ArtifactStore:
     if not store.root.is_dir():
         raise StoreError(f"there is no store at {store.root}: run a study first, or give --store or M3PO_STORE")
     return store
-
-
-def fail(error: StoreError) -> typer.Exit:
-    """Print an error to the terminal's error stream; raise what this returns."""
-    typer.echo(f"error: {error}", err=True)
-    return typer.Exit(1)
 
 
 def console() -> "Console":
@@ -49,14 +40,14 @@ def console() -> "Console":
 def list_artifacts(
     asset: Annotated[str | None, typer.Argument(help="Only this asset.")] = None,
     as_json: JsonOption = False,
-    folder: StoreOption = DEFAULT_STORE,
+    folder: StoreOption = Path(DEFAULT_STORE),
 ) -> None:
     """List committed artifacts, then unfinished ones."""
     try:
         store = opened(folder)
         artifacts, drafts = list(store.list(asset)), list(store.drafts(asset))
     except StoreError as error:
-        raise fail(error) from error
+        fail(str(error), status=1)
     if as_json:
         rows = [{"state": "committed", **_summary(artifact)} for artifact in artifacts]
         rows += [{"state": "unfinished", **d.key._asdict(), "parts": d.parts, "bytes": d.bytes} for d in drafts]
@@ -86,13 +77,13 @@ def list_artifacts(
 def show(
     fingerprint: Annotated[str, typer.Argument(help="Fingerprint of an artifact, or how it begins.")],
     as_json: JsonOption = False,
-    folder: StoreOption = DEFAULT_STORE,
+    folder: StoreOption = Path(DEFAULT_STORE),
 ) -> None:
     """Show one artifact: what it holds, what it was made from, by what."""
     try:
         artifact = opened(folder).resolve(fingerprint)
     except StoreError as error:
-        raise fail(error) from error
+        fail(str(error), status=1)
     manifest = artifact.manifest
     if as_json:
         typer.echo(manifest.to_json().decode(), nl=False)
@@ -120,7 +111,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = True,
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
     older_than: Annotated[float, typer.Option(min=0, help="Leave what is younger than this many hours.")] = 1.0,
-    folder: StoreOption = DEFAULT_STORE,
+    folder: StoreOption = Path(DEFAULT_STORE),
 ) -> None:
     """Remove what is neither current in Dagster nor needed by an adapter, and drafts nobody works on."""
     from rich.filesize import decimal
@@ -146,7 +137,7 @@ def gc(
             typer.confirm(f"Remove these {len(removals)}, {total}?", abort=True)
         gone = store.gc(heads, dry_run=False, older_than=older_than * 3600)
     except StoreError as error:
-        raise fail(error) from error
+        fail(str(error), status=1)
     typer.echo(f"{len(gone)} removed, {decimal(sum(removal.bytes for removal in gone))}")
 
 

@@ -3,12 +3,11 @@
 import dagster as dg
 from pydantic import Field
 
+from m3po_dagster.home import DEFAULT_STORE
 from m3po_dagster.identity import Identities
 from m3po_dagster.storage.file_hashes import FileHashes
 from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.study import Study, load_study
-
-DEFAULT_STORE = ".m3po/store"
 
 
 class StudyResource(dg.ConfigurableResource):

@@ -13,7 +13,7 @@ from m3po_dagster.current import held_heads
 from m3po_dagster.definitions import build_definitions
 from m3po_dagster.graph import Standing, standings
 from m3po_dagster.resources.study import StoreResource
-from m3po_dagster.runner import Outcome, Runner, Selection
+from m3po_dagster.runner import EVERYTHING, Outcome, Runner, Selection
 from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.study import Study, load_study
 
@@ -114,7 +114,7 @@ class Project:
         """The definitions for the study as it is now."""
         return build_definitions(self.study_file, self.root)
 
-    def run(self, selection: Selection = Selection()) -> list[Outcome]:
+    def run(self, selection: Selection = EVERYTHING) -> list[Outcome]:
         """What `m3po run` does."""
         with self.instance() as instance:
             runner = Runner(self.definitions(), self.load(), StoreResource(root=self.root), instance)
