@@ -291,6 +291,8 @@ def test_statistics_are_those_of_the_pairs():
     assert stats["mean_logp_gap"] == pytest.approx(mean([pair["logp_gap"] for pair in pairs]))
     assert stats["hard_negative_share"] == pytest.approx(mean([pair["logp_gap"] < 0 for pair in pairs]))
     assert stats["active_penalty_share"] == pytest.approx(mean([pair["logp_gap"] > 0.25 for pair in pairs]))
+    flipped = select_pairs(table, SelectionSettings(rule="flipped", delta=0.25)).stats
+    assert flipped["active_penalty_share"] == stats["active_penalty_share"]
     tops = collections.defaultdict(list)
     for row in rows.values():
         if not unknown(row["mas"]) and row["sum_logp"] is not None:
