@@ -42,7 +42,7 @@ leaderboard: setup  ## the embedded study with three seeds and the negative cont
 	$(BIN)/m3po run --study studies/easy_scenes_leaderboard.yaml
 
 world: setup  ## rebuild the embedded world's weights (minutes)
-	$(BIN)/m3po world build
+	$(BIN)/m3po world build --all
 
 bench: setup  ## the measured ratios
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -64,21 +64,9 @@ def sample_part(
         if isinstance(found, Failure):
             rows.append({"prompt_id": prompt.prompt_id, "failure": found.reason})
             continue
-        rows += [
-            {
-                "candidate_id": f"{prompt.prompt_id}:{item.k}",
-                "prompt_id": prompt.prompt_id,
-                "n_tokens": len(item.token_ids),
-                "seed": seed,
-                **{name: getattr(item, name) for name in SAMPLED},
-            }
-            for item in distinct(found)
-        ]
+        rows += [candidate.row(prompt.prompt_id, seed) for candidate in distinct(found)]
     return pa.Table.from_pylist(rows, schema=PART_SCHEMA)
 
-
-SAMPLED = ("k", "text", "token_ids", "finish_reason", "multiplicity", "sum_logp", "eos_logp")
-"""Columns that a candidate carries itself."""
 
 PART_SCHEMA = pa.schema([*(field.with_nullable(True) for field in CANDIDATES.schema), ("failure", pa.string())])
 """A part's rows: candidates, and prompts without any with the reason."""

@@ -88,7 +88,7 @@ def sweep_all(work: Work) -> Built:
 
     tables = zip(*(work.all(name).values() for name in ("candidates", "mas_table", "logprob_table")), strict=True)
     grid = work.study.sweep
-    result = sweep([joined(*some) for some in tables], grid.alpha, grid.delta)
+    result = sweep((joined(*some) for some in tables), grid.alpha, grid.delta)
     return Built({"data": (result.cast(SWEEP.schema), SWEEP)})
 
 

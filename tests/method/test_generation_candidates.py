@@ -3,11 +3,10 @@
 from collections import Counter
 
 import pyarrow as pa
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3po_dagster.method.generation.candidates import distinct, diversity, normalise
+from m3po_dagster.method.generation.candidates import distinct, normalise
 from m3po_dagster.method.generation.sampler import Sample
 from m3po_dagster.storage.tables import CANDIDATES
 
@@ -72,17 +71,3 @@ def test_rows_fit_the_table(drawn):
     assert table.column("candidate_id").to_pylist() == [f"prompt-1:{row['k']}" for row in rows]
     assert table.column("n_tokens").to_pylist() == [len(row["token_ids"]) for row in rows]
     assert table.to_pylist() == rows
-
-
-def test_diversity_of_a_worked_example():
-    def one(text, tokens, reason="stop"):
-        return Sample(text, tuple(range(tokens)), reason, -1.0, None)
-
-    figures = diversity([distinct([one("a", 2), one("a", 2), one("b", 8, "length")]), distinct([one("c", 3)] * 3)])
-    assert (figures.prompts, figures.samples) == (2, 6)
-    assert figures.distinct_share == pytest.approx(3 / 6)
-    assert figures.single_answer_share == pytest.approx(1 / 2)
-    assert figures.truncated_share == pytest.approx(1 / 6)
-    assert figures.mean_tokens == pytest.approx((2 + 2 + 8 + 9) / 6)
-    empty = diversity([])
-    assert (empty.samples, empty.distinct_share, empty.mean_tokens) == (0, 0, 0)

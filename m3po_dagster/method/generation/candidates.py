@@ -1,4 +1,4 @@
-"""From N samples to distinct candidates, and how diverse they are (paper, section 3.2)."""
+"""From N samples to distinct candidates (paper, section 3.2)."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -62,34 +62,3 @@ def distinct(samples: Sequence[Sample]) -> list[Candidate]:
         )
         for ks in same.values()
     ]
-
-
-@dataclass(frozen=True)
-class Diversity:
-    """How much the samples of some prompts differ; shares in [0, 1], length in tokens."""
-
-    prompts: int
-    samples: int
-    distinct_share: float
-    single_answer_share: float
-    truncated_share: float
-    mean_tokens: float
-
-
-def diversity(prompts: Sequence[Sequence[Candidate]]) -> Diversity:
-    """Diversity over prompts, each given as its distinct candidates.
-
-    `distinct_share` is distinct candidates per sample, `single_answer_share` the prompts with one distinct answer (they
-    can give no pair). Truncation and length count a candidate as often as it was sampled. No prompts give zeros.
-    """
-    samples = sum(candidate.multiplicity for candidates in prompts for candidate in candidates)
-    truncated = sum(c.multiplicity for candidates in prompts for c in candidates if c.finish_reason == "length")
-    tokens = sum(c.multiplicity * len(c.token_ids) for candidates in prompts for c in candidates)
-    return Diversity(
-        prompts=len(prompts),
-        samples=samples,
-        distinct_share=sum(map(len, prompts)) / max(samples, 1),
-        single_answer_share=sum(len(candidates) == 1 for candidates in prompts) / max(len(prompts), 1),
-        truncated_share=truncated / max(samples, 1),
-        mean_tokens=tokens / max(samples, 1),
-    )

@@ -1,0 +1,96 @@
+"""Asset checks: what each lets through and what it stops."""
+
+import math
+
+import pyarrow as pa
+import pytest
+
+from m3po_dagster.assets import checks
+from m3po_dagster.storage.tables import CANDIDATES, LOGPROBS, PAIRS
+
+
+def table(schema, **columns):
+    rows = len(next(iter(columns.values())))
+    filler = {"string": "x", "int32": 1, "int64": 1, "double": -1.0}
+    found = {}
+    for field in schema.schema:
+        given = columns.get(field.name)
+        found[field.name] = pa.array(given if given is not None else [filler.get(str(field.type))] * rows, field.type)
+    return pa.table(found, schema=schema.schema)
+
+
+def candidates(prompts, reasons, multiplicities):
+    return table(
+        CANDIDATES,
+        prompt_id=prompts,
+        finish_reason=reasons,
+        multiplicity=multiplicities,
+        token_ids=[[1]] * len(prompts),
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompts", "reasons", "multiplicities", "passed"),
+    [
+        (["a", "a"], ["stop", "stop"], [3, 1], True),
+        (["a", "b"], ["stop", "stop"], [4, 4], False),
+        (["a", "a", "a"], ["stop", "stop", "length"], [1, 1, 6], False),
+        (["a", "a"], ["stop", "length"], [9, 1], True),
+        ([], [], [], True),
+    ],
+)
+def test_diversity(prompts, reasons, multiplicities, passed):
+    assert checks.diversity(candidates(prompts, reasons, multiplicities)).passed is passed
+
+
+@pytest.mark.parametrize(
+    ("value", "passed"), [(-1.0, True), (0.0, True), (0.5, False), (math.nan, False), (-math.inf, False)]
+)
+def test_confidence_must_be_finite_and_not_above_zero(value, passed):
+    check = checks.confidence_finite(table(LOGPROBS, candidate_id=["a", "b"], sum_logp=[-2.0, value]))
+    assert check.passed is passed and check.blocking
+
+
+def test_a_pair_against_itself_is_stopped():
+    good = table(PAIRS, pair_id=["p"], chosen_id=["a"], rejected_id=["b"])
+    bad = table(PAIRS, pair_id=["p"], chosen_id=["a"], rejected_id=["a"])
+    lone = table(PAIRS, pair_id=["p"], chosen_id=["a"], rejected_id=[None], ref_rejected_logp=[None])
+    assert checks.pairs_well_formed(good).passed and checks.pairs_well_formed(lone).passed
+    assert not checks.pairs_well_formed(bad).passed and checks.pairs_well_formed(bad).blocking
+
+
+def test_a_reference_that_is_not_a_number_is_stopped():
+    assert not checks.pairs_well_formed(
+        table(PAIRS, chosen_id=["a"], rejected_id=["b"], ref_chosen_logp=[math.nan])
+    ).passed
+
+
+def mas(values, prompts=None):
+    return pa.table({"prompt_id": prompts or ["p"] * len(values), "mas": pa.array(values, pa.float64())})
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "passed"), [([0.1, None], 0.5, True), ([0.1, None], 0.49, False), ([], 0.0, True)]
+)
+def test_unscored_candidates_up_to_a_share(values, share, passed):
+    assert checks.scored(mas(values), share).passed is passed
+
+
+def test_spread_counts_prompts_that_mas_tells_apart():
+    assert checks.spread(mas([0.1, 0.2, 0.5, 0.5], ["a", "a", "b", "b"])).figures["share"] == 0.5
+    assert not checks.spread(mas([0.5, 0.5, None, None], ["a", "a", "b", "b"])).passed
+
+
+def test_the_other_thresholds():
+    assert checks.kept_share(1, 1).passed and not checks.kept_share(1, 2).passed and checks.kept_share(0, 0).passed
+    assert checks.prompts_answered(95, 5).passed and not checks.prompts_answered(94, 6).passed
+    assert checks.pair_yield(1, 1).passed and not checks.pair_yield(1, 2).passed
+    assert checks.learned([0.9, 0.6]).passed and not checks.learned([0.9, 0.5]).passed and checks.learned([]).passed
+    assert not checks.weights_finite(False).passed
+    scores = pa.table({"metric": ["format", "accuracy"], "value": [89.0, 10.0]})
+    assert not checks.answer_format(scores).passed
+
+
+def test_every_rule_is_declared_once_and_evaluated():
+    names = [rule.name for rules in checks.RULES.values() for rule in rules]
+    assert len(set(names)) == len(names)
