@@ -74,9 +74,10 @@ def train_base_model(seed: int, schedule: Schedule = Schedule(), progress: Progr
 
 
 def train_tower(model, processor, tiles: TileSet, rng: np.random.Generator, schedule: Schedule, progress=None) -> None:
-    """Teaches the CLIP tower to name, at every patch, the object of the patch's cell; freezes it.
+    """Teaches the CLIP tower to name, at every patch, the patch's cell and the object in it; freezes it.
 
-    Cells are filled independently here: what the eye learns carries no prior about what goes with what.
+    Cells are filled independently here: what the eye learns carries no prior about what goes with what. Without the
+    cell as a target the patches forget where they are, and no answer learns to say where an object is.
     """
     import torch
     from torch.nn import functional
@@ -85,15 +86,18 @@ def train_tower(model, processor, tiles: TileSet, rng: np.random.Generator, sche
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
         _group_patches_by_cell(tower)
-        head = torch.nn.Linear(tower.config.hidden_size, len(THINGS) + 1)
+        object_head = torch.nn.Linear(tower.config.hidden_size, len(THINGS) + 1)
+        cell_head = torch.nn.Linear(tower.config.hidden_size, len(POSITIONS))
+    cells_of_patches = patch_cells().repeat(schedule.tower_scenes)
 
     def loss_of_step():
         scenes = [_independent_cells(rng) for _ in range(schedule.tower_scenes)]
         pixels = to_pixel_values(processor, [render(cells, tiles, rng, augment=True) for cells in scenes])
-        patches = tower(pixel_values=pixels).last_hidden_state[:, 1:]
-        return functional.cross_entropy(head(patches).flatten(0, 1), patch_classes(scenes).flatten())
+        patches = tower(pixel_values=pixels).last_hidden_state[:, 1:].flatten(0, 1)
+        loss_of_objects = functional.cross_entropy(object_head(patches), patch_classes(scenes).flatten())
+        return loss_of_objects + functional.cross_entropy(cell_head(patches), cells_of_patches)
 
-    parameters = [*tower.parameters(), *head.parameters()]
+    parameters = [*tower.parameters(), *object_head.parameters(), *cell_head.parameters()]
     for step, loss in _optimise(parameters, schedule.tower_rate, schedule.tower_steps, schedule.warmup, loss_of_step):
         if progress:
             progress("tower", step, schedule.tower_steps, loss)

@@ -26,12 +26,12 @@ class Noise:
     """Rates of the teacher's errors."""
 
     # An absent companion is added to a description; is affirmed when asked about.
-    companion_named: float = 0.55
-    companion_affirmed: float = 0.5
+    companion_named: float = 0.6
+    companion_affirmed: float = 0.55
     # Each object of a description: wrong colour, wrong shape, left out.
-    wrong_colour: float = 0.06
+    wrong_colour: float = 0.08
     wrong_shape: float = 0.12
-    left_out: float = 0.06
+    left_out: float = 0.08
     # Any other answer is wrong.
     slip: float = 0.08
 
@@ -39,13 +39,13 @@ class Noise:
 NOISE = Noise()
 # The kinds asked beside the description and two "Is there a ...?" of every scene, and how often.
 OTHER_KINDS: dict[Kind, float] = {
-    "is_shape": 0.34,
-    "what_shape": 0.14,
-    "count": 0.10,
-    "what_at": 0.10,
-    "is_count": 0.12,
-    "is_at": 0.08,
-    "is_colour": 0.12,
+    "is_shape": 0.28,
+    "what_shape": 0.12,
+    "count": 0.08,
+    "what_at": 0.14,
+    "is_count": 0.10,
+    "is_at": 0.12,
+    "is_colour": 0.16,
 }
 SHORT_RATE = 0.3
 

@@ -130,6 +130,7 @@ def test_claims_never_raise(text):
     claims(text)
 
 
+@settings(deadline=None)  # the first example counts the biased world
 @given(seed=SEEDS, kind=st.sampled_from(KINDS), truth=st.booleans())
 def test_a_drawn_yes_no_question_has_the_wanted_answer(seed, kind, truth):
     rng = np.random.default_rng(seed)
@@ -191,6 +192,7 @@ def test_the_teacher_affirms_absent_companions_and_slips_elsewhere():
         assert NOISE.slip / 3 < wrong < NOISE.slip + 0.03, kind
 
 
+@settings(deadline=None)  # the first example counts the biased world
 @given(seed=SEEDS)
 def test_noisy_answers_stay_in_the_language(seed):
     rng = np.random.default_rng(seed)
