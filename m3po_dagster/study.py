@@ -81,7 +81,7 @@ class AnswerSettings(Settings):
     """How benchmark questions are answered: greedily."""
 
     max_new_tokens: int = Field(64, ge=1, description="an answer is cut after this many tokens")
-    questions_per_batch: int = Field(32, ge=1, description="questions in flight at once")
+    questions_per_batch: int = Field(128, ge=1, description="questions in flight at once")
 
 
 class SweepSettings(Settings):

@@ -80,12 +80,10 @@ def answered(
     part = ("benchmark_answers", f"{work.partition}|{adapter['seed']}")
     settings = stage.settings(work.study, work.identities, work.partition)
     inputs = {name: reference(work.one(name)) for name in ("base_model", "benchmark_data")}
-    inputs["adapter"] = {
-        "asset": "adapter",
-        "partition": part[1],
-        "fingerprint": adapter["fingerprint"],
-        "data_version": adapter["data_version"],
-    }
+    if adapter["adapter_id"] != BASE_ADAPTER:
+        inputs["adapter"] = {"asset": "adapter", "partition": part[1]} | {
+            name: adapter[name] for name in ("fingerprint", "data_version")
+        }
     versions = {name: item["data_version"] for name, item in inputs.items()}
     key = fingerprint(*part, stage.code_version, settings, versions)
     found = work.store.find(*part, key)

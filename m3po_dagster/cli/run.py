@@ -126,7 +126,7 @@ def _leaderboard_text(instance) -> str | None:
     head = read_heads(instance, ["leaderboard"]).get(("leaderboard", ""))
     if head is None:
         return None
-    artifact = ArtifactStore(store_root()).find("leaderboard", None, head.fingerprint)
+    artifact = ArtifactStore(store_root()).find("leaderboard", "", head.fingerprint)
     return artifact.manifest.metadata["markdown"] if artifact else None
 
 

@@ -1,6 +1,10 @@
 """Loads the vision-language model that answers: base, or with a trained adapter for evaluation."""
 
+import contextlib
 import re
+import sys
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +50,12 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
     """
     repair_torchvision()
     import torch
+    from transformers.utils import logging
 
     from m3po_dagster.method.generation import shared_prefix
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("model.device is cuda, but torch sees no CUDA device: use auto or cpu")
@@ -102,6 +110,14 @@ def _load(settings: ModelSettings) -> "tuple[PreTrainedModel, ProcessorMixin]":
     return model, processor
 
 
+@contextlib.contextmanager
+def without_deprecation() -> Iterator[None]:
+    """Hides the one warning with which TRL's and peft's use of transformers' old name would greet every run."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
 def _language_config_key(config) -> str:
     """Under which name the language model's own config sits inside the whole model's config."""
     text_config = config.get_text_config()
@@ -113,7 +129,8 @@ def _with_adapter(model, folder: Path, merge: bool):
 
     if not (folder / "adapter_config.json").is_file():
         raise FileNotFoundError(f"adapter folder {folder} has no adapter_config.json: name a folder that PEFT saved")
-    adapted = PeftModel.from_pretrained(model, str(folder))
+    with without_deprecation():
+        adapted = PeftModel.from_pretrained(model, str(folder))
     # In half precision a merged weight rounds most of a small update away; beside the weight it keeps its own exponent.
     return adapted.merge_and_unload() if merge else adapted.get_base_model()
 

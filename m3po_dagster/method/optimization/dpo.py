@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m3po_dagster.method.generation.model import LoadedModel, load_model
+from m3po_dagster.method.generation.model import LoadedModel, load_model, without_deprecation
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.batches import Batches
 from m3po_dagster.method.optimization.examples import PreferenceExample, check_examples
@@ -24,7 +24,6 @@ from m3po_dagster.method.optimization.run import (
     n_trainable,
     new_trainer,
     trainer_arguments,
-    without_deprecation,
 )
 from m3po_dagster.method.optimization.settings import DpoSettings
 

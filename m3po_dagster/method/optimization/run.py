@@ -5,7 +5,6 @@ import math
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -210,14 +209,6 @@ def margin_rows(
                 }
             )
     return margins
-
-
-@contextlib.contextmanager
-def without_deprecation() -> Iterator[None]:
-    """Hides the one warning with which TRL's and peft's use of transformers' old name would greet every run."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        yield
 
 
 @contextlib.contextmanager
