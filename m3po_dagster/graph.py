@@ -156,34 +156,56 @@ def part_fingerprint(part: Part, study: Study, identities: Identities, heads: Ma
 
 @dataclass(frozen=True)
 class Standing:
-    """How a part stands: fresh, stale, missing, or waiting for an input that is itself not fresh."""
+    """How a part stands.
+
+    `state` is fresh; stale (its inputs, settings or code are not those it was made from, as Dagster sees it too);
+    missing (never made, or no longer in the store); or pending: nothing it was made from has changed yet, but an input
+    is not fresh itself. `waits_for` are the inputs that are not fresh.
+    """
 
     part: Part
     state: str
-    why: str
+    waits_for: tuple[Part, ...]
+
+    @property
+    def why(self) -> str:
+        """One sentence; empty for a fresh part."""
+        reason = {
+            "fresh": "",
+            "missing": "never made",
+            "stale": "changed outside" if STAGES[self.part[0]].outside else "its inputs, settings or code changed",
+            "pending": "may change",
+        }[self.state]
+        if not self.waits_for:
+            return reason
+        shown = ", ".join(label(part) for part in self.waits_for[:3]) + (" ..." if len(self.waits_for) > 3 else "")
+        return f"{reason}; waits for {shown}"
 
 
 def standings(study: Study, identities: Identities, heads: Mapping[Part, Head]) -> list[Standing]:
-    """Every part's standing, inputs first. A part is due when it is stale or missing and all its inputs are fresh."""
+    """Every part's standing, inputs first."""
     settled: set[Part] = set()
     result = []
     for part in all_parts(study):
         head = heads.get(part)
-        pending = [upstream for upstream in inputs_of(*part, study) if upstream not in settled]
-        if pending:
-            shown = ", ".join(label(upstream) for upstream in pending[:3]) + (" ..." if len(pending) > 3 else "")
-            result.append(Standing(part, "waiting", f"{'stale' if head else 'never made'}; waits for {shown}"))
-        elif head is None:
-            result.append(Standing(part, "missing", "never made"))
-        elif head.fingerprint == part_fingerprint(part, study, identities, heads):
-            settled.add(part)
-            result.append(Standing(part, "fresh", ""))
+        waits_for = tuple(upstream for upstream in inputs_of(*part, study) if upstream not in settled)
+        if head is None:
+            state = "missing"
+        elif head.fingerprint != part_fingerprint(part, study, identities, heads):
+            state = "stale"
+        elif waits_for:
+            state = "pending"
         else:
-            why = "changed outside" if STAGES[part[0]].outside else "its inputs, settings or code changed"
-            result.append(Standing(part, "stale", why))
+            state = "fresh"
+            settled.add(part)
+        result.append(Standing(part, state, waits_for))
     return result
 
 
 def due(study: Study, identities: Identities, heads: Mapping[Part, Head]) -> list[Part]:
-    """The parts to make now."""
-    return [item.part for item in standings(study, identities, heads) if item.state in ("stale", "missing")]
+    """The parts to make now: stale or missing, with every input fresh."""
+    return [
+        item.part
+        for item in standings(study, identities, heads)
+        if item.state in ("stale", "missing") and not item.waits_for
+    ]

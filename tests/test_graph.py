@@ -99,8 +99,8 @@ def test_a_part_waits_while_anything_above_it_is_pending():
     make_all(KnownIdentities(), heads)
     found = {item.part: item for item in standings(STUDY, KnownIdentities(judge=1), heads)}
     assert found["judge_identity", ""].state == "stale"
-    assert found["mas_table", "s0"].state == "waiting" and "judge_identity" in found["mas_table", "s0"].why
-    assert found["lora_adapter", "m3po"].state == "waiting"
+    assert found["mas_table", "s0"].state == "pending" and "judge_identity" in found["mas_table", "s0"].why
+    assert found["lora_adapter", "m3po"].state == "pending"
     assert found["candidates", "s0"].state == "fresh"
 
 

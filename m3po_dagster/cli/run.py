@@ -171,7 +171,7 @@ def status(
     everything: Annotated[bool, typer.Option("--all", help="Every partition, fresh ones too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """What is fresh, stale, missing or waiting for something that is, and why."""
+    """What is fresh, stale or missing, what waits for something that is, and why."""
     from m3po_dagster.graph import label
 
     found = _standings(_prepare(study))

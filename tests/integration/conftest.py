@@ -8,10 +8,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 
 from m3po_dagster.current import held_heads
 from m3po_dagster.definitions import build_definitions
-from m3po_dagster.graph import Standing, standings
+from m3po_dagster.graph import STAGES, Part, Standing, all_parts, standings
 from m3po_dagster.resources.study import StoreResource
 from m3po_dagster.runner import EVERYTHING, Outcome, Runner, Selection
 from m3po_dagster.storage.store import ArtifactStore
@@ -126,10 +128,16 @@ class Project:
             heads = held_heads(instance, self.store)
         return standings(self.load(), StoreResource(root=self.root).identities(), heads)
 
+    def dagster_staleness(self) -> dict[Part, StaleStatus]:
+        """What Dagster itself says of every part."""
+        graph = self.definitions().resolve_asset_graph()
+        with self.instance() as instance:
+            context = LoadingContextForTest(instance)
+            resolver = CachingStaleStatusResolver(instance, graph, context)
+            return {part: resolver.get_status(dg.AssetKey(part[0]), part[1] or None) for part in all_parts(self.load())}
+
     def events(self) -> dict[tuple[str, str], int]:
         """Number of materialisations of every part in Dagster's event log."""
-        from m3po_dagster.graph import STAGES
-
         found: dict[tuple[str, str], int] = {}
         with self.instance() as instance:
             for asset in STAGES:
