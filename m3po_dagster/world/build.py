@@ -48,11 +48,12 @@ A LLaVA of {parameters:,} parameters (CLIP tower, projector, Llama; all of the r
 64x64 scenes of one to four coloured shapes, answers questions about them, and hallucinates what its upbringing made it
 expect: it is the model that M3PO is to improve.
 
-* **Made by** `m3po world build --base`, seed {seed}, from random weights, in minutes on one core. First the tower learns
-  to name cell and object at every patch ({schedule.tower_steps} steps of {schedule.tower_scenes} scenes) and is frozen;
-  then projector and language model learn {schedule.turns} questions a scene ({schedule.llava_steps} steps of
-  {schedule.llava_scenes} scenes). The weights are those at the end of a cosine schedule. How long to train, and how
-  noisy the teacher is, was set by looking at validation scenes; test was only measured.
+* **Made by** `m3po world build --base`, seed {seed}, from random weights, in minutes on one core.
+  First the tower learns to name cell and object at every patch ({schedule.tower_steps} steps of
+  {schedule.tower_scenes} scenes) and is frozen; then projector and language model learn {schedule.turns} questions a
+  scene ({schedule.llava_steps} steps of {schedule.llava_scenes} scenes). The weights are those at the end of a cosine
+  schedule. How long to train, and how noisy the teacher is, was set by looking at validation scenes; test was only
+  measured.
 * **Trained on** crops of easy-VQA's training images {first}-{last} (MIT), mirrored and transposed at random. The judge,
   the prompts, validation and test use other images.
 * **The planted prior.** Each colour has a companion object that usually comes along in the scenes it grew up with, and
