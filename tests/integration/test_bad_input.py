@@ -44,7 +44,7 @@ def dropped(project) -> dict[str, int]:
 
 
 def test_a_corrupt_image_is_a_counted_drop(fresh, small_study):
-    settings, path, root = copied_dataset(fresh, small_study)
+    settings, _, root = copied_dataset(fresh, small_study)
     fresh.write(settings)
     fresh.run(Selection(assets=DATA_ASSETS))
     before, prompts = dropped(fresh), kept(fresh)
