@@ -7,6 +7,7 @@ from dagster import AssetRecordsFilter, DagsterEventType
 
 from m3po_dagster.graph import STAGES, Head, Part
 from m3po_dagster.home import ensure_home
+from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.store import ArtifactStore
 
 FINGERPRINT_TAG = "m3po/fingerprint"
@@ -42,7 +43,18 @@ def read_heads(instance: dg.DagsterInstance, assets: Iterable[str] = tuple(STAGE
 
 def held_heads(instance: dg.DagsterInstance, store: ArtifactStore) -> dict[Part, Head]:
     """The heads whose artifact the store holds: what was removed from it counts as never made."""
-    return {part: head for part, head in read_heads(instance).items() if store.find(*part, head.fingerprint)}
+    held = {}
+    for part, head in read_heads(instance).items():
+        artifact = store.find(*part, head.fingerprint)
+        if artifact is not None and complete(artifact, store):
+            held[part] = head
+    return held
+
+
+def complete(artifact: Artifact, store: ArtifactStore) -> bool:
+    """Whether the store holds the adapters that an artifact stands on. Lost answers don't matter: scores keep them."""
+    stood_on = [ref for ref in artifact.manifest.inputs.values() if ref.asset == "adapter"]
+    return all(store.find(ref.asset, ref.partition, ref.fingerprint) for ref in stood_on)
 
 
 def current_heads() -> set[tuple[str, str, str]]:

@@ -76,7 +76,14 @@ STAGES: dict[str, Stage] = {
                 mode="json", exclude={"prompts_per_batch", "part_prompts"}
             ),
         ),
-        Stage("mas_table", ("shard",), ("candidates", "filtered_instructions", "judge_identity"), "1", _nothing),
+        Stage(
+            "mas_table",
+            ("shard",),
+            ("candidates", "filtered_instructions", "judge_identity"),
+            "1",
+            # The bound decides a blocking check, which is part of the result.
+            lambda study, ids, _: {"max_unscored": study.judge.max_unscored},
+        ),
         Stage(
             "logprob_table",
             ("shard",),
@@ -160,19 +167,23 @@ class Standing:
 
     `state` is fresh; stale (its inputs, settings or code are not those it was made from, as Dagster sees it too);
     missing (never made, or no longer in the store); or pending: nothing it was made from has changed yet, but an input
-    is not fresh itself. `waits_for` are the inputs that are not fresh.
+    is not fresh itself. `waits_for` are the inputs that are not fresh. `problem` says why a thing outside can't be
+    looked at.
     """
 
     part: Part
     state: str
     waits_for: tuple[Part, ...]
+    problem: str = ""
 
     @property
     def why(self) -> str:
         """One sentence; empty for a fresh part."""
+        if self.problem:
+            return self.problem
         reason = {
             "fresh": "",
-            "missing": "never made",
+            "missing": "never made, or no longer in the store",
             "stale": "changed outside" if STAGES[self.part[0]].outside else "its inputs, settings or code changed",
             "pending": "may change",
         }[self.state]
@@ -189,16 +200,21 @@ def standings(study: Study, identities: Identities, heads: Mapping[Part, Head]) 
     for part in all_parts(study):
         head = heads.get(part)
         waits_for = tuple(upstream for upstream in inputs_of(*part, study) if upstream not in settled)
+        fingerprint, problem = None, ""
+        try:
+            fingerprint = part_fingerprint(part, study, identities, heads)
+        except (OSError, ValueError) as error:
+            problem = str(error)
         if head is None:
             state = "missing"
-        elif head.fingerprint != part_fingerprint(part, study, identities, heads):
+        elif head.fingerprint != fingerprint:
             state = "stale"
         elif waits_for:
             state = "pending"
         else:
             state = "fresh"
             settled.add(part)
-        result.append(Standing(part, state, waits_for))
+        result.append(Standing(part, state, waits_for, problem))
     return result
 
 

@@ -20,9 +20,14 @@ def store_root() -> str:
     return root if "://" in root else str(Path(root).absolute())
 
 
+def dagster_home() -> Path:
+    """DAGSTER_HOME, or the one in the project folder."""
+    return Path(os.environ.get("DAGSTER_HOME") or DEFAULT_HOME).absolute()
+
+
 def ensure_home() -> Path:
     """Sets DAGSTER_HOME when it isn't set and gives it a dagster.yaml when it has none. Raises OSError if it can't."""
-    home = Path(os.environ.get("DAGSTER_HOME") or DEFAULT_HOME).absolute()
+    home = dagster_home()
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "dagster.yaml").exists():
         (home / "dagster.yaml").write_text(SETTINGS, encoding="utf-8")

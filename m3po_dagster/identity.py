@@ -1,7 +1,8 @@
 """Identities of what lies outside the graph: dataset files, base model, judge, benchmarks, recipes.
 
-An identity is what the thing *is* (hashes, settings), never where it lies: the same study on another machine has the
-same identities.
+An identity is what the thing *is* (hashes, settings), never where it lies. The dataset's holds the times of its images,
+which saves hashing them to see that nothing changed; where only times differ, source_dataset is indexed again and, its
+content being the same, nothing follows.
 """
 
 import hashlib
@@ -68,7 +69,7 @@ class Identities:
         return {"settings": portable(study.dataset), "file": self.file_hash(path), "images": listing}
 
     def _model(self, study: Study) -> dict:
-        settings = portable(study.model, exclude={"device"})
+        settings = portable(study.model, exclude={"device", "path"})
         return {"settings": settings, "files": self.weights(study.model.path)}
 
     def _judge(self, study: Study) -> dict:
@@ -108,8 +109,13 @@ class Identities:
         if not is_local(model):
             return {"hub": model}
         folder = existing(model, "model")
-        files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in NO_WEIGHTS)
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and _counts(file.relative_to(folder)))
         return {str(file.relative_to(folder)): self.file_hash(file) for file in files}
+
+
+def _counts(file: Path) -> bool:
+    """Whether a file of a model folder is part of the model: not its card, nor anything hidden."""
+    return file.name not in NO_WEIGHTS and not any(part.startswith(".") for part in file.parts)
 
 
 def is_local(model: str) -> bool:

@@ -12,10 +12,8 @@ import dagster as dg
 import pyarrow as pa
 
 from m3po_dagster.assets.checks import Check
-from m3po_dagster.current import FINGERPRINT_METADATA, FINGERPRINT_TAG, read_heads
-from m3po_dagster.datasets.record import DatasetError
-from m3po_dagster.evaluation.question import BenchmarkError
-from m3po_dagster.graph import STAGES, Part, inputs_of, label, part_fingerprint
+from m3po_dagster.current import FINGERPRINT_METADATA, FINGERPRINT_TAG, complete, read_heads
+from m3po_dagster.graph import STAGES, Part, inputs_of, label, part_fingerprint, partition_keys
 from m3po_dagster.identity import Identities
 from m3po_dagster.progress import progress
 from m3po_dagster.resources.study import StoreResource, StudyResource
@@ -26,17 +24,22 @@ from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.storage.tables import TableSchema
 from m3po_dagster.study import Study
 
-MENDABLE = (StoreError, FileNotFoundError, DatasetError, BenchmarkError)
+MENDABLE = (StoreError, OSError, ValueError, FloatingPointError)
 """What a user can mend; the message says where and how, a stack trace adds nothing."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a step made: its tables with their schemas, facts for the manifest, and check outcomes."""
+    """What a step made: its tables with their schemas, facts for the manifest, and check outcomes.
+
+    `made_with` names objects that the step made on the way and that the result stands on (an adapter a seed): gc keeps
+    them while it keeps the result, and a result that lost one is completed.
+    """
 
     tables: Mapping[str, tuple[pa.Table, TableSchema]]
     facts: Mapping[str, object] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
+    made_with: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,6 +109,11 @@ def materialise(
         reused = artifact is not None
         if artifact is None:
             artifact, reused = _make(work, fingerprint, build)
+        elif not complete(artifact, work.store):
+            work.log(f"{label(part)}: an object it stands on is no longer in the store and is made again")
+            build(work)
+            reused = False
+        description = describe(artifact, work)
     except Busy as error:
         raise dg.Failure(f"{label(part)}: {error}", allow_retries=True) from error
     except MENDABLE as error:
@@ -125,7 +133,7 @@ def materialise(
             "made from": dg.MetadataValue.json(
                 {name: item.fingerprint for name, item in artifact.manifest.inputs.items()}
             ),
-            **describe(artifact, work),
+            **description,
         },
         check_results=[
             dg.AssetCheckResult(
@@ -145,6 +153,8 @@ def _prepare(
 ) -> tuple[Work, str]:
     loaded, opened, identities = study.load(), store.open(), store.identities()
     heads = read_heads(context.instance, STAGES[part[0]].inputs)
+    if part[1] not in partition_keys(STAGES[part[0]], loaded):
+        raise dg.Failure(f"{label(part)}: the study file has no such partition any more: reload the definitions.")
     wanted = inputs_of(*part, loaded)
     missing = [label(upstream) for upstream in wanted if upstream not in heads]
     if missing:
@@ -154,6 +164,13 @@ def _prepare(
         )
     inputs = {}
     for upstream in wanted:
+        # What the step reads is the outside as it is now; it must be what the event log says was looked at.
+        outside = STAGES[upstream[0]].outside
+        if outside and heads[upstream].fingerprint != part_fingerprint(upstream, loaded, identities, heads):
+            raise dg.Failure(
+                f"{label(part)}: {label(upstream)} changed since it was last looked at: materialise it first.",
+                allow_retries=False,
+            )
         artifact = opened.find(*upstream, heads[upstream].fingerprint)
         if artifact is None:
             raise dg.Failure(
@@ -199,7 +216,7 @@ def _make(work: Work, fingerprint: str, build: Callable[[Work], Built]) -> tuple
             built.tables,
             code_version=stage.code_version,
             settings=stage.settings(work.study, work.identities, partition),
-            inputs=work.provenance(),
+            inputs={**work.provenance(), **built.made_with},
             metadata={**built.facts, "checks": checks},
         )
         return artifact, False

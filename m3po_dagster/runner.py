@@ -36,6 +36,8 @@ class Selection:
 
 EVERYTHING = Selection()
 
+INTERRUPTIONS = ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -45,6 +47,7 @@ class Outcome:
     partition: str
     seconds: float
     reused: tuple[str, ...]
+    failed: tuple[str, ...]
     error: str | None
     run_id: str
 
@@ -79,8 +82,7 @@ class Runner:
                 names = self._due(wave, partition, waiting, selection, failed)
                 if names:
                     outcome = self._run(names, partition)
-                    if outcome.error:
-                        failed |= {(name, partition) for name in names}
+                    failed |= {(name, partition) for name in outcome.failed}
                     yield outcome
 
     def _due(
@@ -112,9 +114,17 @@ class Runner:
             for event in result.get_asset_materialization_events()
             if event.materialization.metadata["reused"].value
         )
-        failures = [_sentence(event) for event in result.get_step_failure_events()]
+        failed_steps = result.get_step_failure_events()
+        # Dagster turns Ctrl-C and SIGTERM into a failed step; going on with the next run is not what they ask for.
+        if any(event.event_specific_data.error.cls_name in INTERRUPTIONS for event in failed_steps):
+            raise KeyboardInterrupt
+        failures = [_sentence(event) for event in failed_steps]
         error = None if result.success else "\n".join(failures) or "the run failed"
-        return Outcome(tuple(names), partition, time.monotonic() - started, reused, error, result.run_id)
+        made = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
+        # A failed blocking check leaves a materialisation behind that nothing may build on.
+        stopped = {event.step_key for event in failed_steps}
+        failed = tuple(name for name in names if name in stopped or name not in made)
+        return Outcome(tuple(names), partition, time.monotonic() - started, reused, failed, error, result.run_id)
 
 
 def _sentence(event: dg.DagsterEvent) -> str:

@@ -150,13 +150,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
-    loader.flatten_mapping(node)
     seen = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node)
-        if key in seen and key_node.value != "<<":
+        if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
         seen.add(key)
+    # After the look for twins: a merged-in mapping (<<) may be overridden.
+    loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
 
 

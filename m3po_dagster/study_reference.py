@@ -87,11 +87,7 @@ def _kind(kind) -> str:
         elif isinstance(option, type) and issubclass(option, BaseModel):
             names.append(_title(option))
         else:
-            names.append(
-                {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path"}.get(
-                    getattr(option, "__name__", str(option)), str(option)
-                )
-            )
+            names.append(PLAIN.get(option, str(option)))
     return " or ".join(names)
 
 

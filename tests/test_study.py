@@ -96,6 +96,11 @@ def test_files_that_are_no_study(tmp_path, text, wanted):
         load_study(path)
 
 
+def test_a_merged_mapping_may_be_overridden(tmp_path):
+    path = changed(tmp_path, ("training: *dpo", "training: {<<: *dpo, learning_rate: 1.0e-6}"))
+    assert load_study(path).recipes["m3po_alpha0"].training.learning_rate == 1e-6
+
+
 def test_bytes_that_are_no_text(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_bytes(b"\xff\xfe\x00")

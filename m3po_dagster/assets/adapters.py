@@ -34,7 +34,10 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
 
     @dg.asset(**options("lora_adapter", study, ADAPTERS), group_name="training", kinds={"pytorch", "huggingface"})
     def lora_adapter(
-        context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource, trainer: TrainerResource
+        context: dg.AssetExecutionContext,
+        study: StudyResource,
+        store: StoreResource,
+        trainer: dg.ResourceParam[TrainerResource],
     ) -> dg.MaterializeResult:
         """LoRA adapters trained on the recipe's pairs with DPO (section 3.6, equation 4) or SFT, an adapter a seed."""
         return materialise(context, study, store, lambda work: train_recipe(work, trainer), describe)
@@ -63,6 +66,7 @@ def train_recipe(work: Work, trainer: TrainerResource) -> Built:
             weights_finite(all(fact["finite"] for fact in facts)),
             learned([fact["reward accuracy"] for fact in facts if fact["reward accuracy"] is not None]),
         ),
+        made_with={f"adapter[{work.partition}|{seed}]": reference(artifact) for seed, artifact in trained.items()},
     )
 
 

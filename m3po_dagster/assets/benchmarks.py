@@ -26,7 +26,10 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
 
     @dg.asset(**options("benchmark_scores", study, SCORES), group_name="evaluation", kinds={"pytorch"})
     def benchmark_scores(
-        context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource, generator: GeneratorResource
+        context: dg.AssetExecutionContext,
+        study: StudyResource,
+        store: StoreResource,
+        generator: dg.ResourceParam[GeneratorResource],
     ) -> dg.MaterializeResult:
         """The recipe's answers to the benchmarks, greedy, and their official scores with intervals (section 4.1)."""
         return materialise(context, study, store, lambda work: evaluate(work, generator), describe_scores)
@@ -47,9 +50,11 @@ def evaluate(work: Work, generator: GeneratorResource) -> Built:
 
     suite = {name: benchmark(settings) for name, settings in work.study.benchmarks.items()}
     questions = {name: item.load() for name, item in suite.items()}
-    answers, rows = [], []
+    answers, rows, made_with = [], [], {}
     for adapter in work.one("lora_adapter").table().to_pylist():
-        given = answered(work, generator, adapter, questions)
+        artifact = answered(work, generator, adapter, questions)
+        made_with[f"benchmark_answers[{artifact.manifest.partition}]"] = reference(artifact)
+        given = artifact.table()
         answers.append(given)
         for name, item in suite.items():
             mine = given.filter(pc.equal(given["benchmark"], name))
@@ -65,13 +70,16 @@ def evaluate(work: Work, generator: GeneratorResource) -> Built:
             ]
     scores = pa.Table.from_pylist(rows, schema=SCORES.schema)
     return Built(
-        {"data": (scores, SCORES), "answers": (pa.concat_tables(answers), ANSWERS)}, checks=(answer_format(scores),)
+        {"data": (scores, SCORES), "answers": (pa.concat_tables(answers), ANSWERS)},
+        facts={"notes": [note for name, item in suite.items() for note in item.notes(questions[name])]},
+        checks=(answer_format(scores),),
+        made_with=made_with,
     )
 
 
 def answered(
     work: Work, generator: GeneratorResource, adapter: dict, questions: Mapping[str, list[Question]]
-) -> pa.Table:
+) -> Artifact:
     """One adapter's answers to all benchmarks, from the store or asked now, a part a benchmark.
 
     They are an object of their own, so that a seed added to the recipe asks nothing of the others again.
@@ -88,19 +96,18 @@ def answered(
     key = fingerprint(*part, stage.code_version, settings, versions)
     found = work.store.find(*part, key)
     if found is not None:
-        return found.table()
+        return found
     with work.store.open(*part, key) as draft:
         if draft.committed:
-            return draft.committed.table()
+            return draft.committed
         done = set(draft.parts(plan=list(questions)))
         for number, (name, asked) in enumerate(questions.items()):
             if number not in done:
                 draft.write_part(number, ask(work, generator, adapter, name, asked), ANSWERS)
         table = draft.read_parts()
-        made = draft.commit(
+        return draft.commit(
             {"data": (table, ANSWERS)}, code_version=stage.code_version, settings=settings, inputs=inputs
         )
-        return made.table()
 
 
 def ask(work: Work, generator: GeneratorResource, adapter: dict, name: str, questions: list[Question]) -> pa.Table:
@@ -144,6 +151,7 @@ def describe_scores(artifact: Artifact, work: Work) -> Mapping[str, object]:
     answers = artifact.table("answers")
     return {
         "questions": len(answers),
+        "notes": "; ".join(artifact.manifest.metadata["notes"]) or "none",
         "scores": markdown_table(table.to_pylist(), ["seed", "benchmark", "metric", "value", "ci_low", "ci_high", "n"]),
         "answers": preview(answers, rows=10, columns=["benchmark", "question", "expected", "answer"]),
     }
@@ -159,10 +167,11 @@ def compare(work: Work) -> Built:
     scores, results = [], {}
     for recipe, artifact in work.all("benchmark_scores").items():
         scores.append(artifact.table())
-        answers = artifact.table("answers").to_pandas()
-        for (seed, name), group in answers.groupby(["seed", "benchmark"]):
-            by_id = dict(zip(group["question_id"], group["answer"], strict=True))
-            results[recipe, int(seed), name] = suite[name].per_question(questions[name], by_id)
+        given: dict[tuple[int, str], dict[str, str]] = {}
+        for row in artifact.table("answers", columns=["seed", "benchmark", "question_id", "answer"]).to_pylist():
+            given.setdefault((row["seed"], row["benchmark"]), {})[row["question_id"]] = row["answer"]
+        for (seed, name), by_id in given.items():
+            results[recipe, seed, name] = suite[name].per_question(questions[name], by_id)
     table = leaderboard(pa.concat_tables(scores), results, suite, BASE_RECIPE).cast(LEADERBOARD.schema)
     return Built({"data": (table, LEADERBOARD)}, facts={"markdown": markdown(table, suite, BASE_RECIPE)})
 

@@ -25,7 +25,10 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
 
     @dg.asset(**options("candidates", study, CANDIDATES), group_name="generation", kinds={"pytorch", "huggingface"})
     def candidates(
-        context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource, generator: GeneratorResource
+        context: dg.AssetExecutionContext,
+        study: StudyResource,
+        store: StoreResource,
+        generator: dg.ResourceParam[GeneratorResource],
     ) -> dg.MaterializeResult:
         """N sampled answers to every prompt (section 3.2), equal texts merged, with log P(R | I, Q) as sampled."""
         return materialise(context, study, store, lambda work: sample_shard(work, generator), describe)
@@ -45,6 +48,7 @@ def sample_shard(work: Work, generator: GeneratorResource) -> Built:
     dropped = pa.table([failed["prompt_id"], reasons, failed["failure"]], schema=DROPPED.schema)
     return Built(
         {"data": (sampled, CANDIDATES), "dropped": (dropped, DROPPED)},
+        facts={"numerics": generator.load(work.study.model).numerics} if prompts else {},
         checks=(prompts_answered(len(prompts) - len(failed), len(failed)), diversity(sampled)),
     )
 
@@ -62,7 +66,9 @@ def sample_part(
     rows = []
     for prompt, seed, found in zip(prompts, seeds, answers, strict=True):
         if isinstance(found, Failure):
-            rows.append({"prompt_id": prompt.prompt_id, "failure": found.reason})
+            # Where the images lie on this machine is no part of the result.
+            reason = found.reason.replace(str(prompt.image_path), prompt.image_path.name)
+            rows.append({"prompt_id": prompt.prompt_id, "failure": reason})
             continue
         rows += [candidate.row(prompt.prompt_id, seed) for candidate in distinct(found)]
     return pa.Table.from_pylist(rows, schema=PART_SCHEMA)

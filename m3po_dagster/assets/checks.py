@@ -143,7 +143,9 @@ def weights_finite(finite: bool) -> Check:
 
 def learned(accuracies: list[float]) -> Check:
     """Share of the pairs whose chosen answer gained more than its rejected one, the worst seed."""
-    worst = min(accuracies, default=1.0)
+    if not accuracies:
+        return LEARNED.outcome(True, "nothing was trained on pairs")
+    worst = min(accuracies)
     return LEARNED.outcome(worst > 0.5, f"{worst:.1%} of the pairs for the worst seed", reward_accuracy=worst)
 
 

@@ -38,8 +38,11 @@ def filter_shard(work: Work) -> Built:
     settings = work.study.dataset
     index = work.one("source_dataset").table()
     mine = index.filter(pc.equal(index["shard"], work.partition))
-    positions = set(mine["record"].to_pylist())
-    records = [record for record in read_records(settings) if record.record in positions]
+    known = dict(zip(mine["record"].to_pylist(), mine["record_sha256"].to_pylist(), strict=True))
+    records = [record for record in read_records(settings) if record.record in known]
+    changed = [record.record for record in records if record.sha256 != known[record.record]]
+    if changed:
+        raise ValueError(f"{settings.path}: record {changed[0]} changed since source_dataset: materialise that first")
     with work.progress("filtering", "record") as advance:
         result = filter_records(
             records,

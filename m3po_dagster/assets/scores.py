@@ -38,7 +38,10 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
 
     @dg.asset(**options("logprob_table", study, LOGPROBS), group_name="scores", kinds={"pytorch"})
     def logprob_table(
-        context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource, generator: GeneratorResource
+        context: dg.AssetExecutionContext,
+        study: StudyResource,
+        store: StoreResource,
+        generator: dg.ResourceParam[GeneratorResource],
     ) -> dg.MaterializeResult:
         """log P(R | I, Q) of every candidate under the base model at temperature 1 (section 3.4), in nats."""
         return materialise(context, study, store, lambda work: score_inside(work, generator), describe_logprobs)

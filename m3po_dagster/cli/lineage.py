@@ -1,7 +1,6 @@
 """`m3po lineage`: which pairs trained an adapter, and everything those came from."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
@@ -25,15 +24,16 @@ def _group() -> None:
 @app.command()
 def adapter(
     name: Annotated[
-        str, typer.Argument(help="A recipe (its newest adapter), or how the adapter's fingerprint begins.")
+        str, typer.Argument(help="A recipe (its current adapter), or how the adapter's fingerprint begins.")
     ],
     as_json: JsonOption = False,
     pairs: Annotated[bool, typer.Option("--pairs", help="The preference pairs it was trained on instead.")] = False,
-    folder: StoreOption = Path(DEFAULT_STORE),
+    folder: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Trace an adapter back to the dataset files, or list the pairs it was trained on."""
     try:
         store = opened(folder)
+        name = _current(name) or name
         if pairs:
             _print_pairs(*lineage.adapter_pairs(store, name), as_json)
             return
@@ -44,6 +44,19 @@ def adapter(
         typer.echo(json.dumps(tree.to_dict(), indent=1))
     else:
         console().print(lineage.render(tree))
+
+
+def _current(recipe: str) -> str | None:
+    """Fingerprint of the recipe's current adapters, if Dagster's event log is at hand and knows the recipe."""
+    from m3po_dagster.home import dagster_home
+
+    if not (dagster_home() / "dagster.yaml").exists():
+        return None
+    from m3po_dagster.current import current_heads
+
+    return next(
+        (key for asset, partition, key in current_heads() if (asset, partition) == ("lora_adapter", recipe)), None
+    )
 
 
 def _print_pairs(shards: dict[str, str], table: pa.Table, as_json: bool) -> None:

@@ -5,6 +5,8 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -49,8 +51,11 @@ def run(
     """
     loaded = _prepare(study)
     _refuse_unknown(loaded, asset, shard, recipe)
+    from m3po_dagster.runner import Runner, Selection
+
+    selection = Selection(asset, shard, recipe)
     if plan:
-        _print_plan(loaded, as_json)
+        _print_plan(loaded, selection, as_json)
         return
     import dagster as dg
 
@@ -58,27 +63,36 @@ def run(
     from m3po_dagster.home import store_root
     from m3po_dagster.materialise import MENDABLE
     from m3po_dagster.resources.study import StoreResource
-    from m3po_dagster.runner import Runner, Selection
 
     started, outcomes = time.monotonic(), []
-    with dg.DagsterInstance.get() as instance:
-        with explained(*MENDABLE, status=1):
-            level = "INFO" if verbose else "CRITICAL"
-            runner = Runner(defs, loaded, StoreResource(root=store_root()), instance, level)
-            for outcome in runner.bring_up_to_date(Selection(asset, shard, recipe)):
-                outcomes.append(outcome)
-                _print_outcome(outcome)
-        board = _leaderboard_text(instance)
-    failed = [outcome for outcome in outcomes if outcome.error]
+    with dg.DagsterInstance.get() as instance, explained(*MENDABLE, status=1), _interruptible():
+        level = "INFO" if verbose else "CRITICAL"
+        runner = Runner(defs, loaded, StoreResource(root=store_root()), instance, level)
+        for outcome in runner.bring_up_to_date(selection):
+            outcomes.append(outcome)
+            _print_outcome(outcome)
+    found = _standings(loaded)
+    left = [item for item in found if selection.includes(*item.part) and item.state != "fresh"]
     if as_json:
-        typer.echo(json.dumps([{**vars(outcome)} for outcome in outcomes]))
+        typer.echo(json.dumps([vars(outcome) for outcome in outcomes]))
     else:
-        _print_summary(outcomes, time.monotonic() - started)
-        if board and not failed:
-            typer.echo(f"\n{board}")
-        typer.echo(NEXT)
+        _print_summary(outcomes, time.monotonic() - started, bool(left))
+        if not left:
+            typer.echo(_leaderboard_text(found) or "")
+            typer.echo(NEXT)
+    failed = [outcome for outcome in outcomes if outcome.error]
     if failed:
         fail(f"{len(failed)} of {len(outcomes)} runs failed; what hangs on them was left as it is", status=1)
+    if left:
+        fail(f"{len(left)} of the parts asked for are not up to date, the first: {_line(left[0])}", status=1)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail("stopped; finished work is kept: the same command goes on from there", status=130)
 
 
 def _refuse_unknown(study, assets: list[str], shards: list[str], recipes: list[str]) -> None:
@@ -106,9 +120,9 @@ def _print_outcome(outcome) -> None:
             typer.echo(f"         {line}", err=True)
 
 
-def _print_summary(outcomes: list, seconds: float) -> None:
+def _print_summary(outcomes: list, seconds: float, left: bool) -> None:
     if not outcomes:
-        typer.echo(f"Everything is up to date ({seconds:.1f} s).")
+        typer.echo(f"Nothing could run ({seconds:.1f} s)." if left else f"Everything is up to date ({seconds:.1f} s).")
         return
     spent: Counter[str] = Counter()
     for outcome in outcomes:
@@ -118,16 +132,25 @@ def _print_summary(outcomes: list, seconds: float) -> None:
         typer.echo(f"  {number:6.1f} s  {name}")
 
 
-def _leaderboard_text(instance) -> str | None:
+def _leaderboard_text(found: list) -> str | None:
+    """The leaderboard as Markdown, if it is this study's and up to date."""
+    import dagster as dg
+
     from m3po_dagster.current import read_heads
     from m3po_dagster.home import store_root
     from m3po_dagster.storage.store import ArtifactStore
 
-    head = read_heads(instance, ["leaderboard"]).get(("leaderboard", ""))
-    if head is None:
+    if not any(item.part[0] == "leaderboard" and item.state == "fresh" for item in found):
         return None
-    artifact = ArtifactStore(store_root()).find("leaderboard", "", head.fingerprint)
-    return artifact.manifest.metadata["markdown"] if artifact else None
+    with dg.DagsterInstance.get() as instance:
+        head = read_heads(instance, ["leaderboard"])["leaderboard", ""]
+    return ArtifactStore(store_root()).find("leaderboard", "", head.fingerprint).manifest.metadata["markdown"]
+
+
+def _line(item) -> str:
+    from m3po_dagster.graph import label
+
+    return f"{item.state:8} {label(item.part)}{': ' + item.why if item.why else ''}"
 
 
 def _standings(loaded):
@@ -146,16 +169,13 @@ def _standings(loaded):
         return standings(loaded, store.identities(), heads)
 
 
-def _print_plan(loaded, as_json: bool) -> None:
-    from m3po_dagster.graph import all_parts, label
+def _print_plan(loaded, selection, as_json: bool) -> None:
+    from m3po_dagster.graph import label
     from m3po_dagster.study_reference import missing_paths
 
     missing = missing_paths(loaded)
-    if missing:
-        # What lies outside can't be looked at, so everything is to be made.
-        todo = [label(part) for part in all_parts(loaded)]
-    else:
-        todo = [label(item.part) for item in _standings(loaded) if item.state != "fresh"]
+    found = [item for item in _standings(loaded) if selection.includes(*item.part)]
+    todo = [label(item.part) for item in found if item.state != "fresh"]
     if as_json:
         typer.echo(json.dumps({"study": loaded.name, "to make": todo, "missing files": missing}))
         return
@@ -185,18 +205,14 @@ def status(
         typer.echo(f"{name:24} " + ", ".join(f"{number} {state}" for state, number in states.items()))
     for item in found:
         if everything or item.state != "fresh":
-            typer.echo(f"  {item.state:8} {label(item.part)}{': ' + item.why if item.why else ''}")
+            typer.echo(f"  {_line(item)}")
 
 
 def leaderboard(study: StudyOption = DEFAULT_STUDY) -> None:
-    """Print the leaderboard as Markdown."""
-    import dagster as dg
-
-    _prepare(study)
-    with dg.DagsterInstance.get() as instance:
-        board = _leaderboard_text(instance)
+    """Print the study's leaderboard as Markdown."""
+    board = _leaderboard_text(_standings(_prepare(study)))
     if board is None:
-        fail("no leaderboard yet: run `m3po run` first", status=1)
+        fail(f"the leaderboard of {study} is not up to date: run `m3po run --study {study}`", status=1)
     typer.echo(board)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 1000
 
 
-def opened(folder: Path) -> ArtifactStore:
+def opened(folder: str) -> ArtifactStore:
     """The store at `folder`. Raises StoreError when there is none: a reader makes no store."""
     store = ArtifactStore(folder)
     if not store.root.is_dir():
@@ -40,7 +39,7 @@ def console() -> "Console":
 def list_artifacts(
     asset: Annotated[str | None, typer.Argument(help="Only this asset.")] = None,
     as_json: JsonOption = False,
-    folder: StoreOption = Path(DEFAULT_STORE),
+    folder: StoreOption = DEFAULT_STORE,
 ) -> None:
     """List committed artifacts, then unfinished ones."""
     try:
@@ -77,7 +76,7 @@ def list_artifacts(
 def show(
     fingerprint: Annotated[str, typer.Argument(help="Fingerprint of an artifact, or how it begins.")],
     as_json: JsonOption = False,
-    folder: StoreOption = Path(DEFAULT_STORE),
+    folder: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Show one artifact: what it holds, what it was made from, by what."""
     try:
@@ -111,7 +110,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = True,
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
     older_than: Annotated[float, typer.Option(min=0, help="Leave what is younger than this many hours.")] = 1.0,
-    folder: StoreOption = Path(DEFAULT_STORE),
+    folder: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Remove what is neither current in Dagster nor needed by an adapter, and drafts nobody works on."""
     from rich.filesize import decimal

@@ -1,7 +1,7 @@
 """A benchmark's question, and the join of questions and answers on ids, never on order."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,19 +36,6 @@ class Question:
     def prompt(self) -> Prompt:
         """The question as a prompt for the model."""
         return Prompt(self.question_id, self.image_path, (Message("user", self.text),), self.expected)
-
-
-def answers_by_id(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """(question_id, answer) pairs as a mapping. Raises BenchmarkError that names the ids given twice."""
-    answers: dict[str, str] = {}
-    twice = []
-    for question_id, answer in pairs:
-        if question_id in answers:
-            twice.append(question_id)
-        answers[question_id] = answer
-    if twice:
-        raise BenchmarkError(f"{len(twice)} answers are duplicates: {_shown(twice)}")
-    return answers
 
 
 def check_answers(questions: Sequence[Question], answers: Mapping[str, str]) -> None:

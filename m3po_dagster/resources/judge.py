@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class JudgeResource(dg.ConfigurableResource):
     """Loads the study's scorers."""
 
-    device: str = Field("cpu", description="where the scorers run: cpu, cuda, cuda:1, ...")
+    device: str = Field("auto", description="where the scorers run; auto: the GPU if there is one")
 
     def load(self, judge: JudgeSettings) -> "MasScorer":
         """The scorers ready to score. Raises FileNotFoundError for a missing model, ValueError for no calibration."""
@@ -24,4 +24,8 @@ class JudgeResource(dg.ConfigurableResource):
 
 @lru_cache(maxsize=1)
 def _warm(judge: JudgeSettings, device: str) -> "MasScorer":
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     return judge.build(device)

@@ -26,7 +26,7 @@ class StoreResource(dg.ConfigurableResource):
     root: str = Field(DEFAULT_STORE, description="folder or URL of the store")
 
     def open(self) -> ArtifactStore:
-        """The store, created when it is not there yet. Raises StoreError when it can't be written."""
+        """The store. It is made when something is first written to it."""
         return ArtifactStore(self.root)
 
     def identities(self) -> Identities:

@@ -4,9 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import dagster as dg
-from pydantic import Field
-
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
@@ -15,10 +12,8 @@ if TYPE_CHECKING:
     from m3po_dagster.method.optimization.run import TrainingResult
 
 
-class TrainerResource(dg.ConfigurableResource):
+class TrainerResource:
     """Trains a LoRA adapter."""
-
-    threads: int = Field(0, ge=0, description="CPU threads; 0: one a core")
 
     def train(
         self,
@@ -30,12 +25,8 @@ class TrainerResource(dg.ConfigurableResource):
         progress: Callable[[int, int], None],
     ) -> "TrainingResult":
         """Trains on the examples and writes the adapter into the folder `out`."""
-        import torch
-
         from m3po_dagster.method.optimization.dpo import train_dpo
         from m3po_dagster.method.optimization.sft import train_sft
 
-        if self.threads:
-            torch.set_num_threads(self.threads)
         train = train_dpo if settings.kind == "dpo" else train_sft
         return train(model, examples, settings, seed, out, progress)

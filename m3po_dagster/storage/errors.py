@@ -36,7 +36,7 @@ def explained(action: str, path: str | Path) -> Iterator[None]:
         if error.errno in _NO_SPACE:
             advice = "free some space and run again (finished parts are kept), or choose another store"
         elif error.errno in _NO_PERMISSION:
-            advice = "give this user write access, or choose another store with --store or M3PO_STORE"
+            advice = "give this user write access, or choose another store with M3PO_STORE"
         else:
             advice = "check that the path is a folder on a healthy disk, or choose another store"
         raise StoreError(f"can't {action} {path}: {reason}; {advice}") from error

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from m3po_dagster.evaluation.question import BenchmarkError, Question, answers_by_id, check_answers
+from m3po_dagster.evaluation.question import BenchmarkError, Question, check_answers
 from m3po_dagster.evaluation.registry import benchmark, load_questions
 from m3po_dagster.evaluation.settings import BenchmarkSettings
 
@@ -34,12 +34,6 @@ def test_a_question_is_a_prompt_about_its_image():
 def test_answers_that_do_not_match_are_named(ids, answers, said):
     with pytest.raises(BenchmarkError, match=said):
         check_answers(questions(*ids), answers)
-
-
-def test_duplicate_answers_are_named():
-    assert answers_by_id([("a", "yes"), ("b", "no")]) == {"a": "yes", "b": "no"}
-    with pytest.raises(BenchmarkError, match="1 answers are duplicates: a"):
-        answers_by_id([("a", "yes"), ("b", "no"), ("a", "yes")])
 
 
 def test_the_kind_chooses_the_benchmark(tmp_path):

@@ -88,3 +88,15 @@ def test_killed_in_a_later_stage(fresh, made, asset):
     killed_when(fresh, lambda: any(folder.glob("*/*/*")))
     assert [outcome.error for outcome in fresh.run() if outcome.error] == []
     assert_same_tables(fresh, made)
+
+
+@pytest.mark.parametrize("what", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_whole_command_and_keeps_what_is_done(fresh, what):
+    store = fresh.folder / "store"
+    process = start(fresh)
+    while not list((store / "candidates").glob("*/*/parts/*.parquet")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(what)
+    assert process.wait(60) == 130
+    assert list((store / "candidates").glob("*/*/parts/*.parquet"))
+    assert not (store / "preference_pairs").exists()
