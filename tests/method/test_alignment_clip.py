@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_llava import tiny_prompts
 
 from m3po_dagster.method.alignment.clip import ClipScorer, ClipScorerSettings, tile_views
 from m3po_dagster.method.alignment.clip_encoder import ClipEncoder
@@ -13,7 +14,6 @@ from m3po_dagster.method.alignment.sentences import windows
 from m3po_dagster.method.prompt import Message
 from m3po_dagster.torchvision_repair import repair_torchvision
 from m3po_dagster.world.judge import JUDGE_FOLDER
-from tests.tiny_llava import tiny_prompts
 
 ANSWERS = ("There is a red circle. There is a blue triangle.", "There is a red circle.", "Yes.")
 
