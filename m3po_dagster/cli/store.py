@@ -129,7 +129,10 @@ def gc(
         for removal in removals:
             typer.echo(f"{removal.key}  {decimal(removal.bytes)}  {removal.reason}")
         total = decimal(sum(removal.bytes for removal in removals))
-        if dry_run or not removals:
+        if not removals:
+            typer.echo("Nothing to remove.")
+            return
+        if dry_run:
             typer.echo(f"{len(removals)} would go, {total}; --no-dry-run removes them")
             return
         if not yes:
