@@ -13,6 +13,10 @@ from m3po_dagster.settings import Settings
 
 S = TypeVar("S", bound=ScorerSettings)
 
+DIGITS = 6
+"""Decimals of a score. What float32 arithmetic adds beyond them differs from run to run and is no preference: kept, it
+would part candidates that are equally good."""
+
 
 class MasSettings(Settings, Generic[S]):
     """The judge of a study: its scorers. `MasSettings[A | B]` says which kinds a study may name."""
@@ -86,12 +90,10 @@ class MasScorer:
         row["status"] = "; ".join(unscored) or SCORED
         for name, score in scores.items():
             if score.value is not None:
-                row[name] = self._calibrations[name].apply(score.value)
+                row[name] = round(self._calibrations[name].apply(score.value), DIGITS)
                 row.update(score.sub_scores)
         entering = {name: weight for name, weight in self._weights.items() if weight > 0}
         if all(row[name] is not None for name in entering):
-            # Rounding may carry a mean of values in [0, 1] an ulp past 1.
-            row["mas"] = min(
-                math.fsum(w * row[name] for name, w in entering.items()) / math.fsum(entering.values()), 1.0
-            )
+            mean = math.fsum(w * row[name] for name, w in entering.items()) / math.fsum(entering.values())
+            row["mas"] = round(mean, DIGITS)
         return row
