@@ -80,7 +80,7 @@ STAGES: dict[str, Stage] = {
             "mas_table",
             ("shard",),
             ("candidates", "filtered_instructions", "judge_identity"),
-            "1",
+            "2",
             # The bound decides a blocking check, which is part of the result.
             lambda study, ids, _: {"max_unscored": study.judge.max_unscored},
         ),

@@ -74,6 +74,12 @@ def test_mas_is_the_weighted_mean_that_duckdb_computes(rows, weights):
         assert row["mas"] is None or 0.0 <= row["mas"] <= 1.0
 
 
+def test_float_noise_is_no_preference():
+    scorer = MasScorer([Listed("a", {"x": 0.5, "y": 0.5 + 3e-8, "z": 0.50001})], {"a": 1.0}, {"a": Identity()})
+    mas = {answer: row["mas"] for answer, row in zip("xyz", scorer.score([(prompt("p"), "xyz")]), strict=True)}
+    assert mas["x"] == mas["y"] < mas["z"]
+
+
 def test_an_unscored_scorer_makes_mas_null_and_is_named():
     a = Listed("a", {"x": 0.5, "y": None}, ("a_sub",))
     b = Listed("b", {"x": None, "y": None})
