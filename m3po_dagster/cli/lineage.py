@@ -11,6 +11,7 @@ from m3po_dagster.cli.options import JsonOption, StoreOption, fail
 from m3po_dagster.cli.store import console, opened
 from m3po_dagster.home import DEFAULT_STORE
 from m3po_dagster.storage.errors import StoreError
+from m3po_dagster.storage.store import ArtifactStore
 
 app = typer.Typer(no_args_is_help=True, help="What an adapter came from.")
 _SHOWN = 20
@@ -33,7 +34,7 @@ def adapter(
     """Trace an adapter back to the dataset files, or list the pairs it was trained on."""
     try:
         store = opened(folder)
-        name = _current(name) or name
+        name = _current(store, name) or name
         if pairs:
             _print_pairs(*lineage.adapter_pairs(store, name), as_json)
             return
@@ -46,8 +47,8 @@ def adapter(
         console().print(lineage.render(tree))
 
 
-def _current(recipe: str) -> str | None:
-    """Fingerprint of the recipe's current adapters, if Dagster's event log is at hand and knows the recipe."""
+def _current(store: ArtifactStore, recipe: str) -> str | None:
+    """Fingerprint of the recipe's current adapters, if Dagster's event log is at hand and speaks of this store."""
     from m3po_dagster.home import dagster_home
 
     if not (dagster_home() / "dagster.yaml").exists():
