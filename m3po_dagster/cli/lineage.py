@@ -55,9 +55,9 @@ def _current(store: ArtifactStore, recipe: str) -> str | None:
         return None
     from m3po_dagster.current import current_heads
 
-    return next(
-        (key for asset, partition, key in current_heads() if (asset, partition) == ("lora_adapter", recipe)), None
-    )
+    heads = {(asset, partition): fingerprint for asset, partition, fingerprint in current_heads()}
+    fingerprint = heads.get(("lora_adapter", recipe))
+    return fingerprint if fingerprint and store.find("lora_adapter", recipe, fingerprint) else None
 
 
 def _print_pairs(shards: dict[str, str], table: pa.Table, as_json: bool) -> None:
