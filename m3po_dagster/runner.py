@@ -109,18 +109,17 @@ class Runner:
             tags={"m3po/study": self.study.name},
             raise_on_error=False,
         )
-        reused = tuple(
-            event.asset_key.to_user_string()
+        made = {
+            event.asset_key.to_user_string(): event.materialization
             for event in result.get_asset_materialization_events()
-            if event.materialization.metadata["reused"].value
-        )
+        }
+        reused = tuple(name for name, event in made.items() if event.metadata["reused"].value)
         failed_steps = result.get_step_failure_events()
         # Dagster turns Ctrl-C and SIGTERM into a failed step; going on with the next run is not what they ask for.
         if any(event.event_specific_data.error.cls_name in INTERRUPTIONS for event in failed_steps):
             raise KeyboardInterrupt
         failures = [_sentence(event) for event in failed_steps]
         error = None if result.success else "\n".join(failures) or "the run failed"
-        made = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
         # A failed blocking check leaves a materialisation behind that nothing may build on.
         stopped = {event.step_key for event in failed_steps}
         failed = tuple(name for name in names if name in stopped or name not in made)

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from m3po_dagster.assets.display import counts, preview
 from m3po_dagster.assets.options import options
+from m3po_dagster.graph import STAGES
 from m3po_dagster.identity import existing
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.resources.study import StoreResource, StudyResource
@@ -31,40 +32,28 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
     ) -> dg.MaterializeResult:
         """The LVLM to improve, P_ref of equation 4: hashes of its config, weights and processor."""
-        return materialise(
-            context, study, store, lambda work: identity(work, work.identities.model(work.study)), describe
-        )
+        return materialise(context, study, store, identity, describe)
 
     @dg.asset(**options("judge_identity", study, IDENTITY), group_name="outside", kinds={"yaml"})
     def judge_identity(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
     ) -> dg.MaterializeResult:
         """The external assessor of section 3.3: its scorers, weights, calibration and model files."""
-        return materialise(
-            context, study, store, lambda work: identity(work, work.identities.judge(work.study)), describe
-        )
+        return materialise(context, study, store, identity, describe)
 
     @dg.asset(**options("benchmark_data", study, IDENTITY), group_name="outside", kinds={"json"})
     def benchmark_data(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
     ) -> dg.MaterializeResult:
         """The benchmarks' questions, labels and images (section 4.1)."""
-        return materialise(
-            context, study, store, lambda work: identity(work, work.identities.benchmarks(work.study)), describe
-        )
+        return materialise(context, study, store, identity, describe)
 
     @dg.asset(**options("recipe_config", study, IDENTITY), group_name="outside", kinds={"yaml"})
     def recipe_config(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
     ) -> dg.MaterializeResult:
         """A recipe's settings as the study file gives them: how pairs are chosen and trained on."""
-        return materialise(
-            context,
-            study,
-            store,
-            lambda work: identity(work, work.identities.recipe(work.study, work.partition)),
-            describe,
-        )
+        return materialise(context, study, store, identity, describe)
 
     return [source_dataset, base_model, judge_identity, benchmark_data, recipe_config]
 
@@ -90,8 +79,9 @@ def describe_records(artifact: Artifact, work: Work) -> Mapping[str, object]:
     }
 
 
-def identity(work: Work, found: Mapping[str, object]) -> Built:
-    """An identity as a one-column table of its facts, so that its content hash is its data version."""
+def identity(work: Work) -> Built:
+    """What the fingerprint was computed from, as a table of its facts: its content hash is the data version."""
+    found = STAGES[work.part[0]].settings(work.study, work.identities, work.partition)
     rows = sorted((key, canonical_json(value)) for key, value in found.items())
     table = pa.table({"fact": [key for key, _ in rows], "value": [value for _, value in rows]}, schema=IDENTITY.schema)
     return Built({"data": (table, IDENTITY)})

@@ -24,7 +24,6 @@ from m3po_dagster.image_files import ImageOutsideRoot, locate
 from m3po_dagster.method.prompt import Message
 from m3po_dagster.settings import Settings
 
-MALFORMED = "malformed record"
 TEXT_ONLY = "text-only"
 IMAGE_OUTSIDE = "image outside the image root"
 IMAGE_MISSING = "image missing"
