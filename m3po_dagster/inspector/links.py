@@ -1,0 +1,33 @@
+"""Addresses of the inspector's pages, for the links in the Dagster UI. No server is asked."""
+
+import os
+from urllib.parse import urlencode
+
+DEFAULT_PORT = 3001
+BASE_VARIABLE = "M3PO_INSPECTOR_URL"
+"""Environment variable with the address of an inspector that is served elsewhere than on this machine."""
+
+
+def base_url() -> str:
+    """Where the inspector is served, without a slash at the end."""
+    return (os.environ.get(BASE_VARIABLE) or f"http://127.0.0.1:{DEFAULT_PORT}").rstrip("/")
+
+
+def prompts_url(shard: str = "", recipe: str = "") -> str:
+    """The list of prompts, narrowed to a shard, or to a recipe whose pairs are shown."""
+    return _url("/prompts", recipe=recipe, shard=shard)
+
+
+def tune_url(recipe: str = "") -> str:
+    """Alpha and delta sliders that re-select live."""
+    return _url("/tune", recipe=recipe)
+
+
+def answers_url(recipe: str = "") -> str:
+    """Benchmark answers of a recipe's adapter beside those of the base model."""
+    return _url("/answers", recipe=recipe)
+
+
+def _url(page: str, **query: str) -> str:
+    given = urlencode({name: value for name, value in query.items() if value})
+    return f"{base_url()}{page}{'?' + given if given else ''}"
