@@ -4,7 +4,9 @@ Sampling records them already; this is for answers that came from elsewhere, or 
 once, and a group of answers goes through the model as one row in which no answer sees another.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from m3po_dagster.method.generation.model import LoadedModel
@@ -15,18 +17,36 @@ if TYPE_CHECKING:
     import torch
 
 
+@dataclass(frozen=True)
+class Confidence:
+    """log P(R | I, Q) token by token, in nats at temperature 1; `ended` says that the last is the end of sequence."""
+
+    token_logps: tuple[float, ...]
+    ended: bool
+
+    @property
+    def sum_logp(self) -> float:
+        """The tokens' log-probs together."""
+        return math.fsum(self.token_logps)
+
+    @property
+    def eos_logp(self) -> float | None:
+        """The end of sequence's share of it; None when the answer was cut."""
+        return self.token_logps[-1] if self.ended else None
+
+
 def score_continuations(
     loaded: LoadedModel,
     prompt: Prompt,
     continuations: Sequence[Sequence[int]],
     group: int = 8,
     counts: Counts | None = None,
-) -> list[tuple[float, float | None]]:
-    """(sum of log-probs, end-of-sequence token's share) of each continuation, in nats at temperature 1, in order.
+) -> list[Confidence]:
+    """The confidence of each continuation, in order.
 
-    A continuation is the token ids that were sampled, end of sequence included when emitted; the share is None when the
-    last id doesn't end the sequence. `group` continuations make one forward: it changes speed, not results. Raises
-    PromptError when the prompt can't be read, ValueError for a continuation without tokens.
+    A continuation is the token ids that were sampled, end of sequence included when emitted. `group` continuations make
+    one forward: it changes speed, not results. Raises PromptError when the prompt can't be read, ValueError for a
+    continuation without tokens.
     """
     for i, continuation in enumerate(continuations):
         if len(continuation) == 0:
@@ -42,7 +62,7 @@ def score_continuations(
 
 def _score_group(
     loaded: LoadedModel, prefix: Prefix, continuations: Sequence[Sequence[int]], counts: Counts | None
-) -> list[tuple[float, float | None]]:
+) -> list[Confidence]:
     import torch
 
     with torch.inference_mode():
@@ -58,8 +78,8 @@ def _score_group(
         for continuation, rows in zip(continuations, rest.split(lengths), strict=True):
             rows = torch.cat([first[None], rows])
             tokens = torch.tensor(continuation, dtype=torch.int64, device=loaded.device)
-            logp = rows.gather(1, tokens[:, None])[:, 0].double()
-            scores.append((logp.sum().item(), logp[-1].item() if continuation[-1] in loaded.eos else None))
+            logps = rows.gather(1, tokens[:, None])[:, 0].tolist()
+            scores.append(Confidence(tuple(logps), ended=continuation[-1] in loaded.eos))
         return scores
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+TOKEN_LOGPS = pa.list_(pa.float32())
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))
 
 
@@ -86,6 +87,7 @@ CANDIDATES = TableSchema(
             column("finish_reason", pa.string(), "stop, or length when it was cut at max_new_tokens"),
             column("multiplicity", pa.int32(), "how many of the N samples have this text after normalisation"),
             column("seed", pa.int64(), "seed of the prompt's sampling"),
+            column("token_logps", TOKEN_LOGPS, "log-prob of each of token_ids at temperature 1 in nats", nullable=True),
             column("sum_logp", pa.float64(), "sum of the tokens' log-probs at temperature 1 in nats", nullable=True),
             column("eos_logp", pa.float64(), "the share of the end-of-sequence token in sum_logp", nullable=True),
         ]
@@ -101,6 +103,7 @@ LOGPROBS = TableSchema(
             column("prompt_id", pa.string(), "the prompt it answers"),
             column("sum_logp", pa.float64(), "log P(R | I, Q) under the base model in nats (section 3.4)"),
             column("eos_logp", pa.float64(), "the share of the end-of-sequence token; null when cut", nullable=True),
+            column("token_logps", TOKEN_LOGPS, "log-prob of each token of the sum, in nats", nullable=True),
             column("n_tokens", pa.int32(), "number of tokens in the sum"),
             column("numerics", pa.string(), "engine and dtype the log-probs come from"),
         ]
@@ -189,6 +192,7 @@ def mas_schema(scorers: list[str], sub_scores: list[str]) -> TableSchema:
             "mas", pa.float64(), "Multimodal Alignment Score in [0, 1] (section 3.3); null when unscored", nullable=True
         ),
         column("status", pa.string(), "scored, or why it is not"),
+        column("words", pa.string(), "what the judge says for its scores; null when it says nothing", nullable=True),
     ]
     scorer_columns = [
         column(name, pa.float64(), f"scorer {name}, calibrated to [0, 1]", nullable=True) for name in scorers
@@ -196,6 +200,20 @@ def mas_schema(scorers: list[str], sub_scores: list[str]) -> TableSchema:
     sub_columns = [column(name, pa.float64(), f"sub-score {name}", nullable=True) for name in sub_scores]
     return TableSchema("mas_table", ("candidate_id",), pa.schema(fixed + scorer_columns + sub_columns))
 
+
+PROBE = TableSchema(
+    "judge_probe",
+    ("scorer", "case"),
+    pa.schema(
+        [
+            column("scorer", pa.string(), "a served scorer of the judge"),
+            column("case", pa.string(), "question and answer of the fixed set"),
+            column("value", pa.float64(), "raw value of the median sub-scores; null when unscored", nullable=True),
+            column("sub_scores", pa.string(), "their medians over the repeats as canonical JSON", nullable=True),
+            column("status", pa.string(), "scored, or why it is not"),
+        ]
+    ),
+)
 
 IDENTITY = TableSchema(
     "identity",

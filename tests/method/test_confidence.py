@@ -42,7 +42,7 @@ def sampled(loaded, prompts):
 
 
 def full_forward(loaded, plain, prompt, token_ids):
-    """(sum, last token's share): the whole sequence through the model at once, no cache, no packing."""
+    """Log-prob of each token: the whole sequence through the model at once, no cache, no packing."""
     import torch
 
     text = loaded.processor.apply_chat_template(prompt.chat(), tokenize=False, add_generation_prompt=True)
@@ -52,26 +52,24 @@ def full_forward(loaded, plain, prompt, token_ids):
     ids = torch.cat([inputs["input_ids"], answer], dim=1)
     with torch.inference_mode():
         logits = plain(input_ids=ids, pixel_values=inputs["pixel_values"], use_cache=False).logits
-    logp = logits[0, start - 1 : -1].double().log_softmax(dim=-1).gather(1, answer[0][:, None])[:, 0]
-    return logp.sum().item(), logp[-1].item()
+    return logits[0, start - 1 : -1].double().log_softmax(dim=-1).gather(1, answer[0][:, None])[:, 0].tolist()
 
 
 def test_recorded_and_rescored_equal_a_full_forward(loaded, plain, prompts, sampled):
     shares = 0
     for prompt, samples in zip(prompts, sampled, strict=True):
         rescored = score_continuations(loaded, prompt, [one.token_ids for one in samples])
-        for one, (total, share) in list(zip(samples, rescored, strict=True))[::4]:
-            expected, last = full_forward(loaded, plain, prompt, one.token_ids)
-            assert one.sum_logp == pytest.approx(expected, abs=1e-4)
-            assert total == pytest.approx(expected, abs=1e-4)
-            if one.finish_reason == "stop":
-                assert one.eos_logp == pytest.approx(last, abs=1e-4)
-                assert share == pytest.approx(last, abs=1e-4)
-                shares += 1
-            else:
-                assert one.eos_logp is None
-                assert share is None
-    assert shares > 3
+        for one, scored in list(zip(samples, rescored, strict=True))[::4]:
+            expected = full_forward(loaded, plain, prompt, one.token_ids)
+            for found in (one, scored):
+                assert found.token_logps == pytest.approx(expected, abs=1e-4)
+                assert found.sum_logp == pytest.approx(sum(expected), abs=1e-4)
+                if one.finish_reason == "stop":
+                    assert found.eos_logp == pytest.approx(expected[-1], abs=1e-4)
+                    shares += 1
+                else:
+                    assert found.eos_logp is None
+    assert shares > 6
 
 
 @pytest.mark.parametrize("group", [1, 3, 32])
@@ -80,7 +78,9 @@ def test_group_size_changes_nothing(loaded, prompts, sampled, group):
     answers[4] = answers[4][:1]
     expected = score_continuations(loaded, prompts[0], answers)
     found = score_continuations(loaded, prompts[0], answers, group=group)
-    assert [total for total, _ in found] == pytest.approx([total for total, _ in expected], abs=1e-4)
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_logps == pytest.approx(other.token_logps, abs=1e-4)
+        assert one.ended == other.ended
 
 
 def test_prompt_is_read_once_and_answers_once(loaded, prompts, sampled):

@@ -83,6 +83,7 @@ def test_samples_are_those_of_generate(loaded, plain, prompts, n, temperature, t
     everything = [one for samples in found for one in samples]
     for one in everything:
         assert (one.finish_reason == "stop") == (one.token_ids[-1] in loaded.eos) == (one.eos_logp is not None)
+        assert len(one.token_logps) == len(one.token_ids)
         assert one.text == loaded.tokenizer.decode(one.token_ids, skip_special_tokens=True).strip()
     if n == 32:
         assert {one.finish_reason for one in everything} == {"stop", "length"}

@@ -25,6 +25,7 @@ class Candidate:
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"]
     multiplicity: int
+    token_logps: tuple[float, ...]
     sum_logp: float
     eos_logp: float | None
 
@@ -40,6 +41,7 @@ class Candidate:
             "finish_reason": self.finish_reason,
             "multiplicity": self.multiplicity,
             "seed": seed,
+            "token_logps": list(self.token_logps),
             "sum_logp": self.sum_logp,
             "eos_logp": self.eos_logp,
         }
@@ -57,6 +59,7 @@ def distinct(samples: Sequence[Sample]) -> list[Candidate]:
             token_ids=samples[ks[0]].token_ids,
             finish_reason=samples[ks[0]].finish_reason,
             multiplicity=len(ks),
+            token_logps=samples[ks[0]].token_logps,
             sum_logp=samples[ks[0]].sum_logp,
             eos_logp=samples[ks[0]].eos_logp,
         )

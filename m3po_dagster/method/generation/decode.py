@@ -17,16 +17,16 @@ COMPACT_AT = 0.75
 
 @dataclass(frozen=True)
 class Decoded:
-    """What P prompts with N rows each gave, all (P, N) but `tokens` (P, N, longest); log-probs in nats, float64.
+    """What P prompts with N rows each gave: `tokens` and their log-probs (P, N, longest), the others (P, N).
 
-    `eos_logp` counts only where `stopped`, i.e. where the end of sequence was emitted.
+    A row counts up to its length. Log-probs are in nats, float32. `stopped` says that the end of sequence was emitted;
+    it is then the row's last token.
     """
 
     tokens: "torch.Tensor"
+    token_logps: "torch.Tensor"
     lengths: "torch.Tensor"
     stopped: "torch.Tensor"
-    sum_logp: "torch.Tensor"
-    eos_logp: "torch.Tensor"
 
 
 def decode(
@@ -52,10 +52,9 @@ def decode(
             limits = torch.minimum(limits, loaded.context - prefix.lengths)
         result = Decoded(
             tokens=torch.zeros(prompts, n, int(limits.max()), dtype=torch.int32, device=device),
+            token_logps=torch.zeros(prompts, n, int(limits.max()), dtype=torch.float32, device=device),
             lengths=torch.zeros(prompts, n, dtype=torch.int64, device=device),
             stopped=torch.zeros(prompts, n, dtype=torch.bool, device=device),
-            sum_logp=torch.zeros(prompts, n, dtype=torch.float64, device=device),
-            eos_logp=torch.zeros(prompts, n, dtype=torch.float64, device=device),
         )
         cache = SharedPrefixCache([(layer.keys, layer.values) for layer in prefix.cache.layers], _bias(prefix))
         eos = torch.tensor(loaded.eos, device=device)
@@ -65,13 +64,12 @@ def decode(
         logits = prefix.logits[:, None].expand(-1, n, -1)
         for step in range(result.tokens.shape[2]):
             chosen = choose(logits, prompt_of, row_of)
-            logp = logits.log_softmax(dim=-1).gather(2, chosen[..., None])[..., 0].double()
+            logp = logits.log_softmax(dim=-1).gather(2, chosen[..., None])[..., 0]
             here = (prompt_of[:, None], row_of)
             ended = active & torch.isin(chosen, eos)
             result.tokens[:, :, step][here] = torch.where(active, chosen, 0).int()
+            result.token_logps[:, :, step][here] = torch.where(active, logp, 0)
             result.lengths[here] += active
-            result.sum_logp[here] += torch.where(active, logp, 0)
-            result.eos_logp[here] += torch.where(ended, logp, 0)
             result.stopped[here] |= ended
             active = active & ~ended & (step + 1 < limits[prompt_of])[:, None]
             width = int(active.sum(dim=1).max())

@@ -1,6 +1,7 @@
 """N candidates a prompt from the model itself, log-probs recorded on the way (paper, sections 3.2 and 3.4)."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -22,8 +23,17 @@ class Sample:
     text: str
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"]
-    sum_logp: float
-    eos_logp: float | None
+    token_logps: tuple[float, ...]
+
+    @property
+    def sum_logp(self) -> float:
+        """log P(R | I, Q): the tokens' log-probs together."""
+        return math.fsum(self.token_logps)
+
+    @property
+    def eos_logp(self) -> float | None:
+        """The end of sequence's share of it; None when the answer was cut."""
+        return self.token_logps[-1] if self.finish_reason == "stop" else None
 
 
 @dataclass(frozen=True)
@@ -149,16 +159,16 @@ def _suppression(loaded: LoadedModel):
 
 
 def _samples(loaded: LoadedModel, decoded: Decoded) -> list[list[Sample]]:
-    tokens, lengths = decoded.tokens.tolist(), decoded.lengths.tolist()
-    stopped, sums, eos = decoded.stopped.tolist(), decoded.sum_logp.tolist(), decoded.eos_logp.tolist()
+    tokens, logps = decoded.tokens.tolist(), decoded.token_logps.tolist()
+    lengths, stopped = decoded.lengths.tolist(), decoded.stopped.tolist()
     samples = []
     for p, rows in enumerate(tokens):
         ids = [row[:length] for row, length in zip(rows, lengths[p], strict=True)]
         texts = loaded.tokenizer.batch_decode(ids, skip_special_tokens=True)
         samples.append(
             [
-                Sample(text.strip(), tuple(row), "stop" if stop else "length", total, end if stop else None)
-                for text, row, stop, total, end in zip(texts, ids, stopped[p], sums[p], eos[p], strict=True)
+                Sample(text.strip(), tuple(row), "stop" if stop else "length", tuple(logp[: len(row)]))
+                for text, row, stop, logp in zip(texts, ids, stopped[p], logps[p], strict=True)
             ]
         )
     return samples
