@@ -1,7 +1,7 @@
 """A real browser for tests of pages: Debian's Chromium driven by Playwright, its console watched.
 
-The folder's conftest imports the fixtures, so a test there just asks for `page`. Without Chromium or Playwright the tests that ask for `page` are skipped with the reason; with M3PO_REQUIRE_BROWSER set
-they fail.
+The folder's conftest imports the fixtures, so a test there just asks for `page`. Without Chromium or Playwright such a
+test is skipped with the reason; with M3PO_REQUIRE_BROWSER set it fails.
 """
 
 import os
