@@ -39,7 +39,7 @@ class Identities:
         return self._once("model", lambda: self._model(study))
 
     def judge(self, study: Study) -> dict:
-        """Each scorer's settings and weights."""
+        """Each scorer's settings and weights; of a served one what is asked for, whatever the endpoint then answers."""
         return self._once("judge", lambda: self._judge(study))
 
     def benchmarks(self, study: Study) -> dict:
@@ -75,9 +75,8 @@ class Identities:
     def _judge(self, study: Study) -> dict:
         scorers = {}
         for scorer in study.judge.scorers:
-            settings = scorer.model_dump(mode="json", exclude={"model", "calibration"})
-            facts = {"settings": settings, "calibration": scorer.resolved_calibration().version}
-            scorers[scorer.name] = {**facts, "files": self.weights(scorer.model)}
+            files = {} if scorer.served else {"files": self.weights(scorer.model)}
+            scorers[scorer.name] = {**scorer.identity(), **files}
         return scorers
 
     def _benchmarks(self, study: Study) -> dict:

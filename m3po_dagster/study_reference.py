@@ -28,7 +28,7 @@ def missing_paths(study: Study) -> dict[str, str]:
     if is_local(study.model.path):
         named["model.path"] = study.model.path
     for scorer in study.judge.scorers:
-        if is_local(scorer.model):
+        if not scorer.served and is_local(scorer.model):
             named[f"judge.scorers.{scorer.name}.model"] = scorer.model
     for name, benchmark in study.benchmarks.items():
         for key, value in named_paths(benchmark.model_dump()):

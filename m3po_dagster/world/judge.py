@@ -16,6 +16,7 @@ from m3po_dagster.method.alignment.clip import crops, encode_views
 from m3po_dagster.method.alignment.clip_encoder import ClipEncoder
 from m3po_dagster.method.alignment.scorer import Batch, Score, ScorerSettings
 from m3po_dagster.method.prompt import Prompt
+from m3po_dagster.world.judge_words import evidence
 from m3po_dagster.world.language import claims, kind_of, parse_question
 from m3po_dagster.world.scene_reading import SceneReading, statements
 from m3po_dagster.world.scenes import THINGS
@@ -42,7 +43,7 @@ class SceneJudgeSettings(ScorerSettings):
 class SceneJudge:
     """Raw value: mean of relevance, accuracy and adherence, each in [0, 1]. An image is encoded once a batch.
 
-    Sub-scores: relevance, accuracy, adherence.
+    Sub-scores: relevance, accuracy, adherence. Words: what it sees and which statements that decided.
     """
 
     def __init__(self, settings: SceneJudgeSettings, device: str = "cpu") -> None:
@@ -78,5 +79,7 @@ class SceneJudge:
             return Score.unscored("answer not understood")
         if reading is None:
             return Score.unscored("image can't be read")
-        aspects = reading.aspects(parse_question(prompt.question), said)
-        return Score(float(np.mean(list(aspects.values()))), sub_scores=aspects)
+        question = parse_question(prompt.question)
+        aspects = reading.aspects(question, said)
+        words = evidence(reading, question, said)
+        return Score(float(np.mean(list(aspects.values()))), sub_scores=aspects, words=words)

@@ -1,7 +1,7 @@
 """MAS against an independent computation in DuckDB; what is unscored stays null; settings refuse what makes no MAS."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from m3po_dagster.method.alignment.calibration import Identity, Linear
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
-from m3po_dagster.method.alignment.mas import MasScorer, MasSettings
+from m3po_dagster.method.alignment.mas import WORDS_LENGTH, MasScorer, MasSettings
 from m3po_dagster.method.alignment.scorer import Score
 from m3po_dagster.method.prompt import Message, Prompt
 from m3po_dagster.storage.tables import mas_schema
@@ -27,15 +27,16 @@ class Listed:
     name: str
     values: Mapping[str, float | None]
     sub_scores: tuple[str, ...] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
 
     def score(self, batch):
         return [[self._score(answer) for answer in answers] for _, answers in batch]
 
     def _score(self, answer: str) -> Score:
-        value = self.values[answer]
+        value, words = self.values[answer], self.words.get(answer, "")
         if value is None:
-            return Score.unscored("declined")
-        return Score(value, sub_scores=dict.fromkeys(self.sub_scores, value * 10))
+            return Score.unscored("declined", words)
+        return Score(value, sub_scores=dict.fromkeys(self.sub_scores, value * 10), words=words)
 
 
 def prompt(name: str) -> Prompt:
@@ -85,7 +86,15 @@ def test_an_unscored_scorer_makes_mas_null_and_is_named():
     b = Listed("b", {"x": None, "y": None})
     mas = MasScorer([a, b], {"a": 1, "b": 1}, {"a": Identity(), "b": Identity()})
     x, y = mas.score([(prompt("p"), ["x", "y"])])
-    assert x == {"prompt_id": "p", "mas": None, "status": "b: declined", "a": 0.5, "b": None, "a_sub": 5.0}
+    assert x == {
+        "prompt_id": "p",
+        "mas": None,
+        "status": "b: declined",
+        "words": None,
+        "a": 0.5,
+        "b": None,
+        "a_sub": 5.0,
+    }
     assert y == {**dict.fromkeys(x), "prompt_id": "p", "status": "a: declined; b: declined"}
 
 
@@ -96,6 +105,23 @@ def test_a_scorer_of_weight_zero_is_stored_and_kept_out():
     x, y = mas.score([(prompt("p"), ["x", "y"])])
     assert (x["mas"], x["reward"], x["status"]) == (0.4, 0.9, "scored")
     assert (y["mas"], y["reward"], y["status"]) == (0.3, None, "reward: declined")
+
+
+def test_words_of_several_scorers_are_named_line_by_line_and_silence_is_null():
+    a = Listed("a", {"x": 0.5, "y": 0.5, "z": None}, words={"x": "sees a dog", "z": "I can't\nhelp\twith that"})
+    b = Listed("b", {"x": 0.5, "y": 0.5, "z": 0.5}, words={"x": "sees a cat"})
+    both = MasScorer([a, b], {"a": 1, "b": 1}, {"a": Identity(), "b": Identity()})
+    words = [row["words"] for row in both.score([(prompt("p"), "xyz")])]
+    assert words == ["a: sees a dog\nb: sees a cat", None, "a: I can't help with that"]
+    alone = MasScorer([a], {"a": 1}, {"a": Identity()})
+    assert [row["words"] for row in alone.score([(prompt("p"), "xy")])] == ["sees a dog", None]
+
+
+def test_words_are_cut_where_a_model_rambles():
+    scorer = Listed("a", {"x": 0.5, "y": 0.5}, words={"x": "w" * WORDS_LENGTH, "y": "w" * (WORDS_LENGTH + 1)})
+    x, y = MasScorer([scorer], {"a": 1}, {"a": Identity()}).score([(prompt("p"), "xy")])
+    assert x["words"] == "w" * WORDS_LENGTH
+    assert y["words"] == "w" * (WORDS_LENGTH - 1) + "\u2026"
 
 
 def test_rows_are_a_mas_table_once_the_caller_adds_the_candidate():
@@ -120,6 +146,7 @@ def test_progress_hears_every_scorer():
     [
         ([Listed("a", {}), Listed("a", {})], {"a": 1}, "'a' would appear 2 times"),
         ([Listed("mas", {})], {"mas": 1}, "'mas' would appear 2 times"),
+        ([Listed("words", {})], {"words": 1}, "'words' would appear 2 times"),
         ([Listed("a", {}), Listed("b", {}, ("a",))], {"a": 1, "b": 1}, "'a' would appear 2 times"),
         ([Listed("a", {})], {}, "needs a weight"),
         ([Listed("a", {})], {"a": 0}, "not all 0"),
@@ -128,7 +155,7 @@ def test_progress_hears_every_scorer():
 )
 def test_what_makes_no_table_is_refused(scorers, weights, message):
     with pytest.raises(ValueError, match=message):
-        MasScorer(scorers, weights, dict.fromkeys("ab", Identity()) | {"mas": Identity()})
+        MasScorer(scorers, weights, dict.fromkeys(["a", "b", "mas", "words"], Identity()))
 
 
 def test_a_score_is_a_finite_number_or_a_reason():

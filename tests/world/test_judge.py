@@ -13,6 +13,7 @@ from m3po_dagster.method.prompt import Message
 from m3po_dagster.world.judge import JUDGE_FOLDER, SceneJudge, SceneJudgeSettings
 from m3po_dagster.world.judge_card import ALWAYS_WRONG, draw_cases, measure_judge
 from m3po_dagster.world.judge_model import STEPS, draw_crops, new_tokenizer, save, train
+from m3po_dagster.world.judge_words import evidence
 from m3po_dagster.world.language import KINDS, WORDS, YES_NO_KINDS, claims, describe, parse_question, true_answer
 from m3po_dagster.world.lessons import draw_question, noisy_answer
 from m3po_dagster.world.scene_reading import NOTHING, SceneReading
@@ -113,6 +114,45 @@ def test_orders_a_person_would_give(question, better, worse):
     assert mean_aspect(reading, question, better) > mean_aspect(reading, question, worse)
 
 
+RED_AND_BLUE = (Thing("red", "circle"), None, None, Thing("blue", "triangle"))
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "wanted"),
+    [
+        (
+            "Describe the image.",
+            "There is a red circle. There is a green circle. There is a green circle. Nice.",
+            "sees red circle top left 1.00, blue triangle bottom right 1.00; disputed: 'green circle' (0.00); "
+            "not named: blue triangle; said 2 times: green circle; not understood: Nice; "
+            "confirmed: 'red circle' (1.00)",
+        ),
+        ("Is there a red circle?", "No.", "no is wrong (0.00)"),
+        ("Is there a red circle?", "There is a red circle.", "yes is right (1.00); confirmed: 'red circle' (1.00)"),
+        ("Is there a red circle?", "There are two objects.", "neither yes nor no; not asked: two objects; confirmed"),
+        (
+            "Is there a red circle? Please answer yes or no.",
+            "There is a red circle.",
+            "yes is right (1.00); a bare yes or no was asked for; not asked: red circle; confirmed",
+        ),
+        (
+            "What is at the top left?",
+            "There is nothing at the top left.",
+            "disputed: 'nothing top left' (0.00)",
+        ),
+        ("How many objects are there?", "There is no circle.", "'no circle' (0.00); the question is not answered"),
+    ],
+)
+def test_its_words_name_what_it_sees_and_what_decided(question, answer, wanted):
+    assert wanted in evidence(exact(RED_AND_BLUE), parse_question(question), claims(answer))
+
+
+def test_an_empty_image_is_seen_as_nothing():
+    reading = exact((None, None, None, None))
+    words = evidence(reading, parse_question("Describe the image."), claims("There is nothing in the image."))
+    assert words == "sees nothing 1.00; confirmed: 'empty image' (1.00)"
+
+
 def test_beliefs_are_sums_over_every_scene_the_reading_allows():
     rng = np.random.default_rng(0)
     options = [Thing("red", "circle"), Thing("red", "triangle"), Thing("blue", "circle"), None]
@@ -204,6 +244,7 @@ def test_a_batch_scores_as_its_answers_alone(judge, cases):
             ((alone,),) = judge.score([(prompt, [answer])])
             assert alone.value == pytest.approx(score.value, abs=1e-4)
             assert score.value == pytest.approx(np.mean(list(score.sub_scores.values())))
+            assert score.words.startswith("sees ") and "\n" not in score.words
 
 
 def test_what_it_cannot_judge_is_unscored_with_the_reason(judge, cases, tmp_path):
@@ -235,6 +276,7 @@ def test_any_text_is_judged_within_bounds(seed, kind, text, short):
     for answer in (text, f"{true_answer(cells, question)} {text}", f"{text}. {true_answer(cells, question)}"):
         for name, value in reading.aspects(question, claims(answer)).items():
             assert -1e-9 <= value <= 1 + 1e-9, (name, answer)
+        assert evidence(reading, question, claims(answer)).startswith("sees ")
 
 
 def test_training_repeats_itself_and_the_folder_gives_it_back(tmp_path):

@@ -13,9 +13,15 @@ from m3po_dagster.settings import Settings
 
 S = TypeVar("S", bound=ScorerSettings)
 
+FIXED = ("prompt_id", "mas", "status", "words")
+"""Columns of every judge's table, beside the candidate's id."""
+
 DIGITS = 6
 """Decimals of a score. What float32 arithmetic adds beyond them differs from run to run and is no preference: kept, it
 would part candidates that are equally good."""
+
+WORDS_LENGTH = 400
+"""Characters a scorer's words are cut to: enough for the evidence, whatever a model rambles."""
 
 
 class MasSettings(Settings, Generic[S]):
@@ -23,6 +29,14 @@ class MasSettings(Settings, Generic[S]):
 
     scorers: tuple[S, ...] = Field(
         min_length=1, description="the scorers; MAS is the mean of their calibrated values by `weight`"
+    )
+
+    probe_repeats: int = Field(
+        3,
+        ge=1,
+        le=99,
+        description="how often a probe asks a served scorer each question of its fixed set; the median answer counts, "
+        "so that chance does not look like a new model",
     )
 
     @model_validator(mode="after")
@@ -56,7 +70,7 @@ class MasScorer:
         self._scorers = tuple(scorers)
         self.scorers = [scorer.name for scorer in scorers]
         self.sub_scores = [name for scorer in scorers for name in scorer.sub_scores]
-        for name, n in Counter(["candidate_id", "prompt_id", "mas", "status", *self.scorers, *self.sub_scores]).items():
+        for name, n in Counter(["candidate_id", *FIXED, *self.scorers, *self.sub_scores]).items():
             if n > 1:
                 raise ValueError(f"the column '{name}' would appear {n} times in the MAS table: rename a scorer")
         if missing := [name for name in self.scorers if name not in weights or name not in calibrations]:
@@ -67,10 +81,11 @@ class MasScorer:
             raise ValueError(f"weights must not be negative and not all 0, got {self._weights}")
 
     def score(self, batch: Batch, progress: Callable[[int, int], None] | None = None) -> list[dict]:
-        """One row an answer, in order: prompt_id, mas, status, each scorer (calibrated), each sub-score (raw).
+        """One row an answer, in order: prompt_id, mas, status, words, each scorer (calibrated), each sub-score (raw).
 
         `mas` is null when any scorer with a positive weight could not judge; `status` names each scorer that could
-        not and why. The caller adds candidate_id. `progress` is called with (scorers done, scorers).
+        not and why; `words` is what the scorers say for their scores, null when none spoke. The caller adds
+        candidate_id. `progress` is called with (scorers done, scorers).
         """
         scores: dict[str, list[list[Score]]] = {}
         for done, scorer in enumerate(self._scorers, start=1):
@@ -84,10 +99,11 @@ class MasScorer:
         ]
 
     def _row(self, prompt_id: str, scores: Mapping[str, Score]) -> dict:
-        row = dict.fromkeys(["prompt_id", "mas", "status", *self.scorers, *self.sub_scores])
+        row = dict.fromkeys([*FIXED, *self.scorers, *self.sub_scores])
         row["prompt_id"] = prompt_id
         unscored = [f"{name}: {score.reason}" for name, score in scores.items() if score.value is None]
         row["status"] = "; ".join(unscored) or SCORED
+        row["words"] = self._words(scores)
         for name, score in scores.items():
             if score.value is not None:
                 row[name] = round(self._calibrations[name].apply(score.value), DIGITS)
@@ -97,3 +113,13 @@ class MasScorer:
             mean = math.fsum(w * row[name] for name, w in entering.items()) / math.fsum(entering.values())
             row["mas"] = round(mean, DIGITS)
         return row
+
+    def _words(self, scores: Mapping[str, Score]) -> str | None:
+        said = {name: words for name, score in scores.items() if (words := one_line(score.words))}
+        return "\n".join(words if len(scores) == 1 else f"{name}: {words}" for name, words in said.items()) or None
+
+
+def one_line(words: str) -> str:
+    """`words` on one line, cut to WORDS_LENGTH characters; a cut ends in an ellipsis."""
+    line = " ".join(words.split())
+    return line if len(line) <= WORDS_LENGTH else f"{line[: WORDS_LENGTH - 1]}\u2026"

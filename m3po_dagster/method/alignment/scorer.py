@@ -28,12 +28,14 @@ class Score:
     """One answer's raw value on the scorer's own scale, with the sub-scores behind it (same scale or counts).
 
     `value` is None exactly when the scorer could not judge; `reason` then says why. An unscored answer is never a
-    number: not 0, not -1, not a mean.
+    number: not 0, not -1, not a mean. `words` are what the scorer says for its score: evidence for a person, of any
+    length; empty for a scorer that gives none.
     """
 
     value: float | None
     reason: str = SCORED
     sub_scores: Mapping[str, float] = field(default_factory=dict)
+    words: str = ""
 
     def __post_init__(self) -> None:
         if (self.value is None) == (self.reason == SCORED):
@@ -42,9 +44,9 @@ class Score:
             raise ValueError(f"a score must be a finite number, got {self.value}")
 
     @classmethod
-    def unscored(cls, reason: str) -> "Score":
-        """The score of an answer that could not be judged."""
-        return cls(None, reason)
+    def unscored(cls, reason: str, words: str = "") -> "Score":
+        """The score of an answer that could not be judged; `reason` is one of few, `words` may be the answer's own."""
+        return cls(None, reason, words=words)
 
 
 class Scorer(Protocol):
@@ -83,6 +85,16 @@ class ScorerSettings(Settings):
         None,
         description=f"map of the raw value to [0, 1]; default: this name's entry in the folder's {CALIBRATION_FILE}",
     )
+
+    @property
+    def served(self) -> bool:
+        """Whether the model answers at an endpoint that others run, so that only asking it shows that it changed."""
+        return False
+
+    def identity(self) -> dict:
+        """What decides the scores, as JSON values; a local model's files come on top of it."""
+        settings = self.model_dump(mode="json", exclude={"model", "calibration"})
+        return {"settings": settings, "calibration": self.resolved_calibration().version}
 
     @property
     def folder(self) -> Path | None:
