@@ -76,6 +76,8 @@ class Front:
     gap: np.ndarray  # -inf after a prompt's last
     logp_gap: np.ndarray  # conf(R_w) - conf(R_j)
     length_difference: np.ndarray  # tokens of R_w minus tokens of R_j
+    column: np.ndarray  # the block's column of R_j; -1 after a prompt's last
+    winner: np.ndarray  # (B,) the block's column of R_w
 
 
 def find_front(block: Block, settings: SelectionSettings) -> tuple[Front, np.ndarray, np.ndarray]:
@@ -102,7 +104,7 @@ def find_front(block: Block, settings: SelectionSettings) -> tuple[Front, np.nda
     winner = paired, winners.column[paired]
 
     def packed(values: np.ndarray, padding: float) -> np.ndarray:
-        array = np.full(shape, padding)
+        array = np.full(shape, padding, dtype=values.dtype)
         array[row, place] = values
         return array
 
@@ -110,6 +112,8 @@ def find_front(block: Block, settings: SelectionSettings) -> tuple[Front, np.nda
         gap=packed(winners.gap[source], -np.inf),
         logp_gap=packed(confidence[winner][row] - confidence[source], 0.0),
         length_difference=packed(block.n_tokens[winner][row] - block.n_tokens[source], 0.0),
+        column=packed(source[1], -1),
+        winner=winner[1],
     )
     return front, paired, winners.tied
 
