@@ -64,6 +64,18 @@ class Scorer(Protocol):
         ...
 
 
+class ServedScorer(Scorer, Protocol):
+    """A scorer that asks a served model."""
+
+    def value(self, sub_scores: Mapping[str, float]) -> float:
+        """The raw value that these sub-scores make."""
+        ...
+
+
+class EndpointError(ConnectionError):
+    """A served judge gave no judgement at all: it can't be reached, or refuses the key or the model."""
+
+
 class ScorerSettings(Settings):
     """What every scorer of a study says: its column, its share of MAS, its model and its calibration."""
 
@@ -87,9 +99,19 @@ class ScorerSettings(Settings):
     )
 
     @property
+    def endpoint(self) -> str | None:
+        """The address a served model answers at; None for a model that is loaded here."""
+        return None
+
+    @property
     def served(self) -> bool:
-        """Whether the model answers at an endpoint that others run, so that only asking it shows that it changed."""
-        return False
+        """Whether the model answers at an endpoint, so that only asking it shows that it changed."""
+        return self.endpoint is not None
+
+    @property
+    def sub_scores(self) -> tuple[str, ...]:
+        """Columns of the sub-scores beside the scorer's own, known before any model is loaded."""
+        return ()
 
     def identity(self) -> dict:
         """What decides the scores, as JSON values; a local model's files come on top of it."""

@@ -1,0 +1,121 @@
+"""A fixed set of questions to a served judge: when its answers change, the model behind the endpoint did.
+
+A provider can change a model under the same name. Only its answers show it, so the judge is asked about a few images
+with a right, a half right and a wrong answer each, and what it says becomes part of its data version. Only the grades
+count, not its words, which vary from call to call. Grades waver a little as well, even at temperature 0: each case is
+asked several times and the median of each sub-score is the answer.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median_low
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+
+from m3po_dagster.method.alignment.mas import MasSettings
+from m3po_dagster.method.alignment.scorer import SCORED, EndpointError, Score, ScorerSettings, ServedScorer
+from m3po_dagster.method.prompt import Message, Prompt
+from m3po_dagster.storage.fingerprint import canonical_json
+from m3po_dagster.storage.tables import PROBE
+
+SIDE = 224
+QUALITIES = ("right", "half", "wrong")
+# Image -> question and an answer of each quality. Between them they move every aspect.
+CASES: dict[str, tuple[str, tuple[str, str, str]]] = {
+    "shapes": (
+        "Describe the image.",
+        (
+            "A red circle is on the left and a blue square is on the right.",
+            "A red circle is on the left and a green triangle is on the right.",
+            "A yellow dog sleeps on a sofa.",
+        ),
+    ),
+    "bars": (
+        "How many black bars are in the image?",
+        ("There are three black bars.", "There are several black bars.", "There are seven black bars."),
+    ),
+    "halves": (
+        "Which colour is at the bottom of the image?",
+        ("The bottom is yellow.", "The top is green.", "The bottom is blue."),
+    ),
+    "shading": (
+        "Is the image brighter on the left or on the right? Answer with one word.",
+        ("Right", "The image becomes gradually brighter from the left to the right.", "Left"),
+    ),
+}
+N_CASES = len(CASES) * len(QUALITIES)
+
+
+def probe(judge: MasSettings) -> pa.Table:
+    """The median answers of every served scorer of a judge, as a PROBE table, in the order of scorer and case.
+
+    Sends N_CASES * `judge.probe_repeats` requests a served scorer and loads no local one; without a served scorer the
+    table is empty. A case is unscored when at least half of its repeats are. Raises EndpointError when an endpoint
+    gives no judgement at all: an outage is not a new judge.
+    """
+    rows: list[dict] = []
+    with TemporaryDirectory(prefix="m3po-probe-") as folder:
+        for settings in sorted(judge.scorers, key=lambda scorer: scorer.name):
+            if settings.served:
+                rows += _answers(settings, _prompts(Path(folder)), judge.probe_repeats)
+    return pa.Table.from_pylist(rows, schema=PROBE.schema)
+
+
+def _answers(settings: ScorerSettings, prompts: dict[str, Prompt], repeats: int) -> list[dict]:
+    scorer: ServedScorer = settings.build()
+    # The repeats of one image are one prompt's answers: its picture is encoded once.
+    scored = scorer.score([(prompt, CASES[name][1] * repeats) for name, prompt in prompts.items()])
+    rows = []
+    for name, found in zip(prompts, scored, strict=True):
+        for number, quality in enumerate(QUALITIES):
+            row = _median(scorer, found[number :: len(QUALITIES)])
+            rows.append({"scorer": settings.name, "case": f"{name}:{quality}", **row})
+    if all(row["value"] is None for row in rows):
+        raise EndpointError(
+            f"scorer '{settings.name}': {settings.endpoint} (model {settings.model!r}) judged none of the {N_CASES} "
+            f"probe cases ({rows[0]['status']}); see whether it is the right model and takes images and JSON schemas"
+        )
+    return sorted(rows, key=lambda row: row["case"])
+
+
+def _median(scorer: ServedScorer, answers: Sequence[Score]) -> dict:
+    scored = [answer for answer in answers if answer.value is not None]
+    if 2 * len(scored) <= len(answers):
+        reasons = Counter(answer.reason for answer in answers if answer.value is None)
+        return {"value": None, "sub_scores": None, "status": min(reasons, key=lambda one: (-reasons[one], one))}
+    # A grade that was given, not one in between, also where the number of answers is even.
+    medians = {name: median_low(answer.sub_scores[name] for answer in scored) for name in scorer.sub_scores}
+    return {"value": scorer.value(medians), "sub_scores": canonical_json(medians), "status": SCORED}
+
+
+def _prompts(folder: Path) -> dict[str, Prompt]:
+    from PIL import Image
+
+    prompts = {}
+    for name, (question, _) in CASES.items():
+        path = folder / f"{name}.png"
+        Image.fromarray(picture(name)).save(path)
+        prompts[name] = Prompt(f"probe-{name}", path, (Message("user", question),))
+    return prompts
+
+
+def picture(name: str) -> np.ndarray:
+    """The pixels of a case's image, (SIDE, SIDE, 3) uint8: plain arithmetic, the same on every machine and version."""
+    down, across = np.mgrid[0:SIDE, 0:SIDE]
+    pixels = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    match name:
+        case "shapes":
+            pixels[(down - SIDE // 2) ** 2 + (across - SIDE // 4) ** 2 < (SIDE // 6) ** 2] = (220, 20, 20)
+            pixels[(abs(down - SIDE // 2) < SIDE // 7) & (abs(across - 3 * SIDE // 4) < SIDE // 7)] = (20, 40, 220)
+        case "bars":
+            pixels[(abs(down - SIDE // 2) < SIDE // 3) & (across % (SIDE // 3) // 16 == 2)] = (0, 0, 0)
+        case "halves":
+            pixels[:] = np.where((down < SIDE // 2)[..., None], (20, 160, 40), (245, 220, 20))
+        case "shading":
+            pixels[:] = (across * 255 // (SIDE - 1))[..., None]
+        case _:
+            raise KeyError(f"no probe image {name!r}; there are {sorted(CASES)}")
+    return pixels

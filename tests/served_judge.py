@@ -1,0 +1,181 @@
+"""A served judge on loopback: an OpenAI-compatible chat endpoint that looks at the picture it is sent.
+
+    with ServedJudge() as judge:
+        LlmJudgeSettings(base_url=judge.base_url, model=judge.model)
+
+Scenes of the embedded world are read from their pixels and graded by the world's own rules; of any other picture it
+knows the plain colours. Setting `revision` is what a provider does who swaps the model under its name: revision 2 is a
+point stricter, revision 3 two points.
+"""
+
+import base64
+import io
+import json
+import threading
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+from PIL import Image
+
+from m3po_dagster.method.alignment.judge_request import ASPECTS
+from m3po_dagster.world.judge_words import evidence
+from m3po_dagster.world.language import claims, kind_of, parse_question
+from m3po_dagster.world.scene_reading import NOTHING, SceneReading
+from m3po_dagster.world.scenes import POSITIONS, THINGS, Thing
+from tests.world.pixel_reader import RGB, read_scene
+
+SCENE = (64, 64)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What goes over the wire."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Received:
+    """One request as it came: its headers (names in lower case) and its body."""
+
+    headers: Mapping[str, str]
+    body: dict
+
+    @property
+    def image(self) -> bytes:
+        """The picture's bytes."""
+        return base64.b64decode(self.body["messages"][-1]["content"][0]["image_url"]["url"].partition("base64,")[2])
+
+    @property
+    def material(self) -> dict:
+        """The conversation and the answer to grade."""
+        return json.loads(self.body["messages"][-1]["content"][1]["text"])
+
+
+def completion(content: str | None, refusal: str | None = None, finish_reason: str = "stop") -> Reply:
+    """A chat completion with one choice."""
+    message = {"role": "assistant", "content": content, "refusal": refusal}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    return Reply(body=json.dumps({"object": "chat.completion", "choices": [choice]}).encode())
+
+
+def graded(relevance: object, accuracy: object, adherence: object, words: str = "") -> Reply:
+    """A completion with these grades."""
+    grades = dict(zip(ASPECTS, (relevance, accuracy, adherence), strict=True))
+    return completion(json.dumps({"evidence": words, **grades}))
+
+
+class ServedJudge:
+    """The server; a context manager. `requests` counts what came in, `asked` by answer.
+
+    `instead` maps an answer to the replies its next requests get in place of a judgement. While `up` is false every
+    request gets a 503.
+    """
+
+    def __init__(self, model: str = "loopback-judge", key: str | None = None, revision: int = 1) -> None:
+        self.model, self.key, self.revision, self.up = model, key, revision, True
+        self.requests = 0
+        self.asked: Counter[str] = Counter()
+        self.received: deque[Received] = deque(maxlen=100)
+        self.instead: defaultdict[str, list[Reply]] = defaultdict(list)
+        self.most_at_once = 0
+        self._at_once = 0
+        self._lock = threading.Lock()
+
+    @property
+    def base_url(self) -> str:
+        """What a study's `base_url` says."""
+        return f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def __enter__(self) -> "ServedJudge":
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def reply(self, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        """Answers one request."""
+        with self._lock:
+            self.requests += 1
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            return self._reply(path, headers, body)
+        finally:
+            with self._lock:
+                self._at_once -= 1
+
+    def _reply(self, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        if not self.up:
+            return _error(503, "the model is loading")
+        if path != "/v1/chat/completions":
+            return _error(404, f"no such path: {path}")
+        if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
+            return _error(401, "wrong key")
+        received = Received(headers, json.loads(body))
+        if received.body["model"] != self.model:
+            return _error(404, f"no such model: {received.body['model']}")
+        answer = received.material["answer"]
+        with self._lock:
+            self.received.append(received)
+            self.asked[answer] += 1
+            if self.instead[answer]:
+                return self.instead[answer].pop(0)
+        aspects, words = look(received.image, received.material["conversation"][-1]["text"], answer)
+        return graded(*(max(1, 1 + round(4 * aspects[aspect]) - (self.revision - 1)) for aspect in ASPECTS), words)
+
+
+def look(image: bytes, question: str, answer: str) -> tuple[dict[str, float], str]:
+    """The aspects of an answer, each in [0, 1], and what was seen."""
+    with Image.open(io.BytesIO(image)) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    if pixels.shape[:2] == SCENE and kind_of(question):
+        cells = np.zeros((len(POSITIONS), NOTHING + 1))
+        cells[:, NOTHING] = 1.0
+        for position, name in read_scene(pixels).items():
+            place = POSITIONS.index(position)
+            cells[place, NOTHING], cells[place, THINGS.index(Thing(*name.split()))] = 0.0, 1.0
+        reading, asked, said = SceneReading(cells), parse_question(question), claims(answer)
+        return reading.aspects(asked, said), evidence(reading, asked, said)
+    names = np.array(list(RGB))
+    distance = ((pixels[::8, ::8, None, :].astype(int) - np.array(list(RGB.values()))) ** 2).sum(axis=-1)
+    seen = set(names[distance.argmin(axis=-1)].ravel().tolist())
+    named = {colour for colour in RGB if colour in answer.lower()}
+    share = len(named & seen) / len(named) if named else 0.5
+    brevity = 1.0 if len(answer.split()) < 8 else 0.5
+    return {"relevance": share, "accuracy": share, "adherence": brevity}, f"sees {', '.join(sorted(seen))}"
+
+
+def _error(status: int, message: str) -> Reply:
+    return Reply(status, json.dumps({"error": {"message": message}}).encode())
+
+
+def _handler(judge: ServedJudge) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            reply = judge.reply(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+            self.send_response(reply.status)
+            for name, value in {"Content-Type": "application/json", **reply.headers}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(reply.body)))
+            self.end_headers()
+            self.wfile.write(reply.body)
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    return Handler
