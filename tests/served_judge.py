@@ -74,7 +74,7 @@ class ServedJudge:
     """The server; a context manager. `requests` counts what came in, `asked` by answer.
 
     `instead` maps an answer to the replies its next requests get in place of a judgement. While `up` is false every
-    request gets a 503.
+    request gets a 503. With a `meeting` each request waits until as many as its parties are there.
     """
 
     def __init__(self, model: str = "loopback-judge", key: str | None = None, revision: int = 1) -> None:
@@ -83,6 +83,7 @@ class ServedJudge:
         self.asked: Counter[str] = Counter()
         self.received: deque[Received] = deque(maxlen=100)
         self.instead: defaultdict[str, list[Reply]] = defaultdict(list)
+        self.meeting: threading.Barrier | None = None
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
@@ -117,6 +118,8 @@ class ServedJudge:
                 self._at_once -= 1
 
     def _reply(self, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        if self.meeting is not None:
+            self.meeting.wait(timeout=20)
         if not self.up:
             return _error(503, "the model is loading")
         if path != "/v1/chat/completions":

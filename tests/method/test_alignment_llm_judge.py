@@ -4,9 +4,11 @@ import io
 import json
 import re
 import socket
+import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +19,10 @@ from m3po_dagster.method.alignment.judge_request import RUBRIC, read_reply, requ
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.scorer import EndpointError
 from m3po_dagster.method.prompt import Message, Prompt
+from m3po_dagster.storage.tables import mas_schema
+from m3po_dagster.study import JudgeSettings
+from m3po_dagster.world.judge import JUDGE_FOLDER, SceneJudgeSettings
+from m3po_dagster.world.judge_card import draw_cases
 from tests.served_judge import Reply, ServedJudge, completion, graded
 
 RIGHT, WRONG = "The picture is red.", "The picture is blue."
@@ -225,12 +231,32 @@ def test_the_judge_sees_the_upright_image(served, prompt, tmp_path, name, saved,
 def test_requests_run_side_by_side_up_to_the_bound_and_stay_in_order(served, prompt, tmp_path):
     blue = Prompt("q", picture(tmp_path / "blue.png", (0, 0, 255)), prompt.messages)
     batch = [(prompt if number % 2 else blue, [RIGHT, WRONG] * (number % 4)) for number in range(20)]
+    # Nobody is answered before three have come: fewer at once would never end.
+    served.meeting = threading.Barrier(3)
     rows = judge_of(served, max_parallel=3).score(batch)
     for (one, answers), row in zip(batch, rows, strict=True):
         right = RIGHT if one is prompt else WRONG
         assert [score.value == 1.0 for score in row] == [answer == right for answer in answers]
-    assert served.requests == sum(len(answers) for _, answers in batch)
-    assert 1 < served.most_at_once <= 3
+    assert served.requests == sum(len(answers) for _, answers in batch) == 60
+    assert served.most_at_once == 3
+
+
+def test_it_stands_beside_other_scorers_in_a_mas_table(served, tmp_path):
+    (case,) = draw_cases("validation", 1, 3, tmp_path)
+    judge = JudgeSettings(
+        scorers=[
+            LlmJudgeSettings(model=served.model, base_url=served.base_url),
+            SceneJudgeSettings(model=str(JUDGE_FOLDER), weight=0),
+        ]
+    ).build()
+    served.instead[case.wrong] = [completion(None, refusal="I can't judge that.")]
+    rows = judge.score([(case.prompt, [case.true, case.wrong])])
+    schema = mas_schema(judge.scorers, judge.sub_scores).schema
+    true, refused = pa.Table.from_pylist([{"candidate_id": "c", **row} for row in rows], schema=schema).to_pylist()
+    assert (true["mas"], true["llm_judge_accuracy"], true["status"]) == (1.0, 5.0, "scored")
+    assert [line.split(":")[0] for line in true["words"].splitlines()] == ["llm_judge", "scene_judge"]
+    assert (refused["mas"], refused["status"]) == (None, "llm_judge: refused")
+    assert refused["words"].startswith("llm_judge: I can't judge that.") and refused["scene_judge"] is not None
 
 
 def test_an_image_is_read_once_a_prompt(served, prompt, monkeypatch):
