@@ -35,6 +35,11 @@ class SceneJudgeSettings(ScorerSettings):
         Identity(), description="map of the raw value to [0, 1]; the raw value already lies there"
     )
 
+    @property
+    def sub_scores(self) -> tuple[str, ...]:
+        """The three aspects of section 3.3, each in [0, 1]."""
+        return ("relevance", "accuracy", "adherence")
+
     def build(self, device: str = "cpu") -> "SceneJudge":
         """Loads the model on `device`."""
         return SceneJudge(self, device)
@@ -43,12 +48,12 @@ class SceneJudgeSettings(ScorerSettings):
 class SceneJudge:
     """Raw value: mean of relevance, accuracy and adherence, each in [0, 1]. An image is encoded once a batch.
 
-    Sub-scores: relevance, accuracy, adherence. Words: what it sees and which statements that decided.
+    Words: what it sees and which statements that decided.
     """
 
     def __init__(self, settings: SceneJudgeSettings, device: str = "cpu") -> None:
         self.name = settings.name
-        self.sub_scores = ("relevance", "accuracy", "adherence")
+        self.sub_scores = settings.sub_scores
         self.encoder = ClipEncoder(settings.model, device=device)
         self._captions = self.encoder.encode_texts(CAPTIONS).astype(np.float64)
 

@@ -44,21 +44,23 @@ class ClipScorerSettings(ScorerSettings):
         description="a sole sentence of at most this many words is joined to its question; 0: never",
     )
 
+    @property
+    def sub_scores(self) -> tuple[str, ...]:
+        """NAME_mean and NAME_low (cosines), NAME_statements (number of statements seen, windows included)."""
+        return tuple(f"{self.name}_{part}" for part in ("mean", "low", "statements"))
+
     def build(self, device: str = "cpu") -> "ClipScorer":
         """Loads the model on `device`."""
         return ClipScorer(self, device)
 
 
 class ClipScorer:
-    """Cosines; each image view and each distinct statement of a batch goes through its tower once.
-
-    Sub-scores: NAME_mean and NAME_low (cosines), NAME_statements (number of statements seen, windows included).
-    """
+    """Cosines; each image view and each distinct statement of a batch goes through its tower once."""
 
     def __init__(self, settings: ClipScorerSettings, device: str = "cpu") -> None:
         self.settings = settings
         self.name = settings.name
-        self.sub_scores = tuple(f"{settings.name}_{part}" for part in ("mean", "low", "statements"))
+        self.sub_scores = settings.sub_scores
         self.encoder = ClipEncoder(settings.model, settings.pretrained, device)
 
     def score(self, batch: Batch) -> list[list[Score]]:

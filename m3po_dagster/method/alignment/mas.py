@@ -46,7 +46,13 @@ class MasSettings(Settings, Generic[S]):
             raise ValueError(f"two scorers are called '{twice[0]}': give each its own `name`")
         if not any(scorer.weight > 0 for scorer in self.scorers):
             raise ValueError("every scorer has weight 0, so there is no MAS: give at least one a positive `weight`")
+        _no_column_twice([scorer.name for scorer in self.scorers], self.sub_scores)
         return self
+
+    @property
+    def sub_scores(self) -> list[str]:
+        """The sub-score columns of every scorer, in order."""
+        return [name for scorer in self.scorers for name in scorer.sub_scores]
 
     def build(self, device: str = "cpu") -> "MasScorer":
         """Loads every scorer on `device`."""
@@ -70,9 +76,7 @@ class MasScorer:
         self._scorers = tuple(scorers)
         self.scorers = [scorer.name for scorer in scorers]
         self.sub_scores = [name for scorer in scorers for name in scorer.sub_scores]
-        for name, n in Counter(["candidate_id", *FIXED, *self.scorers, *self.sub_scores]).items():
-            if n > 1:
-                raise ValueError(f"the column '{name}' would appear {n} times in the MAS table: rename a scorer")
+        _no_column_twice(self.scorers, self.sub_scores)
         if missing := [name for name in self.scorers if name not in weights or name not in calibrations]:
             raise ValueError(f"scorer '{missing[0]}' needs a weight and a calibration")
         self._weights = {name: weights[name] for name in self.scorers}
@@ -117,6 +121,12 @@ class MasScorer:
     def _words(self, scores: Mapping[str, Score]) -> str | None:
         said = {name: words for name, score in scores.items() if (words := one_line(score.words))}
         return "\n".join(words if len(scores) == 1 else f"{name}: {words}" for name, words in said.items()) or None
+
+
+def _no_column_twice(scorers: Sequence[str], sub_scores: Sequence[str]) -> None:
+    for name, n in Counter(["candidate_id", *FIXED, *scorers, *sub_scores]).items():
+        if n > 1:
+            raise ValueError(f"the column '{name}' would appear {n} times in the MAS table: rename a scorer")
 
 
 def one_line(words: str) -> str:
