@@ -81,15 +81,23 @@ def markdown(table: pa.Table, benchmarks: Mapping[str, Benchmark], base: str = "
     cells = {(row["recipe"], row["benchmark"], row["metric"]): row for row in table.to_pylist()}
     recipes = list(dict.fromkeys(table.column("recipe").to_pylist()))
     columns = [
-        (name, headline.metric, _label(name, item, headline))
-        for name, item in benchmarks.items()
-        for headline in item.headlines
-        if any((recipe, name, headline.metric) in cells for recipe in recipes)
+        (name, metric, label)
+        for name, metric, label in headline_columns(benchmarks)
+        if any((recipe, name, metric) in cells for recipe in recipes)
     ]
     lines = [["recipe", *(label for _, _, label in columns)], ["---"] + ["---:"] * len(columns)]
     for recipe in recipes:
         lines.append([recipe, *(_cell(cells.get((recipe, name, metric))) for name, metric, _ in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_NOTE.format(base=base)}\n"
+
+
+def headline_columns(benchmarks: Mapping[str, Benchmark]) -> list[tuple[str, str, str]]:
+    """Benchmark, metric and head of every column that the leaderboard shows."""
+    return [
+        (name, headline.metric, _label(name, item, headline))
+        for name, item in benchmarks.items()
+        for headline in item.headlines
+    ]
 
 
 def _row(recipe: str, name: str, metric: str, values: Sequence[float], difference: Difference | None) -> dict:
