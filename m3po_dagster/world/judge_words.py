@@ -50,6 +50,8 @@ def _form(reading: SceneReading, question: Question, claims: Claims) -> list[str
         parts += [f"not named: {', '.join(missing)}"] if missing else []
     elif question.kind not in YES_NO_KINDS and not any(fits(question, item) for item in items):
         parts.append("the question is not answered")
+    if claims.verdict is not None and question.kind not in YES_NO_KINDS:
+        parts.append("yes or no was not asked")
     if question.short and claims.verdict is None:
         parts.append("a bare yes or no was asked for")
     beside = dict.fromkeys(_text(item) for item in items if question.short or not fits(question, item))

@@ -140,6 +140,7 @@ RED_AND_BLUE = (Thing("red", "circle"), None, None, Thing("blue", "triangle"))
             "There is nothing at the top left.",
             "disputed: 'nothing top left' (0.00)",
         ),
+        ("Describe the image.", "Yes.", "not named: red circle, blue triangle; yes or no was not asked"),
         ("How many objects are there?", "There is no circle.", "'no circle' (0.00); the question is not answered"),
     ],
 )

@@ -107,6 +107,8 @@ class LlmJudge:
             timeout=settings.timeout,
             max_retries=settings.max_retries,
         )
+        # The client takes these from the environment; the endpoint need not be the one they belong to.
+        self._client.organization = self._client.project = None
 
     def value(self, sub_scores: Mapping[str, float]) -> float:
         """The raw value that these sub-scores make."""
@@ -150,17 +152,19 @@ class LlmJudge:
         try:
             reply = self._client.chat.completions.with_raw_response.create(**asked)
         except openai.APIStatusError as error:
+            status = f"HTTP {error.status_code}"
+            said = error.message.removeprefix(f"Error code: {error.status_code}").lstrip(" -")
             if error.status_code in REFUSED:
-                return Score.unscored(f"request refused (HTTP {error.status_code})", error.message)
-            raise EndpointError(self._failure(f"answers HTTP {error.status_code}: {error.message}")) from error
+                return Score.unscored(f"request refused ({status})", said)
+            raise EndpointError(self._failure(f"answers {status}: {said}")) from error
         except openai.APIConnectionError as error:
             raise EndpointError(self._failure(f"can't be reached: {error.__cause__ or error.message}")) from error
         return read_reply(reply.content, self.name)
 
     def _failure(self, what: str) -> str:
-        settings = self.settings
+        settings, said = self.settings, " ".join(what.split())[:MESSAGE_LENGTH]
         return (
-            f"scorer '{self.name}': {settings.endpoint} (model {settings.model!r}) {what[:MESSAGE_LENGTH]} "
+            f"scorer '{self.name}': {settings.endpoint} (model {settings.model!r}) {said} "
             f"(after up to {settings.max_retries} retries). Correct base_url, model or api_key_env, "
             "or run it again when the endpoint answers"
         )
