@@ -1,74 +1,183 @@
-"""`m3po lineage`: which pairs trained an adapter, and everything those came from."""
+"""`m3po lineage`: what an adapter came from, where a pair or an image went, what differs between two adapters."""
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
 import typer
 
-from m3po_dagster import lineage
-from m3po_dagster.cli.options import JsonOption, StoreOption, fail
+from m3po_dagster.cli.options import JsonOption, StoreOption, explained
 from m3po_dagster.cli.store import console, opened
-from m3po_dagster.home import DEFAULT_STORE
+from m3po_dagster.home import DEFAULT_STORE, dagster_home
+from m3po_dagster.identity import Identities
+from m3po_dagster.lineage.diff import diff as compare
+from m3po_dagster.lineage.manifests import RECIPE_ADAPTERS, Manifests
+from m3po_dagster.lineage.naming import Chosen, Current, choose
+from m3po_dagster.lineage.pairs import adapter_pairs
+from m3po_dagster.lineage.profile import profile
+from m3po_dagster.lineage.render import (
+    SHOWN,
+    chosen_lines,
+    diff_lines,
+    found_lines,
+    profile_lines,
+    tree,
+)
+from m3po_dagster.lineage.search import Found, find_image, find_pair
+from m3po_dagster.lineage.study import held_parts
+from m3po_dagster.lineage.tree import each, trace
 from m3po_dagster.storage.errors import StoreError
-from m3po_dagster.storage.store import ArtifactStore
+from m3po_dagster.storage.file_hashes import FileHashes
+from m3po_dagster.storage.fingerprint import file_sha256
+from m3po_dagster.study import load_study
+from m3po_dagster.study_errors import StudyError
 
-app = typer.Typer(no_args_is_help=True, help="What an adapter came from.")
-_SHOWN = 20
+app = typer.Typer(
+    no_args_is_help=True, help="What an adapter came from, and where a pair or an image went: from manifests alone."
+)
 
-
-@app.callback()
-def _group() -> None:
-    """Keeps `adapter` a command of its own while it is the only one."""
+AdapterArgument = Annotated[
+    str, typer.Argument(help="A recipe, RECIPE|SEED, or how the adapter's fingerprint begins.", metavar="ADAPTER")
+]
+WhoseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--study", help="A recipe's name means the adapter that this study file asks for.", show_default=False
+    ),
+]
 
 
 @app.command()
 def adapter(
-    name: Annotated[
-        str, typer.Argument(help="A recipe (its current adapter), or how the adapter's fingerprint begins.")
-    ],
+    name: AdapterArgument,
     as_json: JsonOption = False,
     pairs: Annotated[bool, typer.Option("--pairs", help="The preference pairs it was trained on instead.")] = False,
+    study: WhoseOption = None,
     folder: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Trace an adapter back to the dataset files, or list the pairs it was trained on."""
-    try:
-        store = opened(folder)
-        name = _current(store, name) or name
+    """Sum an adapter up and trace it back to the dataset files, or list the pairs it was trained on."""
+    with explained(StoreError, status=1):
+        manifests = Manifests(opened(folder))
+        chosen = choose(manifests, name, _current(manifests, study))
         if pairs:
-            _print_pairs(*lineage.adapter_pairs(store, name), as_json)
+            _print_pairs(chosen, *adapter_pairs(manifests, chosen.artifact), as_json)
             return
-        tree = lineage.adapter_lineage(store, name)
-    except StoreError as error:
-        fail(str(error), status=1)
+        root, short = trace(manifests, chosen.artifact), profile(manifests, chosen.artifact)
     if as_json:
-        typer.echo(json.dumps(tree.to_dict(), indent=1))
-    else:
-        console().print(lineage.render(tree))
-
-
-def _current(store: ArtifactStore, recipe: str) -> str | None:
-    """Fingerprint of the recipe's current adapters, if Dagster's event log is at hand and speaks of this store."""
-    from m3po_dagster.home import dagster_home
-
-    if not (dagster_home() / "dagster.yaml").exists():
-        return None
-    from m3po_dagster.current import current_heads
-
-    heads = {(asset, partition): fingerprint for asset, partition, fingerprint in current_heads()}
-    fingerprint = heads.get(("lora_adapter", recipe))
-    return fingerprint if fingerprint and store.find("lora_adapter", recipe, fingerprint) else None
-
-
-def _print_pairs(shards: dict[str, str], table: pa.Table, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps({"shards": shards, "pairs": table.to_pylist()}, indent=1))
+        artifacts = [node.to_dict() for node in each(root)]
+        _print_json({"adapter": chosen.to_dict(), "summary": short.to_dict(), "artifacts": artifacts})
         return
-    for shard, fingerprint in shards.items():
-        typer.echo(f"{shard}  {fingerprint}")
+    _print([*chosen_lines(chosen), *profile_lines(short), ""])
+    console().print(tree(root))
+
+
+@app.command()
+def pair(
+    pair_id: Annotated[
+        str, typer.Argument(help="A pair_id or a prompt_id, or how it begins (6 hex digits or more).", metavar="PAIR")
+    ],
+    as_json: JsonOption = False,
+    folder: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Show which recipes selected a pair or a prompt's pairs, and which adapters saw them, when and how often."""
+    with explained(StoreError, status=1):
+        manifests = Manifests(opened(folder))
+        found = find_pair(manifests, pair_id)
+    _print_found(found, as_json)
+
+
+@app.command()
+def image(
+    sha256: Annotated[
+        str, typer.Argument(help="An image file, or how its sha256 begins (6 hex digits or more).", metavar="IMAGE")
+    ],
+    as_json: JsonOption = False,
+    folder: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Show the prompts, pairs and adapters in which an image took part."""
+    with explained(StoreError, OSError, status=1):
+        manifests = Manifests(opened(folder))
+        file = Path(sha256)
+        digits = file_sha256(file) if file.is_file() else sha256
+        found = find_image(manifests, digits)
+    _print_found(found, as_json)
+
+
+@app.command()
+def diff(
+    first: AdapterArgument,
+    second: AdapterArgument,
+    as_json: JsonOption = False,
+    pairs: Annotated[bool, typer.Option("--pairs", help="List the pairs that differ.")] = False,
+    study: WhoseOption = None,
+    folder: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Show what differs between two adapters: judge, recipe, model, dataset, code, training, and their pairs."""
+    with explained(StoreError, status=1):
+        manifests = Manifests(opened(folder))
+        current = _current(manifests, study)
+        one, other = (choose(manifests, name, current) for name in (first, second))
+        result = compare(manifests, one.artifact, other.artifact)
+    if as_json:
+        chosen = {"first_adapter": one.to_dict(), "second_adapter": other.to_dict()}
+        _print_json({**chosen, **result.to_dict(pairs)})
+        return
+    _print([*chosen_lines(one), "", *chosen_lines(other), "", *diff_lines(result, pairs)])
+
+
+def _current(manifests: Manifests, study: Path | None) -> Current | None:
+    """What says which adapters are current: the study file, or Dagster's event log if it is at hand."""
+    if study is None:
+        return _event_log()
+    with explained(StudyError, OSError, ValueError):
+        hashes = FileHashes(manifests.store.root / ".cache" / "file-hashes.sqlite")
+        held = held_parts(manifests, load_study(study), Identities(hashes.sha256))
+    fingerprints = {part: head.fingerprint for part, head in held.items()}
+    return Current(fingerprints, f"the study file {study}", binding=True)
+
+
+def _event_log() -> Current | None:
+    home = dagster_home()
+    if not (home / "dagster.yaml").exists():
+        return None
+    import dagster as dg
+
+    from m3po_dagster.current import read_heads
+    from m3po_dagster.home import ensure_home
+
+    ensure_home()
+    with dg.DagsterInstance.get() as instance:
+        heads = read_heads(instance, [RECIPE_ADAPTERS])
+    return Current({part: head.fingerprint for part, head in heads.items()}, f"Dagster's event log in {home}")
+
+
+def _print_pairs(chosen: Chosen, shards: dict[str, str], table: pa.Table, as_json: bool) -> None:
+    if as_json:
+        _print_json({"adapter": chosen.to_dict(), "shards": shards, "pairs": table.to_pylist()})
+        return
+    _print([*chosen_lines(chosen), "", *(f"{shard}  {fingerprint}" for shard, fingerprint in shards.items())])
     columns = ["shard", "pair_id", "prompt_id", "chosen_id", "rejected_id", "m3p_score"]
     typer.echo("\t".join(columns))
-    for row in table.slice(0, _SHOWN).select(columns).to_pylist():
+    for row in table.slice(0, SHOWN).select(columns).to_pylist():
         typer.echo("\t".join(str(value) for value in row.values()))
-    if table.num_rows > _SHOWN:
-        typer.echo(f"... {table.num_rows - _SHOWN} more; --json prints all {table.num_rows}")
+    if table.num_rows > SHOWN:
+        typer.echo(f"... {table.num_rows - SHOWN} more; --json prints all {table.num_rows}")
+
+
+def _print_found(found: Found, as_json: bool) -> None:
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    log = _event_log()
+    _print(found_lines(found, set(log.fingerprints.values()) if log else ()))
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        typer.echo(line)
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=1))

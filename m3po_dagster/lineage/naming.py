@@ -1,0 +1,117 @@
+"""Which adapter a name means.
+
+A recipe's name is no identity: a recipe that was edited has several adapters, and studies that share a store may use
+the same name. What is current (by Dagster's event log, or by a study file) decides; where nothing says what is current,
+a name with several adapters is refused with their list, never guessed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from m3po_dagster.graph import Part
+from m3po_dagster.lineage.manifests import ADAPTER, RECIPE_ADAPTERS, Manifests, key_of, recipe_of
+from m3po_dagster.storage.artifact import Artifact
+from m3po_dagster.storage.collect import ADAPTER_ASSETS
+from m3po_dagster.storage.errors import StoreError
+from m3po_dagster.storage.names import ArtifactKey
+
+_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Current:
+    """Which adapters are current: {(lora_adapter, recipe): fingerprint}, and who says so.
+
+    `binding` tells whether what it doesn't name counts as not made (a study file), or as not known (an event log, which
+    may belong to another study's project).
+    """
+
+    fingerprints: Mapping[Part, str]
+    source: str
+    binding: bool = False
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An adapter, why it is the one that was meant, and the others of that name in the store, newest first."""
+
+    artifact: Artifact
+    reason: str
+    others: tuple[Artifact, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        manifest = self.artifact.manifest
+        return {
+            **self.artifact.key._asdict(),
+            "data_version": manifest.data_version,
+            "created": manifest.created.isoformat(timespec="seconds"),
+            "chosen_because": self.reason,
+            "others_of_this_name": [other.fingerprint for other in self.others],
+        }
+
+
+def choose(manifests: Manifests, name: str, current: Current | None = None) -> Chosen:
+    """The adapter that `name` means: a recipe, `recipe|seed`, or how a fingerprint begins (at least 4 digits).
+
+    Raises StoreError when there is none, or when several fit and nothing says which of them is current (it lists them).
+    """
+    named = _named(manifests, name)
+    if not named:
+        return _by_fingerprint(manifests, name)
+    chosen = _current(manifests, name, current) if current else None
+    if chosen is None and current and current.binding:
+        raise StoreError(
+            f"the store {manifests.store.root} has no adapter {name!r} as {current.source} asks for it: run the study, "
+            f"or name one of these by its fingerprint: {_listed(named)}"
+        )
+    if chosen is not None:
+        reason = f"current by {current.source}"
+    elif len(named) == 1:
+        chosen, reason = named[0], "the only one of this name in the store"
+    else:
+        raise StoreError(
+            f"{len(named)} adapters in {manifests.store.root} are called {name!r} and nothing says which is current: "
+            f"give the fingerprint of one, or the study file with --study: {_listed(named)}"
+        )
+    return Chosen(chosen, reason, tuple(other for other in named if other.key != chosen.key))
+
+
+def _named(manifests: Manifests, name: str) -> list[Artifact]:
+    """The adapters of a name, newest first: a recipe's own, or those of its seeds when its training never ended."""
+    found = [a for asset in ADAPTER_ASSETS for a in manifests.all(asset) if a.key.partition == name]
+    if not found:
+        found = [artifact for artifact in manifests.all(ADAPTER) if recipe_of(artifact.key.partition) == name]
+    return sorted(found, key=lambda artifact: artifact.manifest.created, reverse=True)
+
+
+def _current(manifests: Manifests, name: str, current: Current) -> Artifact | None:
+    recipe = recipe_of(name)
+    fingerprint = current.fingerprints.get((RECIPE_ADAPTERS, recipe))
+    head = manifests.find(ArtifactKey(RECIPE_ADAPTERS, recipe, fingerprint)) if fingerprint else None
+    if head is None or name == recipe:
+        return head
+    refs = [ref for ref in manifests.inputs(head, ADAPTER) if ref.partition == name]
+    return manifests.find(key_of(refs[0])) if refs else None
+
+
+def _by_fingerprint(manifests: Manifests, name: str) -> Chosen:
+    adapters = [artifact for asset in ADAPTER_ASSETS for artifact in manifests.all(asset)]
+    fitting = [artifact for artifact in adapters if artifact.fingerprint.startswith(name)] if len(name) >= 4 else []
+    if len(fitting) == 1:
+        return Chosen(fitting[0], f"the only adapter whose fingerprint begins with {name[:16]}")
+    if fitting:
+        raise StoreError(f"{name!r} fits {len(fitting)} adapters: {_listed(fitting)}; give more digits")
+    recipes = sorted({recipe_of(artifact.key.partition) for artifact in adapters})
+    raise StoreError(
+        f"no adapter in {manifests.store.root} is of a recipe {name!r} or has a fingerprint that begins so: there are "
+        f"adapters of {recipes}"
+    )
+
+
+def _listed(adapters: Sequence[Artifact]) -> str:
+    shown = [
+        f"{a.key.asset}[{a.key.partition}] {a.fingerprint[:16]} made {a.manifest.created:%Y-%m-%d %H:%M:%S}"
+        for a in adapters[:_LISTED]
+    ]
+    return "; ".join(shown) + (f" and {len(adapters) - _LISTED} more" if len(adapters) > _LISTED else "")

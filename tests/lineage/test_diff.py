@@ -1,0 +1,129 @@
+"""What differs between two adapters, against SQL over the store's files."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from m3po_dagster.lineage.diff import diff
+from m3po_dagster.lineage.manifests import Manifests
+from m3po_dagster.lineage.pair_diff import KINDS, counts_by_shard
+from m3po_dagster.storage.errors import StoreError
+from tests.lineage.lineage_oracle import Oracle
+from tests.lineage.lineage_world import Wanted, World
+
+RECIPE = ("lora_adapter", "m3po")
+
+
+def compared(world, first, second):
+    return diff(Manifests(world.store), first[RECIPE], second[RECIPE])
+
+
+def told(result) -> dict[tuple[str, str], tuple]:
+    return {(item.topic, item.key): (item.first, item.second) for item in result.differences}
+
+
+def check_pairs(world, result) -> None:
+    """Every prompt's kind as SQL says it, and the counts of it."""
+    expected = Oracle(world.store.root).diff("lora_adapter", result.first.fingerprint, result.second.fingerprint)
+    rows = result.pairs.to_pylist()
+    assert {row["prompt_id"]: row["kind"] for row in rows} == expected and len(rows) == len(expected)
+    assert result.totals() == {kind: Counter(expected.values())[kind] for kind in KINDS}
+    shards = counts_by_shard(result.pairs)
+    assert {kind: sum(row[kind] for row in shards) for kind in KINDS} == result.totals()
+
+
+def test_an_adapter_differs_in_nothing_from_itself(world, wanted):
+    made = world.make(wanted)
+    result = compared(world, made, made)
+    assert result.differences == () and result.totals()["same"] == result.pairs.num_rows == result.first.pairs > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"recipes": {"m3po": 2.0}}, {("recipe", "selection.alpha"): (0.5, 2.0)}),
+        ({"judge": "lenient"}, {("judge", "scorer.settings.strictness"): ("strict", "lenient")}),
+        ({"beta": 0.2}, {("training", "beta"): (0.1, 0.2)}),
+        ({"seeds": (0, 1)}, {("adapter", "seeds"): ((0,), (0, 1))}),
+    ],
+    ids=str,
+)
+def test_one_change_is_named_alone(world, wanted, change, expected):
+    wanted = wanted.but(prompts=24)
+    first, second = world.make(wanted), world.make(wanted.but(**change))
+    result = compared(world, first, second)
+    assert told(result) == expected
+    check_pairs(world, result)
+    backwards = compared(world, second, first)
+    assert told(backwards) == {key: (after, before) for key, (before, after) in expected.items()}
+    swapped = {"added": "removed", "removed": "added"}
+    assert backwards.totals() == {kind: result.totals()[swapped.get(kind, kind)] for kind in KINDS}
+
+
+def test_another_model_gives_other_answers_under_the_same_ids(world, wanted):
+    first, second = world.make(wanted), world.make(wanted.but(model="two"))
+    result = compared(world, first, second)
+    assert {topic for topic, _ in told(result)} == {"base model"}
+    assert result.pairs["pair_id_1"].equals(result.pairs["pair_id_2"])
+    assert result.totals()["changed"] == result.first.pairs > 0
+    check_pairs(world, result)
+
+
+def test_a_judge_that_changed_one_shard_alone_shows_both_judges(world, wanted):
+    wanted = wanted.but(prompts=24)
+    first, second = world.make(wanted), world.make(wanted.but(judge="lenient", judged_apart=("s1",)))
+    result = compared(world, first, second)
+    ((one, other),) = told(result).values()
+    assert [item["scorer"]["settings"]["strictness"] for item in one] == ["strict"]
+    assert {item["scorer"]["settings"]["strictness"] for item in other} == {"strict", "lenient"}
+    by_shard = {row["shard"]: row for row in counts_by_shard(result.pairs)}
+    assert by_shard["s0"]["changed"] == 0 and by_shard["s1"]["changed"] > 0
+    check_pairs(world, result)
+
+
+def test_other_numbers_of_shards_still_match_prompt_by_prompt(world, wanted):
+    wanted = wanted.but(prompts=24)
+    result = compared(world, world.make(wanted), world.make(wanted.but(shards=3)))
+    assert told(result) == {("dataset", "settings.shards"): (2, 3)}
+    assert result.totals() == {"same": result.first.pairs, "changed": 0, "added": 0, "removed": 0}
+    check_pairs(world, result)
+
+
+def test_two_studies_share_no_prompt(world, wanted):
+    result = compared(world, world.make(wanted), world.make(wanted.but(dataset="streets")))
+    totals = result.totals()
+    assert totals["same"] == totals["changed"] == 0
+    assert (totals["removed"], totals["added"]) == (result.first.pairs, result.second.pairs)
+    assert {topic for topic, _ in told(result)} == {"dataset", "filters"}
+    check_pairs(world, result)
+
+
+def test_lost_pairs_are_an_error_that_says_which(world, wanted):
+    first, second = world.make(wanted), world.make(wanted.but(judge="lenient"))
+    (second["preference_pairs", "m3po|s1"].folder / "manifest.json").unlink()
+    with pytest.raises(StoreError, match=r"shard s1.*no longer in the store"):
+        compared(world, first, second)
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.builds(
+            Wanted,
+            prompts=st.integers(2, 20),
+            shards=st.integers(1, 3),
+            model=st.sampled_from(["one", "two"]),
+            judge=st.sampled_from(["strict", "lenient"]),
+            recipes=st.sampled_from([{"m3po": 0.5}, {"m3po": 1.0}]),
+        ),
+        min_size=2,
+        max_size=2,
+    )
+)
+def test_any_two_adapters_differ_as_sql_says(tmp_path_factory, pair):
+    # A shard without prompts has no part in a study.
+    pair = [item.but(shards=min(item.shards, item.prompts // 2)) for item in pair]
+    world = World(tmp_path_factory.mktemp("any"))
+    check_pairs(world, compared(world, *(world.make(item) for item in pair)))
