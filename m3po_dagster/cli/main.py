@@ -3,6 +3,7 @@
 import typer
 
 from m3po_dagster.cli import lineage, run, store, study, world
+from m3po_dagster.cli.inspect import inspect
 from m3po_dagster.cli.select import select
 
 app = typer.Typer(
@@ -14,6 +15,7 @@ app.command("run")(run.run)
 app.command("status")(run.status)
 app.command("leaderboard")(run.leaderboard)
 app.command("ui")(run.ui)
+app.command("inspect")(inspect)
 app.command("select")(select)
 app.add_typer(study.app, name="study", help="Check, explain and describe study files.")
 app.add_typer(store.app, name="store", help="Look into the artifact store, and tidy it.")

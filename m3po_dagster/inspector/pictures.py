@@ -1,0 +1,52 @@
+"""Images for the pages: only from below the image root, only what decodes as an image, never larger than a screen."""
+
+import io
+from pathlib import Path
+
+from m3po_dagster.image_files import ImageOutsideRoot, locate
+
+LARGEST_SIDE = 1024
+THUMBNAIL_SIDE = 96
+LARGEST_FILE = 64 << 20
+LARGEST_PIXELS = 100_000_000
+AS_IT_IS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+_AS_IT_IS_BYTES = 1 << 20
+
+
+class PictureError(ValueError):
+    """An image that is not shown; the message says why."""
+
+
+def picture(image_root: Path, uri: str, side: int = LARGEST_SIDE) -> tuple[bytes, str]:
+    """The bytes of an image and their content type, at most `side` pixels on either side.
+
+    Small files of the web's formats go out as they are, all else is drawn anew. Raises PictureError for a path that
+    leaves the root, a file that is missing, too large or no image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        path = locate(image_root, uri)
+        if not path.is_file():
+            raise PictureError(f"there is no file {uri!r} below the image root")
+        if path.stat().st_size > LARGEST_FILE:
+            raise PictureError(f"{uri!r} has {path.stat().st_size} bytes, more than {LARGEST_FILE}")
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=[*AS_IT_IS, "BMP", "TIFF", "PPM", "MPO"]) as image:
+            if image.width * image.height > LARGEST_PIXELS:
+                raise PictureError(f"{uri!r} has {image.width} x {image.height} pixels, more than {LARGEST_PIXELS}")
+            small = max(image.size) <= side and len(content) <= _AS_IT_IS_BYTES
+            if small and image.format in AS_IT_IS:
+                return content, AS_IT_IS[image.format]
+            image.draft("RGB", (side, side))
+            drawn = ImageOps.exif_transpose(image).convert("RGB")
+            drawn.thumbnail((side, side))
+    except ImageOutsideRoot as error:
+        raise PictureError(str(error)) from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, PictureError):
+            raise
+        raise PictureError(f"{uri!r} can't be read as an image") from None
+    buffer = io.BytesIO()
+    drawn.save(buffer, format="JPEG", quality=88)
+    return buffer.getvalue(), "image/jpeg"

@@ -1,0 +1,181 @@
+"""One prompt as its page shows it: conversation, candidates with every score, and how the recipe came to its pair."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from m3po_dagster.inspector.catalogue import Catalogue, Place
+from m3po_dagster.inspector.rows import read_rows
+from m3po_dagster.method.selection_matrix import ScoreMatrix
+from m3po_dagster.method.selection_rules import confidence_penalty, find_winners
+from m3po_dagster.method.selection_settings import SelectionSettings
+
+MAS_COLUMNS = ("candidate_id", "prompt_id", "mas", "status", "words")
+"""Columns of a MAS table that are no scorer and no sub-score."""
+
+
+@dataclass
+class CandidateView:
+    """One candidate. `scores` are the scorers and sub-scores by name; `picked_by` says which recipes picked it."""
+
+    k: int
+    candidate_id: str
+    text: str
+    n_tokens: int
+    multiplicity: int
+    finish_reason: str
+    token_ids: list[int]
+    token_logps: list[float | None] | None = None
+    mas: float | None = None
+    status: str | None = None
+    words: str | None = None
+    scores: dict[str, float | None] = field(default_factory=dict)
+    sum_logp: float | None = None
+    mean_logp: float | None = None
+    eos_logp: float | None = None
+    chosen_by: list[str] = field(default_factory=list)
+    rejected_by: list[str] = field(default_factory=list)
+    mark: str = ""  # "chosen" or "rejected" by the recipe shown
+    gap: float | None = None  # MAS(R_w) - MAS
+    penalty: float | None = None  # of equation 2; None where the candidate can't be R_l
+    m3p_score: float | None = None  # S of equation 2
+
+
+@dataclass(frozen=True)
+class PromptView:
+    """Everything on a prompt's page."""
+
+    number: int
+    prompt_id: str
+    shard: str
+    image_uri: str
+    image_sha256: str
+    width: int
+    height: int
+    messages: list[Mapping[str, str]]
+    reference: str | None
+    source: str
+    source_id: str
+    candidates: list[CandidateView]
+    reason: str
+    detail: str | None
+
+
+def read_prompt(catalogue: Catalogue, number: int, recipe: str) -> PromptView:
+    """Reads a prompt's rows of all tables. Raises OSError, pa.ArrowException or StoreError."""
+    place = catalogue.place(number)
+    row = read_rows(place.shard.prompts.path("data.parquet"), place.position, 1).to_pylist()[0]
+    candidates = _candidates(place)
+    _mark_pairs(catalogue, number, recipe, candidates)
+    settings = catalogue.study.recipes[recipe].selection if recipe in catalogue.recipes else None
+    if settings is not None and settings.rule == "m3p" and place.shard.scored:
+        _explain_scores(candidates, settings)
+    found = catalogue.recipes.get(recipe)
+    reason = found.reasons[found.reason[number]] if found is not None and found.reason[number] >= 0 else ""
+    return PromptView(
+        number=number,
+        prompt_id=row["prompt_id"],
+        shard=place.shard.name,
+        image_uri=row["image_uri"],
+        image_sha256=row["image_sha256"],
+        width=row["width"],
+        height=row["height"],
+        messages=row["messages"],
+        reference=row["reference"],
+        source=row["source"],
+        source_id=row["source_id"],
+        candidates=candidates,
+        reason=reason,
+        detail=None,
+    )
+
+
+def _candidates(place: Place) -> list[CandidateView]:
+    shard = place.shard
+    start, count = int(shard.first_row[place.position]), int(shard.n_candidates[place.position])
+    if not count:
+        return []
+
+    def rows(artifact, columns: list[str] | None = None) -> list[dict[str, Any]]:
+        if artifact is None:
+            return [{}] * count
+        return read_rows(artifact.path("data.parquet"), start, count, columns).to_pylist()
+
+    texts = rows(
+        shard.candidates,
+        ["candidate_id", "k", "text", "token_ids", "n_tokens", "finish_reason", "multiplicity", "token_logps"],
+    )
+    found = []
+    for text, outside, inside in zip(
+        texts,
+        rows(shard.mas),
+        rows(shard.logprobs, ["sum_logp", "eos_logp", "n_tokens", "token_logps"]),
+        strict=True,
+    ):
+        total = inside.get("sum_logp")
+        found.append(
+            CandidateView(
+                k=text["k"],
+                candidate_id=text["candidate_id"],
+                text=text["text"],
+                n_tokens=text["n_tokens"],
+                multiplicity=text["multiplicity"],
+                finish_reason=text["finish_reason"],
+                token_ids=text["token_ids"],
+                token_logps=inside.get("token_logps") or text.get("token_logps"),
+                mas=outside.get("mas"),
+                status=outside.get("status"),
+                words=outside.get("words"),
+                scores={name: value for name, value in outside.items() if name not in MAS_COLUMNS},
+                sum_logp=total,
+                mean_logp=None if total is None else total / inside["n_tokens"],
+                eos_logp=inside.get("eos_logp"),
+            )
+        )
+    return found
+
+
+def _mark_pairs(catalogue: Catalogue, number: int, recipe: str, candidates: list[CandidateView]) -> None:
+    by_k = {candidate.k: candidate for candidate in candidates}
+    for name, pairs in catalogue.recipes.items():
+        for k, kind in ((int(pairs.chosen[number]), "chosen"), (int(pairs.rejected[number]), "rejected")):
+            candidate = by_k.get(k)
+            if candidate is None:
+                continue
+            if name == recipe:
+                candidate.mark = kind
+            else:
+                (candidate.chosen_by if kind == "chosen" else candidate.rejected_by).append(name)
+
+
+def _explain_scores(candidates: list[CandidateView], settings: SelectionSettings) -> None:
+    """Notes gap, penalty and S of equation 2 with each candidate that could be R_l."""
+    if not candidates:
+        return
+    table = pa.table(
+        {
+            "prompt_id": ["p"] * len(candidates),
+            "k": pa.array([candidate.k for candidate in candidates], pa.int32()),
+            "text": pa.array([candidate.text for candidate in candidates], pa.string()),
+            "mas": pa.array([candidate.mas for candidate in candidates], pa.float64()),
+            "sum_logp": pa.array([candidate.sum_logp for candidate in candidates], pa.float64()),
+            "n_tokens": pa.array([candidate.n_tokens for candidate in candidates], pa.int32()),
+            "finish_reason": pa.array([candidate.finish_reason for candidate in candidates], pa.string()),
+        }
+    )
+    matrix = ScoreMatrix.from_table(table)
+    (block,) = matrix.blocks()
+    winners = find_winners(block, settings)
+    if not winners.found[0]:
+        return
+    confidence = block.confidence(settings.confidence)[0]
+    penalty = confidence_penalty(confidence[winners.column[0]] - confidence, settings)
+    for entry, row in enumerate(range(len(candidates)) if matrix.rows is None else matrix.rows):
+        candidate = candidates[int(row)]
+        if candidate.mas is not None:
+            candidate.gap = float(winners.gap[0, entry])
+        if winners.losers[0, entry]:
+            candidate.penalty = float(penalty[entry])
+            candidate.m3p_score = candidate.gap - settings.alpha * candidate.penalty

@@ -1,0 +1,42 @@
+// Keys for the previous and next page, and sliders that re-select while they move. Every page works without it.
+"use strict";
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
+  const name = { j: "next", ArrowRight: "next", k: "prev", ArrowLeft: "prev", u: "up" }[event.key];
+  const link = name && document.querySelector(`a[data-key="${name}"]`);
+  if (link) link.click();
+});
+
+const sliders = document.getElementById("sliders");
+if (sliders) {
+  const point = document.getElementById("point");
+  const save = document.getElementById("save");
+  let waiting = null;
+  let asked = null;
+
+  const reselect = async () => {
+    if (!sliders.reportValidity()) return;
+    if (asked) asked.abort();
+    asked = new AbortController();
+    const query = new URLSearchParams(new FormData(sliders));
+    try {
+      const answer = await fetch(`${sliders.dataset.point}?${query}`, { signal: asked.signal });
+      // The server escapes what it sends; the content security policy lets no script of it run.
+      point.innerHTML = await answer.text();
+      history.replaceState(null, "", `${location.pathname}?${query}`);
+    } catch (error) {
+      if (error.name !== "AbortError") point.textContent = "The inspector does not answer: is it still running?";
+    }
+  };
+
+  sliders.addEventListener("input", (event) => {
+    const moved = event.target.dataset.moves;
+    const name = moved || event.target.name;
+    if (moved) document.getElementById(moved).value = event.target.value;
+    else document.getElementById(`${name}-range`).value = event.target.value;
+    save.querySelector(`[data-follows="${name}"]`).value = document.getElementById(name).value;
+    clearTimeout(waiting);
+    waiting = setTimeout(reselect, 60);
+  });
+}

@@ -1,0 +1,209 @@
+"""The sliders' page: a recipe at another alpha and delta, against its saved setting."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import isfinite
+
+import numpy as np
+from pydantic import ValidationError
+
+from m3po_dagster.inspector.catalogue import Catalogue
+from m3po_dagster.inspector.curves import Chart, chart
+from m3po_dagster.inspector.fronts import Fronts
+from m3po_dagster.inspector.query import QueryError
+from m3po_dagster.inspector.reselect import Figures, figures, picks
+from m3po_dagster.method.selection_settings import SelectionSettings
+
+PAGE_SIZE = 20
+CHARTS = (
+    "overlap",
+    "active_penalty_share",
+    "hard_negative_share",
+    "mean_mas_gap",
+    "mean_logp_gap",
+    "mean_length_difference",
+)
+_KEPT_GRIDS = 8
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A prompt whose loser changes: k of R_w and of R_l before and after, and how S weighs them."""
+
+    number: int
+    prompt_id: str
+    question: str
+    chosen: int
+    before: int
+    after: int
+    gap_before: float
+    gap_after: float
+    logp_gap_before: float
+    logp_gap_after: float
+
+
+@dataclass(frozen=True)
+class Move:
+    """What a point does to a recipe: figures at the saved setting and here, curves, and a page of changed prompts."""
+
+    saved: SelectionSettings
+    moved: SelectionSettings
+    at_saved: Figures
+    here: Figures
+    charts: tuple[Chart, ...]
+    changed: list[Changed]
+    page: int
+    pages: int
+
+
+def point(catalogue: Catalogue, recipe: str, given: Mapping[str, str]) -> SelectionSettings:
+    """The recipe's selection with the alpha and delta of a query; what is not given stays as saved.
+
+    Raises QueryError for what is no number or out of bounds.
+    """
+    saved = catalogue.study.recipes[recipe].selection
+    values = saved.model_dump()
+    for name in ("alpha", "delta"):
+        text = given.get(name, "").strip()
+        if not text:
+            continue
+        try:
+            value = float(text)
+        except ValueError:
+            raise QueryError(f"{name}: {text!r} is no number") from None
+        if not isfinite(value):
+            raise QueryError(f"{name}: {text!r} is no number")
+        values[name] = value
+    try:
+        return SelectionSettings(**values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise QueryError(f"{problem['loc'][-1]}: {problem['msg']}") from None
+
+
+def no_sliders(catalogue: Catalogue, recipe: str) -> str:
+    """Why a recipe has no alpha and delta to move; empty when it has."""
+    selection = catalogue.study.recipes[recipe].selection
+    if selection is None:
+        return f"Recipe {recipe} selects no pairs: it is the base model as it is."
+    if selection.rule == "m3p":
+        return ""
+    reasons = {
+        "flipped": "it turns the pairs of rule m3p around; move the recipe that it is a control of",
+        "vanilla": "it draws its two answers at random",
+        "random": "it draws its two answers at random",
+        "reward_max_min": f"it takes the best and the worst by {selection.reward}, without the confidence",
+        "best_only": "it takes the best answer and no loser",
+    }
+    why = reasons.get(selection.rule, "its rule does not use them")
+    return f"Recipe {recipe} has no sliders: its rule is {selection.rule}, and {why}."
+
+
+class Tuner:
+    """Moves recipes; the grid of a recipe is computed once a state of the study."""
+
+    def __init__(self) -> None:
+        self._grids: OrderedDict[tuple[int, str], list[Figures]] = OrderedDict()
+
+    def move(
+        self, catalogue: Catalogue, recipe: str, fronts: Sequence[Fronts], moved: SelectionSettings, page: int
+    ) -> Move:
+        """The recipe at `moved`. `fronts` are those of the catalogue's scored shards, in order."""
+        saved = catalogue.study.recipes[recipe].selection
+        before, after = picks(fronts, saved), picks(fronts, moved)
+        here = figures(fronts, before, after, moved)
+        pages = max(1, -(-here.changed // PAGE_SIZE))
+        page = min(max(1, page), pages)
+        return Move(
+            saved=saved,
+            moved=moved,
+            at_saved=figures(fronts, before, before, saved),
+            here=here,
+            charts=self._charts(catalogue, recipe, fronts, before, moved, here),
+            changed=_changed(catalogue, fronts, before, after, (page - 1) * PAGE_SIZE, PAGE_SIZE),
+            page=page,
+            pages=pages,
+        )
+
+    def prepare(self, catalogue: Catalogue, recipe: str, fronts: Sequence[Fronts]) -> None:
+        """Computes the recipe's grid, so that the first move need not."""
+        self._grid(catalogue, recipe, fronts, picks(fronts, catalogue.study.recipes[recipe].selection))
+
+    def _grid(
+        self, catalogue: Catalogue, recipe: str, fronts: Sequence[Fronts], before: Sequence[np.ndarray]
+    ) -> list[Figures]:
+        key = (catalogue.number, recipe)
+        if key not in self._grids:
+            found = []
+            for delta in catalogue.study.sweep.delta:
+                for alpha in catalogue.study.sweep.alpha:
+                    settings = catalogue.study.recipes[recipe].selection.model_copy(
+                        update={"alpha": alpha, "delta": delta}
+                    )
+                    found.append(figures(fronts, before, picks(fronts, settings), settings))
+            self._grids[key] = found
+            while len(self._grids) > _KEPT_GRIDS:
+                self._grids.popitem(last=False)
+        return self._grids[key]
+
+    def _charts(self, catalogue, recipe, fronts, before, moved: SelectionSettings, here: Figures) -> tuple[Chart, ...]:
+        grid = self._grid(catalogue, recipe, fronts, before)
+        alphas, deltas = catalogue.study.sweep.alpha, catalogue.study.sweep.delta
+        return tuple(
+            chart(
+                name,
+                alphas,
+                {
+                    delta: [getattr(item, name) for item in grid[row * len(alphas) : (row + 1) * len(alphas)]]
+                    for row, delta in enumerate(deltas)
+                },
+                (moved.alpha, getattr(here, name)),
+            )
+            for name in CHARTS
+        )
+
+
+def _changed(
+    catalogue: Catalogue,
+    fronts: Sequence[Fronts],
+    before: Sequence[np.ndarray],
+    after: Sequence[np.ndarray],
+    skip: int,
+    count: int,
+) -> list[Changed]:
+    """Some of the prompts whose pick changes, in the study's order."""
+    found = []
+    scored = [(shard, begin) for shard, begin in zip(catalogue.shards, catalogue.begins, strict=False) if shard.scored]
+    for (shard, begin), front, old, new in zip(scored, fronts, before, after, strict=True):
+        differs = np.flatnonzero(old != new)
+        if skip >= len(differs):
+            skip -= len(differs)
+            continue
+        differs = differs[np.argsort(front.prompt[differs], kind="stable")]
+        for entry in differs[skip : skip + count - len(found)]:
+            position = int(front.prompt[entry])
+            found.append(
+                Changed(
+                    number=int(begin) + position,
+                    prompt_id=shard.prompt_ids[position].as_py(),
+                    question=shard.questions[position].as_py(),
+                    chosen=int(front.winner[entry]),
+                    before=int(front.k[old[entry]]),
+                    after=int(front.k[new[entry]]),
+                    gap_before=float(front.gap[old[entry]]),
+                    gap_after=float(front.gap[new[entry]]),
+                    logp_gap_before=float(front.logp_gap[old[entry]]),
+                    logp_gap_after=float(front.logp_gap[new[entry]]),
+                )
+            )
+        skip = 0
+        if len(found) >= count:
+            break
+    return found
+
+
+def figure_rows(move: Move) -> list[tuple[str, float | None, float | None]]:
+    """Name, value at the saved setting, value here."""
+    names = [field.name for field in fields(Figures) if field.name not in ("pairs", "changed", "overlap")]
+    return [(name, getattr(move.at_saved, name), getattr(move.here, name)) for name in names]

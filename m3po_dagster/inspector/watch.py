@@ -1,0 +1,203 @@
+"""Keeps a catalogue up to date while the server runs: a cheap look a request, and a thread that reads what changed."""
+
+import logging
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import dagster as dg
+import pyarrow as pa
+import yaml
+
+from m3po_dagster.current import read_heads
+from m3po_dagster.inspector.catalogue import Catalogue
+from m3po_dagster.inspector.fronts import Fronts, build_fronts, file_name, front_key
+from m3po_dagster.inspector.reading import SHOWN_ASSETS, Reader
+from m3po_dagster.method.selection_settings import SelectionSettings
+from m3po_dagster.storage.store import ArtifactStore
+
+CACHE_FOLDER = Path(".cache") / "inspector"
+CACHE_BYTES = 2 << 30
+SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_TO_WAIT = 0.1
+"""A request waits this long for a change to be read; then it shows the state before it."""
+
+_EXPLAINED = (OSError, ValueError, pa.ArrowException, RuntimeError)
+_DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
+_LOG = logging.getLogger(__name__)
+
+
+class Watch:
+    """The current catalogue, and the fronts of its recipes.
+
+    `progress` says what is being read, empty when nothing is; `problem` why the last reading failed.
+    """
+
+    def __init__(self, study_path: Path, store: ArtifactStore, instance: dg.DagsterInstance) -> None:
+        self.study_path, self.store = study_path, store
+        self.progress, self.problem = "", ""
+        self._instance = instance
+        self._reader = Reader(study_path, store)
+        self._catalogue: Catalogue | None = None
+        self._fronts: dict[str, Fronts] = {}
+        self._seen: object = None
+        self._looked = float("-inf")
+        self._lock = threading.Lock()
+        self._worker: threading.Thread | None = None
+        self._catalogue_read = threading.Event()
+
+    def catalogue(self) -> Catalogue | None:
+        """The state to show; None while the first one is being read, or when it can't be (see `problem`)."""
+        if self._look():
+            self._catalogue_read.wait(SECONDS_TO_WAIT)
+        return self._catalogue
+
+    def fronts(self, catalogue: Catalogue, settings: SelectionSettings) -> list[Fronts] | None:
+        """The fronts of every scored shard for settings of rule m3p; None while they are being built."""
+        wanted = [self._fronts.get(file_name(shard, settings)) for shard in catalogue.shards if shard.scored]
+        return None if any(front is None for front in wanted) else wanted
+
+    def settle(self, timeout: float = 600.0) -> None:
+        """Looks now and waits until everything is read and built. Raises TimeoutError."""
+        self._looked = float("-inf")
+        self._look()
+        worker = self._worker
+        if worker is not None:
+            worker.join(timeout)
+            if worker.is_alive():
+                raise TimeoutError(f"still {self.progress} after {timeout:g} s")
+
+    def look_soon(self) -> None:
+        """The next request looks, however short ago the last one did: something was changed from here."""
+        self._looked = float("-inf")
+
+    def _look(self) -> bool:
+        """Whether something changed that is not read yet; starts reading it."""
+        with self._lock:
+            working = self._worker is not None and self._worker.is_alive()
+            if working or time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
+                return working
+            self._looked = time.monotonic()
+            state = self._state()
+            if state == self._seen:
+                return False
+            self._seen = state
+            self._catalogue_read.clear()
+            self._worker = threading.Thread(target=self._read, name="inspector-reader", daemon=True)
+            self._worker.start()
+            return True
+
+    def _state(self) -> object:
+        """Changes when the study file, one that it extends, or the event log does."""
+        return self._instance.event_log_storage.get_maximum_record_id(), _file_states(self.study_path)
+
+    def _read(self) -> None:
+        try:
+            self._report("reading Dagster's event log")
+            heads = read_heads(self._instance, SHOWN_ASSETS)
+            self._catalogue = self._reader.read(heads, self._report)
+            self.problem = ""
+            self._catalogue_read.set()
+            self._build_fronts(self._catalogue)
+        except _EXPLAINED as error:
+            self.problem = str(error)
+            _LOG.warning("%s", error)
+        finally:
+            self._catalogue_read.set()
+            self.progress = ""
+
+    def _report(self, what: str) -> None:
+        self.progress = what
+
+    def _build_fronts(self, catalogue: Catalogue) -> None:
+        each: dict[str, SelectionSettings] = {}
+        for recipe in catalogue.study.recipes.values():
+            if recipe.selection is not None and recipe.selection.rule == "m3p":
+                each.setdefault(front_key(recipe.selection), recipe.selection)
+        folder = self.store.root / CACHE_FOLDER
+        kept: dict[str, Fronts] = {}
+        for shard in catalogue.shards:
+            if not shard.scored:
+                continue
+            lacking: dict[str, SelectionSettings] = {}
+            for settings in each.values():
+                name = file_name(shard, settings)
+                front = self._fronts.get(name) or _load(folder / name)
+                if front is None:
+                    lacking[name] = settings
+                else:
+                    kept[name] = front
+            if lacking:
+                self._report(f"indexing shard {shard.name} for the sliders")
+                for name, front in zip(lacking, build_fronts(shard, list(lacking.values())), strict=True):
+                    _save(front, folder / name)
+                    kept[name] = front
+            self._fronts = {**self._fronts, **kept}
+        self._fronts = kept
+        prune(folder, CACHE_BYTES)
+
+
+def _load(path: Path) -> Fronts | None:
+    if not path.is_file():
+        return None
+    try:
+        fronts = Fronts.load(path)
+        path.touch()
+    except _DAMAGED as error:
+        _LOG.warning("%s can't be used and is made again: %s", path, error)
+        return None
+    return fronts
+
+
+def _save(fronts: Fronts, path: Path) -> None:
+    """A cache that can't be written costs time at the next start, nothing else."""
+    try:
+        fronts.save(path)
+    except OSError as error:
+        _LOG.warning("%s can't be written: %s", path, error)
+
+
+def prune(folder: Path, limit: int) -> None:
+    """Removes the files used longest ago until those in `folder` have at most `limit` bytes."""
+    files = sorted(folder.glob("fronts-*.npz"), key=lambda path: path.stat().st_mtime, reverse=True)
+    total = 0
+    for path in files:
+        total += path.stat().st_size
+        if total > limit:
+            path.unlink(missing_ok=True)
+
+
+def _file_states(path: Path) -> list[tuple]:
+    """Size and times of a study file and of those it extends."""
+    states: list[tuple] = []
+    followed: set[Path] = set()
+    while path.resolve() not in followed:
+        followed.add(path.resolve())
+        try:
+            stat = path.stat()
+            states.append((str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns))
+            parent = _extends(path, stat.st_mtime_ns)
+        except OSError as error:
+            states.append((str(path), str(error)))
+            break
+        if parent is None:
+            break
+        path = path.parent / parent
+    return states
+
+
+_PARENTS: dict[tuple[Path, int], str | None] = {}
+
+
+def _extends(path: Path, changed: int) -> str | None:
+    """What a study file says it extends."""
+    if (path, changed) not in _PARENTS:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            content = None
+        parent = content.get("extends") if isinstance(content, dict) else None
+        _PARENTS.clear()
+        _PARENTS[path, changed] = parent if isinstance(parent, str) else None
+    return _PARENTS[path, changed]
