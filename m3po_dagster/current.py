@@ -13,32 +13,58 @@ from m3po_dagster.storage.store import ArtifactStore
 FINGERPRINT_TAG = "m3po/fingerprint"
 """Tag with the first digits of the fingerprint, to search by; tags are short, so the whole one is metadata."""
 
+TAG_DIGITS = 32
+
 FINGERPRINT_METADATA = "fingerprint"
 DATA_VERSION_TAG = "dagster/data_version"
+BLOCKED_TAG = "m3po/blocked"
+"""Tag of a result that nothing may build on: the blocking check that it failed."""
+IDS_A_QUERY = 100
+
+
+_Seen = dict[int, tuple[str, Head | None]]
+_SEEN: dict[tuple[str, str], _Seen] = {}
+"""The latest events of each event log and asset, by their id there, with partition and head. An event never changes,
+and one that shows pictures is large: what was read once is not read again, so that a sensor can look often."""
 
 
 def read_heads(instance: dg.DagsterInstance, assets: Iterable[str] = tuple(STAGES)) -> dict[Part, Head]:
     """The latest materialisation of every partition of `assets` that carries a fingerprint."""
     heads: dict[Part, Head] = {}
     for asset in assets:
-        key = dg.AssetKey(asset)
-        if STAGES[asset].dimensions:
-            latest = instance.event_log_storage.get_latest_storage_id_by_partition(
-                key, DagsterEventType.ASSET_MATERIALIZATION
-            )
-            if not latest:
-                continue
-            records = AssetRecordsFilter(asset_key=key, storage_ids=list(latest.values()))
-            events = instance.fetch_materializations(records, limit=len(latest)).records
-        else:
-            events = instance.fetch_materializations(key, limit=1).records
-        for event in events:
-            materialisation = event.asset_materialization
-            fingerprint = materialisation.metadata.get(FINGERPRINT_METADATA)
-            if fingerprint is not None:
-                part = (asset, materialisation.partition or "")
-                heads[part] = Head(str(fingerprint.value), materialisation.tags[DATA_VERSION_TAG])
+        for partition, head in _latest(instance, asset).values():
+            if head is not None:
+                heads[asset, partition] = head
     return heads
+
+
+def _latest(instance: dg.DagsterInstance, asset: str) -> _Seen:
+    key = dg.AssetKey(asset)
+    if not STAGES[asset].dimensions:
+        return {event.storage_id: _read(event) for event in instance.fetch_materializations(key, limit=1).records}
+    ids = instance.event_log_storage.get_latest_storage_id_by_partition(key, DagsterEventType.ASSET_MATERIALIZATION)
+    log = repr(instance.get_ref()) if instance.is_persistent else None
+    known = _SEEN.get((log, asset), {}) if log else {}
+    seen = {number: known[number] for number in ids.values() if number in known}
+    new = [number for number in ids.values() if number not in known]
+    for start in range(0, len(new), IDS_A_QUERY):
+        some = new[start : start + IDS_A_QUERY]
+        records = AssetRecordsFilter(asset_key=key, storage_ids=some)
+        seen |= {
+            event.storage_id: _read(event) for event in instance.fetch_materializations(records, len(some)).records
+        }
+    _SEEN[log, asset] = seen
+    return seen
+
+
+def _read(event: dg.EventLogRecord) -> tuple[str, Head | None]:
+    materialisation = event.asset_materialization
+    fingerprint = materialisation.metadata.get(FINGERPRINT_METADATA)
+    if fingerprint is None:
+        return materialisation.partition or "", None
+    tags = materialisation.tags
+    head = Head(str(fingerprint.value), tags[DATA_VERSION_TAG], tags.get(BLOCKED_TAG, ""))
+    return materialisation.partition or "", head
 
 
 def held_heads(instance: dg.DagsterInstance, store: ArtifactStore) -> dict[Part, Head]:

@@ -1,10 +1,12 @@
-"""The code location: assembles assets and resources for the study that M3PO_STUDY names. Nothing else."""
+"""The code location: assembles assets, jobs, sensors and resources for the study that M3PO_STUDY names."""
 
 from pathlib import Path
 
 import dagster as dg
 
 from m3po_dagster.assets import adapters, benchmarks, candidates, instructions, pairs, scores, sources
+from m3po_dagster.automation.jobs import jobs
+from m3po_dagster.automation.sensors import schedules, sensors
 from m3po_dagster.home import store_root
 from m3po_dagster.resources.generator import GeneratorResource
 from m3po_dagster.resources.judge import JudgeResource
@@ -28,6 +30,9 @@ def build_definitions(study_file: Path, root: str) -> dg.Definitions:
             "judge": JudgeResource(),
             "trainer": TrainerResource(),
         },
+        jobs=jobs(study),
+        sensors=sensors(study),
+        schedules=schedules(study),
         # One process a run: a model loaded by one step is warm for the next.
         executor=dg.in_process_executor,
     )

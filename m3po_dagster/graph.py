@@ -8,7 +8,7 @@ it. It is *settled* when its inputs are settled and its head (what Dagster's eve
 it is *due* when its inputs are settled and the head carries another one, or none.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -22,10 +22,11 @@ Part = tuple[str, str]
 
 @dataclass(frozen=True)
 class Head:
-    """What the event log says is current for a part."""
+    """What the event log says is current for a part. `blocked` names a check it failed that nothing may build on."""
 
     fingerprint: str
     data_version: str
+    blocked: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,19 @@ class Stage:
 
     `settings(study, identities, partition)` holds what changes the result and is no input: never a path, a batch size
     or anything else that only says where or how fast. `code_version` changes when the same inputs give another result.
+    An `outside` stage is a look at what lies outside the graph; where looking means asking somebody (`observed`), the
+    answer found when last asked is part of the fingerprint. `fan_in` stages stand on many parts of one asset.
     """
 
     asset: str
     dimensions: tuple[str, ...]
     inputs: tuple[str, ...]
     code_version: str
-    settings: Callable[[Study, Identities, str], object]
+    settings: Callable[[Study, Identities | None, str], object]
     outside: bool = False
+    observed: bool = False
+    fan_in: bool = False
+    loads_model: bool = False
 
 
 def _nothing(study: Study, identities: Identities, partition: str) -> dict:
@@ -53,7 +59,8 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("source_dataset", (), (), "1", lambda study, ids, _: ids.dataset(study), outside=True),
         Stage("base_model", (), (), "1", lambda study, ids, _: ids.model(study), outside=True),
-        Stage("judge_identity", (), (), "1", lambda study, ids, _: ids.judge(study), outside=True),
+        Stage("judge_probe", (), (), "1", lambda study, ids, _: ids.served_judge(study), outside=True, observed=True),
+        Stage("judge_identity", (), ("judge_probe",), "1", lambda study, ids, _: ids.judge(study), outside=True),
         Stage("benchmark_data", (), (), "1", lambda study, ids, _: ids.benchmarks(study), outside=True),
         Stage("recipe_config", ("recipe",), (), "1", lambda study, ids, key: ids.recipe(study, key), outside=True),
         Stage(
@@ -71,25 +78,28 @@ STAGES: dict[str, Stage] = {
             "candidates",
             ("shard",),
             ("filtered_instructions", "base_model"),
-            "1",
+            "2",
             lambda study, ids, _: study.generation.model_dump(
                 mode="json", exclude={"prompts_per_batch", "part_prompts"}
             ),
+            loads_model=True,
         ),
         Stage(
             "mas_table",
             ("shard",),
             ("candidates", "filtered_instructions", "judge_identity"),
-            "2",
+            "3",
             # The bound decides a blocking check, which is part of the result.
             lambda study, ids, _: {"max_unscored": study.judge.max_unscored},
+            loads_model=True,
         ),
         Stage(
             "logprob_table",
             ("shard",),
             ("candidates", "filtered_instructions", "base_model"),
-            "1",
+            "2",
             lambda study, ids, _: study.confidence.model_dump(mode="json"),
+            loads_model=True,
         ),
         Stage(
             "preference_pairs",
@@ -104,6 +114,7 @@ STAGES: dict[str, Stage] = {
             ("candidates", "mas_table", "logprob_table"),
             "1",
             lambda study, ids, _: study.sweep.model_dump(mode="json"),
+            fan_in=True,
         ),
         Stage(
             "lora_adapter",
@@ -111,6 +122,8 @@ STAGES: dict[str, Stage] = {
             ("preference_pairs", "candidates", "filtered_instructions", "base_model", "recipe_config"),
             "1",
             _nothing,
+            fan_in=True,
+            loads_model=True,
         ),
         Stage(
             "benchmark_scores",
@@ -118,8 +131,9 @@ STAGES: dict[str, Stage] = {
             ("lora_adapter", "base_model", "benchmark_data"),
             "1",
             lambda study, ids, _: study.answers.model_dump(mode="json", exclude={"questions_per_batch"}),
+            loads_model=True,
         ),
-        Stage("leaderboard", (), ("benchmark_scores", "benchmark_data"), "1", _nothing),
+        Stage("leaderboard", (), ("benchmark_scores", "benchmark_data"), "1", _nothing, fan_in=True),
     )
 }
 """Every asset, inputs before what is made from them."""
@@ -152,13 +166,29 @@ def label(part: Part) -> str:
 
 
 def part_fingerprint(part: Part, study: Study, identities: Identities, heads: Mapping[Part, Head]) -> str | None:
-    """The fingerprint the part should carry now, or None when an input was never materialised."""
+    """The fingerprint the part should carry now, or None when an input was never materialised.
+
+    None too for an observed part that nobody has asked for yet.
+    """
     stage = STAGES[part[0]]
     inputs = inputs_of(*part, study)
     if any(upstream not in heads for upstream in inputs):
         return None
-    versions = {label(upstream): heads[upstream].data_version for upstream in inputs}
-    return fingerprint(part[0], part[1], stage.code_version, stage.settings(study, identities, part[1]), versions)
+    if not stage.observed:
+        return made_from(part, study, identities, heads)
+    return made_from(part, study, identities, heads, found=heads[part].data_version) if part in heads else None
+
+
+def made_from(
+    part: Part, study: Study, identities: Identities, heads: Mapping[Part, Head], found: str | None = None
+) -> str:
+    """The fingerprint of a part whose inputs all have heads; `found` is the content of an observed one."""
+    stage = STAGES[part[0]]
+    versions = {label(upstream): heads[upstream].data_version for upstream in inputs_of(*part, study)}
+    settings = stage.settings(study, identities, part[1])
+    if stage.observed:
+        settings = {"asked": settings, "found": found}
+    return fingerprint(part[0], part[1], stage.code_version, settings, versions)
 
 
 @dataclass(frozen=True)
@@ -166,9 +196,10 @@ class Standing:
     """How a part stands.
 
     `state` is fresh; stale (its inputs, settings or code are not those it was made from, as Dagster sees it too);
-    missing (never made, or no longer in the store); or pending: nothing it was made from has changed yet, but an input
+    missing (never made, or no longer in the store); blocked (up to date, but it failed a check that forbids to build on
+    it); running (a run is at work on it or queued); or pending: nothing it was made from has changed yet, but an input
     is not fresh itself. `waits_for` are the inputs that are not fresh. `problem` says why a thing outside can't be
-    looked at.
+    looked at, or which check failed.
     """
 
     part: Part
@@ -185,6 +216,7 @@ class Standing:
             "fresh": "",
             "missing": "never made, or no longer in the store",
             "stale": "changed outside" if STAGES[self.part[0]].outside else "its inputs, settings or code changed",
+            "running": "a run is at work on it or queued",
             "pending": "may change",
         }[self.state]
         if not self.waits_for:
@@ -193,35 +225,68 @@ class Standing:
         return f"{reason}; waits for {shown}"
 
 
-def standings(study: Study, identities: Identities, heads: Mapping[Part, Head]) -> list[Standing]:
-    """Every part's standing, inputs first."""
+def standings(
+    study: Study,
+    identities: Identities | None,
+    heads: Mapping[Part, Head],
+    busy: Collection[Part] = (),
+) -> list[Standing]:
+    """Every part's standing, inputs first.
+
+    Without identities nothing outside is looked at: what was found at the last look stands. `busy` parts are running.
+    """
     settled: set[Part] = set()
     result = []
     for part in all_parts(study):
-        head = heads.get(part)
         waits_for = tuple(upstream for upstream in inputs_of(*part, study) if upstream not in settled)
-        fingerprint, problem = None, ""
-        try:
-            fingerprint = part_fingerprint(part, study, identities, heads)
-        except (OSError, ValueError) as error:
-            problem = str(error)
-        if head is None:
-            state = "missing"
-        elif head.fingerprint != fingerprint:
-            state = "stale"
-        elif waits_for:
+        state, problem = _state(part, study, identities, heads)
+        if part in busy:
+            state = "running"
+        elif state == "fresh" and waits_for:
             state = "pending"
-        else:
-            state = "fresh"
+        elif state == "fresh":
             settled.add(part)
         result.append(Standing(part, state, waits_for, problem))
     return result
 
 
-def due(study: Study, identities: Identities, heads: Mapping[Part, Head]) -> list[Part]:
-    """The parts to make now: stale or missing, with every input fresh."""
+def _state(part: Part, study: Study, identities: Identities | None, heads: Mapping[Part, Head]) -> tuple[str, str]:
+    """fresh, stale or missing by the part's own inputs, settings and code; and what kept it from being looked at."""
+    head, problem = heads.get(part), ""
+    if STAGES[part[0]].outside and identities is None:
+        return ("fresh" if head else "missing"), ""
+    try:
+        wanted = part_fingerprint(part, study, identities, heads)
+    except (OSError, ValueError) as error:
+        wanted, problem = None, str(error)
+    if head is None:
+        return "missing", problem
+    if head.fingerprint == wanted and head.blocked:
+        return "blocked", f"its check {head.blocked} failed, so nothing is built on it; the asset's page says why"
+    return ("fresh" if head.fingerprint == wanted else "stale"), problem
+
+
+def due(
+    study: Study, identities: Identities | None, heads: Mapping[Part, Head], busy: Collection[Part] = ()
+) -> list[Part]:
+    """The parts to make now: stale or missing, nobody at work on them, with every input fresh."""
     return [
         item.part
-        for item in standings(study, identities, heads)
+        for item in standings(study, identities, heads, busy)
         if item.state in ("stale", "missing") and not item.waits_for
     ]
+
+
+def not_settled(part: Part, study: Study, heads: Mapping[Part, Head]) -> list[Standing]:
+    """What a part stands on, near and far, that is not fresh by what was found outside at the last look.
+
+    While there is any, parts of one asset may come from different versions of the judge, a recipe or the base model.
+    """
+    found = {item.part: item for item in standings(study, None, heads)}
+    ancestors, pending = set(), list(inputs_of(*part, study))
+    while pending:
+        upstream = pending.pop()
+        if upstream not in ancestors:
+            ancestors.add(upstream)
+            pending += inputs_of(*upstream, study)
+    return [item for item in found.values() if item.part in ancestors and item.state != "fresh"]

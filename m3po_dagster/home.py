@@ -11,6 +11,21 @@ telemetry:
   enabled: false
 nux:
   enabled: false
+
+# Runs wait in a queue. Steps that load a model belong to the pool `model`: one run of them at a time is what one GPU
+# (or a laptop) holds. Raise the pool's limit where there are more.
+concurrency:
+  runs:
+    max_concurrent_runs: 3
+  pools:
+    granularity: run
+    default_limit: 1
+
+# A run that never came to start, or never came to stop, is given up, so that what it was for is started anew.
+run_monitoring:
+  enabled: true
+  start_timeout_seconds: 120
+  cancel_timeout_seconds: 120
 """
 
 

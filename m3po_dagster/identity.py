@@ -42,6 +42,11 @@ class Identities:
         """Each scorer's settings and weights; of a served one what is asked for, whatever the endpoint then answers."""
         return self._once("judge", lambda: self._judge(study))
 
+    def served_judge(self, study: Study) -> dict:
+        """Which served scorers are asked the probe set, and how; empty without one."""
+        served = {scorer.name: scorer.identity() for scorer in study.judge.scorers if scorer.served}
+        return {"scorers": served, "repeats": study.judge.probe_repeats} if served else {}
+
     def benchmarks(self, study: Study) -> dict:
         """Every benchmark's questions, labels and images."""
         return self._once("benchmarks", lambda: self._benchmarks(study))

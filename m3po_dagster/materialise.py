@@ -5,27 +5,48 @@ handled, once.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import dagster as dg
 import pyarrow as pa
 
 from m3po_dagster.assets.checks import Check
-from m3po_dagster.current import FINGERPRINT_METADATA, FINGERPRINT_TAG, complete, read_heads
-from m3po_dagster.graph import STAGES, Part, inputs_of, label, part_fingerprint, partition_keys
+from m3po_dagster.current import BLOCKED_TAG, FINGERPRINT_METADATA, FINGERPRINT_TAG, TAG_DIGITS, complete, read_heads
+from m3po_dagster.graph import (
+    STAGES,
+    Head,
+    Part,
+    inputs_of,
+    label,
+    made_from,
+    not_settled,
+    part_fingerprint,
+    partition_keys,
+)
 from m3po_dagster.identity import Identities
 from m3po_dagster.progress import progress
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
+from m3po_dagster.storage.check import check
+from m3po_dagster.storage.content import table_hash
 from m3po_dagster.storage.draft import Draft
 from m3po_dagster.storage.errors import Busy, StoreError
+from m3po_dagster.storage.manifest import content_version
 from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.storage.tables import TableSchema
 from m3po_dagster.study import Study
 
 MENDABLE = (StoreError, OSError, ValueError, FloatingPointError)
 """What a user can mend; the message says where and how, a stack trace adds nothing."""
+
+STUDY_TAG = "m3po/study"
+WANTED_TAG = "m3po/wanted"
+"""Tag of a run started for one fingerprint: how that begins."""
+OBSOLETE_TAG = "m3po/obsolete"
+"""Tag of a run that had nothing left to do, or was stopped, because what it was asked for changed meanwhile."""
+SECONDS_BETWEEN_TRIES = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +71,7 @@ class Work:
     study: Study
     store: ArtifactStore
     identities: Identities
+    heads: Mapping[Part, Head]
     inputs: dict[Part, Artifact]
     log: Callable[[str], None]
     draft: Draft | None = None
@@ -67,6 +89,26 @@ class Work:
         """The only input artifact of an asset."""
         (artifact,) = self.all(asset).values()
         return artifact
+
+    @contextmanager
+    def open(self, asset: str, partition: str, fingerprint: str) -> Iterator[Draft]:
+        """A draft in the store, as `ArtifactStore.open` gives it, once no other run is at work on it.
+
+        A run beside this one makes the very same result; when it is done, `committed` is it. Should it die, its lock
+        goes with it and this run goes on from its finished parts.
+        """
+        with ExitStack() as stack:
+            told = False
+            while True:
+                try:
+                    draft = stack.enter_context(self.store.open(asset, partition, fingerprint))
+                    break
+                except Busy as error:
+                    if not told:
+                        self.log(f"{label(self.part)}: {error}. Waiting.")
+                    told = True
+                    time.sleep(SECONDS_BETWEEN_TRIES)
+            yield draft
 
     def provenance(self) -> dict[str, dict[str, str]]:
         """What the result is made from, as the manifest records it."""
@@ -88,47 +130,58 @@ def reference(artifact: Artifact) -> dict[str, str | None]:
     }
 
 
+class Obsolete(Exception):
+    """What a run was asked for is no longer what would be made; the message says what changed."""
+
+
 def materialise(
     context: dg.AssetExecutionContext,
     study: StudyResource,
     store: StoreResource,
     build: Callable[[Work], Built],
     describe: Callable[[Artifact, Work], Mapping[str, object]],
-) -> dg.MaterializeResult:
+) -> Iterator[dg.MaterializeResult]:
     """Finds or makes the result of the context's asset and partition and gives what Dagster records of it.
 
+    Gives nothing when the run was started for a fingerprint that is not the current one any more (tag m3po/wanted).
     Raises dg.Failure with one sentence for what a user can mend: an input not made yet or failing a blocking check, a
-    second writer at work, a store that can't be written.
+    store that can't be written.
     """
     asset = context.asset_key.to_user_string()
     part = (asset, str(context.partition_key) if context.has_partition_key else "")
     started = time.monotonic()
     try:
-        work, fingerprint = _prepare(context, part, study, store)
+        work = _prepare(context, part, study, store)
+        fingerprint, seen = _fingerprint(work, build)
+        _tag_run(context, work, fingerprint)
         artifact = work.store.find(*part, fingerprint)
         reused = artifact is not None
         if artifact is None:
-            artifact, reused = _make(work, fingerprint, build)
+            artifact, reused = _make(work, fingerprint, (lambda _: seen) if seen else build)
         elif not complete(artifact, work.store):
             work.log(f"{label(part)}: an object it stands on is no longer in the store and is made again")
             build(work)
             reused = False
         description = describe(artifact, work)
-    except Busy as error:
-        raise dg.Failure(f"{label(part)}: {error}", allow_retries=True) from error
+    except Obsolete as change:
+        context.log.info(f"{label(part)}: nothing to do for this run any more: {change}")
+        context.instance.add_run_tags(context.run_id, {OBSOLETE_TAG: "true"})
+        return
     except MENDABLE as error:
         raise dg.Failure(f"{label(part)}: {error}", allow_retries=False) from error
+    failed = failed_checks(artifact)
     rows = {f"{name} rows": table.rows for name, table in artifact.manifest.tables.items()}
     seconds = time.monotonic() - started
     context.log.info(f"{label(part)} {'reused' if reused else 'made'} in {seconds:.1f} s: {fingerprint[:16]}")
-    return dg.MaterializeResult(
+    yield dg.MaterializeResult(
         data_version=dg.DataVersion(artifact.data_version),
-        tags={FINGERPRINT_TAG: fingerprint[:32]},
+        tags={FINGERPRINT_TAG: fingerprint[:TAG_DIGITS]} | ({BLOCKED_TAG: failed[0]} if failed else {}),
         metadata={
             "reused": reused,
             FINGERPRINT_METADATA: fingerprint,
             "seconds": round(seconds, 3),
             "made in seconds": round(artifact.manifest.seconds, 3),
+            "dagster/row_count": next(iter(artifact.manifest.tables.values())).rows,
             **rows,
             "made from": dg.MetadataValue.json(
                 {name: item.fingerprint for name, item in artifact.manifest.inputs.items()}
@@ -148,29 +201,25 @@ def materialise(
     )
 
 
-def _prepare(
-    context: dg.AssetExecutionContext, part: Part, study: StudyResource, store: StoreResource
-) -> tuple[Work, str]:
+def _prepare(context: dg.AssetExecutionContext, part: Part, study: StudyResource, store: StoreResource) -> Work:
+    """Finds the inputs. Raises dg.Failure when one can't be built on, Obsolete when the run is for other ones."""
     loaded, opened, identities = study.load(), store.open(), store.identities()
-    heads = read_heads(context.instance, STAGES[part[0]].inputs)
     if part[1] not in partition_keys(STAGES[part[0]], loaded):
         raise dg.Failure(f"{label(part)}: the study file has no such partition any more: reload the definitions.")
-    wanted = inputs_of(*part, loaded)
-    missing = [label(upstream) for upstream in wanted if upstream not in heads]
-    if missing:
-        raise dg.Failure(
-            f"{label(part)} needs {', '.join(missing[:5])}, never materialised: materialise it first.",
-            allow_retries=False,
-        )
-    inputs = {}
-    for upstream in wanted:
-        # What the step reads is the outside as it is now; it must be what the event log says was looked at.
-        outside = STAGES[upstream[0]].outside
-        if outside and heads[upstream].fingerprint != part_fingerprint(upstream, loaded, identities, heads):
-            raise dg.Failure(
-                f"{label(part)}: {label(upstream)} changed since it was last looked at: materialise it first.",
-                allow_retries=False,
-            )
+    heads = read_heads(context.instance)
+    work = Work(part, loaded, opened, identities, heads, {}, context.log.info)
+    problem = _not_ready(work, store)
+    wanted = context.run.tags.get(WANTED_TAG)
+    # What lies outside is looked at as it is now, whatever was seen when the run was asked for.
+    if wanted and not STAGES[part[0]].outside:
+        if problem:
+            raise Obsolete(problem)
+        now = made_from(part, loaded, identities, heads)
+        if not now.startswith(wanted):
+            raise Obsolete(f"asked for {wanted[:16]}, it would now be {now[:16]}")
+    if problem:
+        raise dg.Failure(f"{label(part)} {problem}", allow_retries=False)
+    for upstream in inputs_of(*part, loaded):
         artifact = opened.find(*upstream, heads[upstream].fingerprint)
         if artifact is None:
             raise dg.Failure(
@@ -178,39 +227,79 @@ def _prepare(
                 f"({heads[upstream].fingerprint[:16]}): materialise {label(upstream)} again.",
                 allow_retries=False,
             )
-        failed = [name for name, outcome in artifact.manifest.metadata["checks"].items() if _blocks(outcome)]
-        if failed:
+        if failed := failed_checks(artifact):
             raise dg.Failure(
                 f"{label(part)} refuses {label(upstream)}: its check {failed[0]} failed: "
                 f"{artifact.manifest.metadata['checks'][failed[0]]['description']}",
                 allow_retries=False,
             )
-        inputs[upstream] = artifact
-    fingerprint = part_fingerprint(part, loaded, identities, heads)
-    return Work(part, loaded, opened, identities, inputs, context.log.info), fingerprint
+        work.inputs[upstream] = artifact
+    return work
 
 
-def _blocks(outcome: Mapping[str, object]) -> bool:
-    return bool(outcome["blocking"]) and not outcome["passed"]
+def _not_ready(work: Work, store: StoreResource) -> str:
+    """Why the inputs can't be built on as the event log has them; empty when they can."""
+    needed = inputs_of(*work.part, work.study)
+    missing = [label(upstream) for upstream in needed if upstream not in work.heads]
+    if missing:
+        return f"needs {', '.join(missing[:5])}, never materialised: materialise it first."
+    for upstream in needed:
+        # What the step reads is the outside as it is now; it must be what the event log says was looked at.
+        if STAGES[upstream[0]].outside and work.heads[upstream].fingerprint != part_fingerprint(
+            upstream, work.study, work.identities, work.heads
+        ):
+            return f"can't be made yet: {label(upstream)} changed since it was last looked at: materialise it first."
+    if STAGES[work.part[0]].fan_in and (old := not_settled(work.part, work.study, work.heads)):
+        shown = ", ".join(f"{label(item.part)} is {item.state}" for item in old[:3]) + (" ..." if len(old) > 3 else "")
+        return (
+            f"refuses inputs of mixed versions (judge, recipe, base model or settings): {shown}. "
+            f"Bring these {len(old)} up to date first; `m3po run` does it in order."
+        )
+    return ""
+
+
+def _fingerprint(work: Work, build: Callable[[Work], Built]) -> tuple[str, Built | None]:
+    """The fingerprint of the result; of an observed part it holds what was found, so the part is asked first."""
+    if not STAGES[work.part[0]].observed:
+        return made_from(work.part, work.study, work.identities, work.heads), None
+    seen = build(work)
+    tables = {name: table_hash(check(table, schema, work.part[0])) for name, (table, schema) in seen.tables.items()}
+    found = content_version(tables, {})
+    return made_from(work.part, work.study, work.identities, work.heads, found), seen
+
+
+def _tag_run(context: dg.AssetExecutionContext, work: Work, fingerprint: str) -> None:
+    """Tags the run with what it is about, however it was started, so that runs can be searched for it."""
+    asset, partition = work.part
+    keys = dict(zip(STAGES[asset].dimensions, partition.split("|"), strict=False))
+    tags = {f"m3po/{dimension}": key for dimension, key in keys.items()}
+    tags |= {STUDY_TAG: work.study.name, FINGERPRINT_TAG: fingerprint[:TAG_DIGITS]}
+    context.instance.add_run_tags(context.run_id, tags)
+
+
+def failed_checks(artifact: Artifact) -> list[str]:
+    """Names of the blocking checks that an artifact failed."""
+    outcomes = artifact.manifest.metadata["checks"].items()
+    return [name for name, outcome in outcomes if outcome["blocking"] and not outcome["passed"]]
 
 
 def _make(work: Work, fingerprint: str, build: Callable[[Work], Built]) -> tuple[Artifact, bool]:
     """Builds and commits. The second value is True when another writer committed the same fingerprint in between."""
     asset, partition = work.part
     stage = STAGES[asset]
-    with work.store.open(*work.part, fingerprint) as draft:
+    with work.open(*work.part, fingerprint) as draft:
         if draft.committed:
             return draft.committed, True
         work.draft = draft
         built = build(work)
         checks = {
-            check.name: {
-                "passed": check.passed,
-                "blocking": check.blocking,
-                "description": check.description,
-                "figures": dict(check.figures),
+            item.name: {
+                "passed": item.passed,
+                "blocking": item.blocking,
+                "description": item.description,
+                "figures": dict(item.figures),
             }
-            for check in built.checks
+            for item in built.checks
         }
         artifact = draft.commit(
             built.tables,

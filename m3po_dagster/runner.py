@@ -4,15 +4,18 @@ A Dagster run holds one kind of partition, so the graph is walked in waves: asse
 each other. In a wave each partition with something due is one run, in this process, so that models stay warm.
 """
 
+import socket
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
 import dagster as dg
 
+from m3po_dagster.automation.active_runs import HOST_TAG
 from m3po_dagster.current import held_heads
 from m3po_dagster.graph import STAGES, Part, Stage, due, inputs_of, partition_keys
+from m3po_dagster.materialise import STUDY_TAG
 from m3po_dagster.resources.study import StoreResource
 from m3po_dagster.study import Study
 
@@ -67,8 +70,11 @@ class Runner:
         store: StoreResource,
         instance: dg.DagsterInstance,
         log_level: str = "CRITICAL",
+        tags: Mapping[str, str] | None = None,
     ):
+        """`tags` are put on every run beside the study's name and this machine's."""
         self.job = defs.resolve_implicit_global_asset_job_def()
+        self.tags = {STUDY_TAG: study.name, HOST_TAG: socket.gethostname(), **(tags or {})}
         self.study, self.instance, self.log_level = study, instance, log_level
         self.store, self.identities = store.open(), store.identities()
 
@@ -106,7 +112,7 @@ class Runner:
             asset_selection=[dg.AssetKey(name) for name in names],
             partition_key=partition or None,
             run_config={"loggers": {"console": {"config": {"log_level": self.log_level}}}},
-            tags={"m3po/study": self.study.name},
+            tags=self.tags,
             raise_on_error=False,
         )
         made = {

@@ -13,9 +13,11 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.llava_instruct import DatasetSettings
 from m3po_dagster.evaluation.settings import BenchmarkSettings
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
+from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
 from m3po_dagster.method.filtering import FilterSettings
 from m3po_dagster.method.generation.settings import ModelSettings, SamplingSettings
@@ -30,7 +32,13 @@ BASE_RECIPE = "base"
 
 # Dagster forbids some characters in partition keys; the store makes folders of them.
 PartitionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
-ScorerSettings = Annotated[ClipScorerSettings | SceneJudgeSettings, Field(discriminator="kind")]
+ScorerSettings = Annotated[ClipScorerSettings | LlmJudgeSettings | SceneJudgeSettings, Field(discriminator="kind")]
+Owner = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(team:[A-Za-z0-9_.-]+|[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,7})$"
+    ),
+]
 TrainingSettings = Annotated[DpoSettings | SftSettings, Field(discriminator="kind")]
 
 
@@ -100,6 +108,10 @@ class Study(Settings):
 
     name: PartitionName = Field(description="name of the study")
     description: str = Field("", description="what the study is for")
+    owners: tuple[Owner, ...] = Field(
+        ("team:m3po",),
+        description="who answers for the study, shown on every asset: e-mail addresses, or teams as team:NAME",
+    )
     dataset: DatasetSettings = Field(description="image-instruction pairs (section 4.1)")
     filters: FilterSettings = Field(default_factory=FilterSettings, description="which pairs are kept (section 4.1)")
     model: ModelSettings = Field(description="the base LVLM")
@@ -118,6 +130,9 @@ class Study(Settings):
     )
     answers: AnswerSettings = Field(default_factory=AnswerSettings, description="how benchmark questions are answered")
     sweep: SweepSettings = Field(default_factory=SweepSettings, description="grid of selection_sweep (section 4.6)")
+    automation: AutomationSettings = Field(
+        default_factory=AutomationSettings, description="what Dagster's daemon starts by itself"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Study":

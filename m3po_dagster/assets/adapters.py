@@ -4,7 +4,7 @@ Every seed's adapter is an object of its own in the store, committed when its tr
 the seed it was training, and a seed added to a recipe leaves the others as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -12,10 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from m3po_dagster.assets.checks import learned, weights_finite
-from m3po_dagster.assets.display import curves, histogram, preview
+from m3po_dagster.assets.display import preview, rows_table
 from m3po_dagster.assets.instructions import prompts_of
-from m3po_dagster.assets.options import options
+from m3po_dagster.assets.options import stage_asset
+from m3po_dagster.assets.pictures import curves, histograms
 from m3po_dagster.graph import STAGES
+from m3po_dagster.inspector.links import prompts_url
+from m3po_dagster.lineage.manifests import Manifests
+from m3po_dagster.lineage.profile import TRAINED_ON_COLUMNS, abridged, trained_on_rows
 from m3po_dagster.materialise import Built, Work, materialise, reference
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.resources.study import StoreResource, StudyResource
@@ -28,19 +32,28 @@ from m3po_dagster.study import Study
 BASE_ADAPTER = "base"
 """What stands for "no adapter" in the tables."""
 
+CURVES = ("loss", "reward_margin", "reward_accuracy", "token_accuracy", "chosen_logp", "rejected_logp")
+"""Columns of the training log that are drawn; DPO and SFT fill different ones."""
+
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
     """The adapters, a partition a recipe."""
 
-    @dg.asset(**options("lora_adapter", study, ADAPTERS), group_name="training", kinds={"pytorch", "huggingface"})
+    @stage_asset(
+        "lora_adapter", study, ADAPTERS, group_name="training", kinds={"pytorch", "huggingface"}, section="3.6"
+    )
     def lora_adapter(
         context: dg.AssetExecutionContext,
         study: StudyResource,
         store: StoreResource,
         trainer: dg.ResourceParam[TrainerResource],
-    ) -> dg.MaterializeResult:
-        """LoRA adapters trained on the recipe's pairs with DPO (section 3.6, equation 4) or SFT, an adapter a seed."""
-        return materialise(context, study, store, lambda work: train_recipe(work, trainer), describe)
+    ) -> Iterator[dg.MaterializeResult]:
+        """LoRA adapters trained on the recipe's pairs by DPO (section 3.6, equation 4) or SFT. A partition a recipe.
+
+        In: the recipe's pairs of all shards with their prompts and sampled tokens, the base model, the recipe. Out: an
+        adapter a training seed with its log and the reward margin of every pair. The recipe base trains nothing.
+        """
+        yield from materialise(context, study, store, lambda work: train_recipe(work, trainer), describe)
 
     return [lora_adapter]
 
@@ -83,7 +96,7 @@ def train_seed(work: Work, trainer: TrainerResource, seed: int) -> Artifact:
     if found is not None:
         work.log(f"seed {seed}: reused adapter {key[:16]}")
         return found
-    with work.store.open(*part, key) as draft, work.progress(f"training seed {seed}", "step") as advance:
+    with work.open(*part, key) as draft, work.progress(f"training seed {seed}", "step") as advance:
         if draft.committed:
             return draft.committed
         out = draft.folder("files")
@@ -148,25 +161,28 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
         for seed, item in artifact.manifest.metadata["adapters"].items()
     }
     if not trained:
-        return {"adapters": preview(artifact.table())}
+        return {"preview": preview(artifact.table())}
     logs = {seed: adapter.table("training_log") for seed, adapter in trained.items()}
     first = next(iter(trained.values()))
     margins = first.table("margins")["reward_margin"].drop_null().to_numpy()
-    pairs = {
-        key.split("|")[1]: {"fingerprint": item.fingerprint, "pairs": item.manifest.tables["data"].rows}
-        for key, item in work.all("preference_pairs").items()
-    }
+    trained_on = trained_on_rows(Manifests(work.store), artifact)
     return {
-        "adapters": preview(artifact.table()),
-        "trained on pairs": dg.MetadataValue.json(pairs),
-        "pairs": sum(item["pairs"] for item in pairs.values()),
+        "preview": preview(artifact.table()),
+        "trained on pairs": rows_table(abridged(trained_on), TRAINED_ON_COLUMNS),
+        "trained on pairs in full": dg.MetadataValue.json(trained_on),
+        "pairs": sum(row["pairs"] or 0 for row in trained_on),
         "trainable parameters": first.manifest.metadata["trainable parameters"],
         "language model forwards": first.manifest.metadata["language model forwards"],
-        "loss": curves(
-            {f"seed {seed}": (log["step"].to_pylist(), log["loss"].to_pylist()) for seed, log in logs.items()},
-            "loss",
+        "curves": curves(
+            {
+                name.replace("_", " "): {
+                    f"seed {seed}": (log["step"].to_pylist(), log[name].to_pylist()) for seed, log in logs.items()
+                }
+                for name in CURVES
+            },
             "step",
         ),
-        "reward margin": histogram(margins, "reward margin a pair after training"),
+        "reward margins": histograms({"reward margin a pair after training": margins}),
+        "inspector": dg.MetadataValue.url(prompts_url(recipe=work.partition)),
         "files": dg.MetadataValue.path(str(first.path("files"))),
     }

@@ -1,6 +1,7 @@
 """benchmark_scores and leaderboard: what each recipe is worth (section 4)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from statistics import fmean
 
 import dagster as dg
 import pyarrow as pa
@@ -8,10 +9,12 @@ import pyarrow.compute as pc
 
 from m3po_dagster.assets.adapters import BASE_ADAPTER
 from m3po_dagster.assets.checks import answer_format
-from m3po_dagster.assets.display import markdown_table, preview
-from m3po_dagster.assets.options import options
+from m3po_dagster.assets.display import column_schema, preview, rows_table
+from m3po_dagster.assets.options import stage_asset
+from m3po_dagster.assets.pictures import Interval, intervals
 from m3po_dagster.evaluation.question import Question
 from m3po_dagster.graph import STAGES
+from m3po_dagster.inspector.links import answers_url
 from m3po_dagster.materialise import Built, Work, materialise, reference
 from m3po_dagster.resources.generator import GeneratorResource
 from m3po_dagster.resources.study import StoreResource, StudyResource
@@ -24,22 +27,30 @@ from m3po_dagster.study import BASE_RECIPE, Study
 def assets(study: Study) -> list[dg.AssetsDefinition]:
     """Scores, a partition a recipe; and the leaderboard over all recipes."""
 
-    @dg.asset(**options("benchmark_scores", study, SCORES), group_name="evaluation", kinds={"pytorch"})
+    @stage_asset("benchmark_scores", study, SCORES, group_name="evaluation", kinds={"pytorch"}, section="4.1")
     def benchmark_scores(
         context: dg.AssetExecutionContext,
         study: StudyResource,
         store: StoreResource,
         generator: dg.ResourceParam[GeneratorResource],
-    ) -> dg.MaterializeResult:
-        """The recipe's answers to the benchmarks, greedy, and their official scores with intervals (section 4.1)."""
-        return materialise(context, study, store, lambda work: evaluate(work, generator), describe_scores)
+    ) -> Iterator[dg.MaterializeResult]:
+        """What the recipe's adapter scores on the benchmarks (section 4.1). A partition a recipe.
 
-    @dg.asset(**options("leaderboard", study, LEADERBOARD), group_name="evaluation", kinds={"markdown"})
+        In: the adapter of each seed, the base model, the benchmarks. Out: every official metric with its bootstrap
+        interval over images, and each greedy answer it was computed from.
+        """
+        yield from materialise(context, study, store, lambda work: evaluate(work, generator), describe_scores)
+
+    @stage_asset("leaderboard", study, LEADERBOARD, group_name="evaluation", kinds={"markdown"}, section="4.3")
     def leaderboard(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
-    ) -> dg.MaterializeResult:
-        """Every recipe against the base model (sections 4.3 and 4.4), seeds and paired intervals included."""
-        return materialise(context, study, store, compare, describe_leaderboard)
+    ) -> Iterator[dg.MaterializeResult]:
+        """Every recipe against the base model (sections 4.3 and 4.4).
+
+        In: the scores and answers of every recipe. Out: each metric's mean over training seeds, its spread, and the
+        difference to the base model with a paired bootstrap interval.
+        """
+        yield from materialise(context, study, store, compare, describe_leaderboard)
 
     return [benchmark_scores, leaderboard]
 
@@ -97,7 +108,7 @@ def answered(
     found = work.store.find(*part, key)
     if found is not None:
         return found
-    with work.store.open(*part, key) as draft:
+    with work.open(*part, key) as draft:
         if draft.committed:
             return draft.committed
         done = set(draft.parts(plan=list(questions)))
@@ -146,15 +157,54 @@ def ask(work: Work, generator: GeneratorResource, adapter: dict, name: str, ques
 
 
 def describe_scores(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """Every metric, and some answers beside what was expected."""
-    table = artifact.table()
-    answers = artifact.table("answers")
+    """The headline metrics beside those of the base model, every metric, and some answers with what was expected."""
+    table, answers = artifact.table(), artifact.table("answers")
+    rows, base, own = table.to_pylist(), base_scores(artifact, work), work.partition == BASE_RECIPE
+    figures, means = {}, {}
+    for name, metric, title in shown_columns(work.study):
+        theirs = [(BASE_RECIPE, row) for row in base if _is(row, name, metric)]
+        ours = [(BASE_RECIPE if own else f"seed {row['seed']}", row) for row in rows if _is(row, name, metric)]
+        if ours:
+            means[title] = fmean(row["value"] for _, row in ours)
+        figures[title] = [
+            Interval(label, row["value"], row["ci_low"], row["ci_high"], stands_out=number >= len(theirs))
+            for number, (label, row) in enumerate(theirs + ours)
+        ]
+    columns = ["seed", "benchmark", "metric", "value", "ci_low", "ci_high", "n"]
     return {
         "questions": len(answers),
         "notes": "; ".join(artifact.manifest.metadata["notes"]) or "none",
-        "scores": markdown_table(table.to_pylist(), ["seed", "benchmark", "metric", "value", "ci_low", "ci_high", "n"]),
-        "answers": preview(answers, rows=10, columns=["benchmark", "question", "expected", "answer"]),
+        **means,
+        "against base": intervals(figures, zero=False),
+        "preview": preview(answers, rows=10, columns=["benchmark", "question", "expected", "answer"]),
+        "scores": rows_table(rows, column_schema(table.select(columns).schema)),
+        "inspector": dg.MetadataValue.url(answers_url(recipe=work.partition)),
     }
+
+
+def _is(row: Mapping[str, object], benchmark: str, metric: str) -> bool:
+    return (row["benchmark"], row["metric"]) == (benchmark, metric)
+
+
+def shown_columns(study: Study) -> list[tuple[str, str, str]]:
+    """Benchmark, metric and title of what the leaderboard shows."""
+    from m3po_dagster.evaluation.leaderboard import headline_columns
+    from m3po_dagster.evaluation.registry import benchmark
+
+    return headline_columns({name: benchmark(settings) for name, settings in study.benchmarks.items()})
+
+
+def base_scores(artifact: Artifact, work: Work) -> list[dict]:
+    """The base model's scores on the very same questions, where the store has them; none for the base model itself."""
+    if work.partition == BASE_RECIPE:
+        return []
+    mine, same = artifact.manifest, ("base_model", "benchmark_data")
+    for other in work.store.list("benchmark_scores"):
+        theirs = other.manifest
+        versions = [(mine.inputs[name].data_version, theirs.inputs[name].data_version) for name in same]
+        if theirs.partition == BASE_RECIPE and theirs.settings == mine.settings and all(a == b for a, b in versions):
+            return other.table().to_pylist()
+    return []
 
 
 def compare(work: Work) -> Built:
@@ -177,5 +227,19 @@ def compare(work: Work) -> Built:
 
 
 def describe_leaderboard(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """The table as a person reads it."""
-    return {"leaderboard": dg.MetadataValue.md(artifact.manifest.metadata["markdown"])}
+    """The table as a person reads it, and the differences to the base model with their intervals."""
+    table = artifact.table()
+    rows = [row for row in table.to_pylist() if row["difference"] is not None]
+    figures = {
+        title: [
+            Interval(row["recipe"], row["difference"], row["ci_low"], row["ci_high"], stands_out=row["significant"])
+            for row in rows
+            if _is(row, name, metric)
+        ]
+        for name, metric, title in shown_columns(work.study)
+    }
+    return {
+        "leaderboard": dg.MetadataValue.md(artifact.manifest.metadata["markdown"]),
+        "differences to base": intervals(figures, zero=True),
+        "preview": preview(table),
+    }

@@ -1,16 +1,18 @@
 """candidates: N answers a prompt from the base model, with their log-probs (section 3.2)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from m3po_dagster.assets.checks import diversity, prompts_answered
-from m3po_dagster.assets.display import histogram, preview
+from m3po_dagster.assets.display import preview
 from m3po_dagster.assets.instructions import prompts_of
-from m3po_dagster.assets.options import options
+from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.parts import in_parts
+from m3po_dagster.assets.pictures import gallery, histograms
+from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.resources.generator import GeneratorResource
@@ -19,19 +21,28 @@ from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.tables import CANDIDATES, DROPPED
 from m3po_dagster.study import Study
 
+SHOWN_PROMPTS, SHOWN_ANSWERS = 3, 4
+
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
     """The candidates, a partition a shard."""
 
-    @dg.asset(**options("candidates", study, CANDIDATES), group_name="generation", kinds={"pytorch", "huggingface"})
+    @stage_asset(
+        "candidates", study, CANDIDATES, group_name="generation", kinds={"pytorch", "huggingface"}, section="3.2"
+    )
     def candidates(
         context: dg.AssetExecutionContext,
         study: StudyResource,
         store: StoreResource,
         generator: dg.ResourceParam[GeneratorResource],
-    ) -> dg.MaterializeResult:
-        """N sampled answers to every prompt (section 3.2), equal texts merged, with log P(R | I, Q) as sampled."""
-        return materialise(context, study, store, lambda work: sample_shard(work, generator), describe)
+    ) -> Iterator[dg.MaterializeResult]:
+        """N answers to every prompt, sampled from the base model (section 3.2). A partition a shard.
+
+        In: the shard's prompts and the base model. Out: a row a distinct answer with its tokens, how many of the N
+        samples say the same, and the log-prob of each token as it was sampled. The dearest step: no judge, recipe or
+        training makes it due again.
+        """
+        yield from materialise(context, study, store, lambda work: sample_shard(work, generator), describe)
 
     return [candidates]
 
@@ -79,9 +90,11 @@ PART_SCHEMA = pa.schema([*(field.with_nullable(True) for field in CANDIDATES.sch
 
 
 def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """How many, how different, how long."""
-    table = artifact.table()
-    prompts = len(set(table["prompt_id"].to_pylist()))
+    """How many, how different, how long; some prompts with answers."""
+    columns = ["candidate_id", "prompt_id", "text", "finish_reason", "multiplicity", "n_tokens", "sum_logp"]
+    table = artifact.table(columns=columns)
+    distinct = table["prompt_id"].value_counts().field("counts")
+    prompts = len(distinct)
     samples = pc.sum(table["multiplicity"]).as_py() or 0
     tokens = pc.sum(pc.multiply(table["n_tokens"], table["multiplicity"])).as_py() or 0
     return {
@@ -90,6 +103,26 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
         "distinct candidates": len(table),
         "tokens/s": round(tokens / max(artifact.manifest.seconds, 1e-9), 1),
         "prompts not sampled": artifact.manifest.tables["dropped"].rows,
-        "length": histogram(table["n_tokens"].to_numpy(), "tokens a candidate"),
+        "distinct candidates a prompt": round(len(table) / max(prompts, 1), 2),
         "preview": preview(table, columns=["candidate_id", "text", "finish_reason", "multiplicity", "sum_logp"]),
+        "lengths": histograms(
+            {
+                "tokens a candidate": table["n_tokens"].to_pylist(),
+                "distinct candidates a prompt": distinct.to_pylist(),
+            }
+        ),
+        "examples": examples(table, work),
+        "inspector": dg.MetadataValue.url(prompts_url(shard=work.partition)),
     }
+
+
+def examples(table: pa.Table, work: Work) -> dg.MarkdownMetadataValue:
+    """The first prompts with some of their answers, the most frequent first."""
+    rows = []
+    for prompt in prompts_of(work.one("filtered_instructions").table().slice(0, SHOWN_PROMPTS), work.study):
+        answers = table.filter(pc.equal(table["prompt_id"], prompt.prompt_id)).sort_by([("multiplicity", "descending")])
+        for number, row in enumerate(answers.slice(0, SHOWN_ANSWERS).to_pylist()):
+            first = number == 0
+            cells = (prompt.question if first else "", row["text"], str(row["multiplicity"]), row["sum_logp"])
+            rows.append((prompt.image_path if first else None, cells))
+    return gallery(("instruction", "answer", "samples", "log-prob, nats"), rows)

@@ -1,111 +1,73 @@
-"""What a person sees of a table in the Dagster UI: previews, histograms, curves, thumbnails. Small, drawn on demand."""
+"""Tables as a person sees them in the Dagster UI, and text of any origin made safe to show.
 
-import base64
-import io
+Answers of models and texts of datasets are untrusted. A table's cells are shown as plain text, so most of them need no
+care; where a text stands beside a picture the whole is Markdown, and the text goes through `as_markdown`.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import dagster as dg
-import numpy as np
 import pyarrow as pa
 
-CELL_CHARACTERS = 80
+CELL_CHARACTERS = 120
+PREVIEW_ROWS = 5
+
+_SPECIAL = re.compile(r"[^\w .,;:'?/+=%-]|_")
+_LINK_STARTS = re.compile(r"(?<=:)(?=//)|(?<=@)|(?<=www)(?=\.)", re.IGNORECASE)
+_WORD_JOINER = "\u2060"
 
 
-def preview(table: pa.Table, rows: int = 5, columns: Sequence[str] | None = None) -> dg.MarkdownMetadataValue:
-    """The first rows as a Markdown table; long cells are shortened and say so by an ellipsis."""
+def preview(
+    table: pa.Table, rows: int = PREVIEW_ROWS, columns: Sequence[str] | None = None, cell: int = CELL_CHARACTERS
+) -> dg.TableMetadataValue:
+    """The first rows; cells longer than `cell` characters are shortened and say so by an ellipsis."""
     shown = table.select(list(columns)) if columns else table
-    return markdown_table(shown.slice(0, rows).to_pylist(), shown.column_names)
+    return rows_table(shown.slice(0, rows).to_pylist(), column_schema(shown.schema), cell)
 
 
-def markdown_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> dg.MarkdownMetadataValue:
-    """Rows as a Markdown table."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows]
-    return dg.MetadataValue.md("\n".join(lines))
+def rows_table(
+    rows: Sequence[Mapping[str, object]], columns: Sequence[str] | dg.TableSchema, cell: int = CELL_CHARACTERS
+) -> dg.TableMetadataValue:
+    """Rows as a table whose cells are plain text."""
+    if not isinstance(columns, dg.TableSchema):
+        columns = dg.TableSchema(columns=[dg.TableColumn(name) for name in columns])
+    names = [column.name for column in columns.columns]
+    records = [dg.TableRecord({name: _cell(row.get(name), cell) for name in names}) for row in rows]
+    return dg.MetadataValue.table(records=records, schema=columns)
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, cell: int) -> str | int | float | bool | None:
+    if value is None or isinstance(value, bool | int):
+        return value
     if isinstance(value, float):
-        return f"{value:.4g}"
-    text = str(value).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-    return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 3] + "..."
+        return float(f"{value:.4g}")
+    return shortened(str(value), cell)
 
 
-def counts(numbers: Mapping[str, int]) -> dg.MarkdownMetadataValue:
+def counts(numbers: Mapping[str, int]) -> dg.TableMetadataValue:
     """Reason -> count, most frequent first."""
     rows = [{"reason": name, "count": number} for name, number in sorted(numbers.items(), key=lambda item: -item[1])]
-    return markdown_table(rows, ["reason", "count"]) if rows else dg.MetadataValue.md("none")
+    return rows_table(rows, ["reason", "count"])
 
 
-def histogram(values: np.ndarray, title: str, bins: int = 30) -> dg.MarkdownMetadataValue:
-    """A histogram of the finite values as a small picture."""
-    finite = np.asarray(values, dtype=float)
-    finite = finite[np.isfinite(finite)]
-    if not len(finite):
-        return dg.MetadataValue.md("no values")
+def shortened(text: str, characters: int) -> str:
+    """`text` on one line of at most so many characters, an ellipsis where it was cut.
 
-    def draw(axes) -> None:
-        axes.hist(finite, bins=bins, color="#4f43dd")
-        axes.set_title(f"{title} (n = {len(finite)}, mean {finite.mean():.3g})", fontsize=9)
-
-    return _figure(draw)
+    A character that shows as nothing, or turns its neighbours round, shows as U+FFFD.
+    """
+    line = "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
+    return line if len(line) <= characters else f"{line[: characters - 1]}\u2026"
 
 
-def curves(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x: str
-) -> dg.MarkdownMetadataValue:
-    """Named (x, y) lines as a small picture."""
+def as_markdown(text: str, characters: int = CELL_CHARACTERS) -> str:
+    """`text` as Markdown that shows exactly it: no picture, link, HTML, code or emphasis, no end of a table's cell.
 
-    def draw(axes) -> None:
-        for name, (xs, ys) in lines.items():
-            axes.plot(xs, ys, label=name, marker="." if len(xs) < 15 else None)
-        axes.set_xlabel(x, fontsize=8)
-        axes.set_title(title, fontsize=9)
-        if len(lines) > 1:
-            axes.legend(fontsize=7)
-
-    return _figure(draw)
-
-
-def _figure(draw) -> dg.MarkdownMetadataValue:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2, 2.4), dpi=80, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.tick_params(labelsize=7)
-    draw(axes)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return _picture(buffer.getvalue())
-
-
-def thumbnails(paths: Sequence[Path], side: int = 96) -> dg.MarkdownMetadataValue:
-    """The images side by side, each at most `side` pixels high."""
-    from PIL import Image
-
-    opened = []
-    for path in paths:
-        with Image.open(path) as image:
-            small = image.convert("RGB")
-            small.thumbnail((2 * side, side))
-            opened.append(small)
-    if not opened:
-        return dg.MetadataValue.md("no images")
-    strip = Image.new("RGB", (sum(image.width + 4 for image in opened), side), "white")
-    left = 0
-    for image in opened:
-        strip.paste(image, (left, 0))
-        left += image.width + 4
-    buffer = io.BytesIO()
-    strip.save(buffer, format="png")
-    return _picture(buffer.getvalue())
-
-
-def _picture(png: bytes) -> dg.MarkdownMetadataValue:
-    return dg.MetadataValue.md(f"![](data:image/png;base64,{base64.b64encode(png).decode()})")
+    A picture in a model's answer would be fetched from wherever the answer says, by whoever looks at it.
+    """
+    # GFM makes links of bare addresses after it has resolved entities, so an address is broken up, invisibly.
+    apart = _LINK_STARTS.sub(_WORD_JOINER, shortened(text, characters))
+    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", apart)
 
 
 def column_schema(schema: pa.Schema) -> dg.TableSchema:
@@ -115,7 +77,7 @@ def column_schema(schema: pa.Schema) -> dg.TableSchema:
             dg.TableColumn(
                 field.name,
                 str(field.type),
-                description=field.metadata[b"description"].decode(),
+                description=(field.metadata or {}).get(b"description", b"").decode() or None,
                 constraints=dg.TableColumnConstraints(nullable=field.nullable),
             )
             for field in schema

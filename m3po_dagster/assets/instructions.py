@@ -1,14 +1,16 @@
 """filtered_instructions: which image-instruction pairs are kept (section 4.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from m3po_dagster.assets.checks import kept_share
-from m3po_dagster.assets.display import counts, histogram, preview, thumbnails
-from m3po_dagster.assets.options import options
+from m3po_dagster.assets.display import counts, preview
+from m3po_dagster.assets.options import stage_asset
+from m3po_dagster.assets.pictures import gallery, histograms
+from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.method.prompt import Message, Prompt
 from m3po_dagster.resources.study import StoreResource, StudyResource
@@ -16,16 +18,25 @@ from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.tables import DROPPED, FILTERED_INSTRUCTIONS
 from m3po_dagster.study import Study
 
+SHOWN = 6
+"""Prompts shown with their image."""
+
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
     """The filtered instructions, a partition a shard."""
 
-    @dg.asset(**options("filtered_instructions", study, FILTERED_INSTRUCTIONS), group_name="data", kinds={"parquet"})
+    @stage_asset(
+        "filtered_instructions", study, FILTERED_INSTRUCTIONS, group_name="data", kinds={"parquet"}, section="4.1"
+    )
     def filtered_instructions(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
-    ) -> dg.MaterializeResult:
-        """The prompts (I, Q) of a shard that pass the filters (section 4.1); every dropped record has its reason."""
-        return materialise(context, study, store, filter_shard, describe)
+    ) -> Iterator[dg.MaterializeResult]:
+        """The prompts (I, Q) that pass the filters (section 4.1). A partition a shard.
+
+        In: the shard's records. Out: a row a prompt: image, conversation up to the turn to answer, the dataset's own
+        answer. Every dropped record stands in a second table with its reason.
+        """
+        yield from materialise(context, study, store, filter_shard, describe)
 
     return [filtered_instructions]
 
@@ -62,18 +73,28 @@ def filter_shard(work: Work) -> Built:
 
 
 def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """Counts, drops by reason, a preview and a few images."""
+    """Counts, drops by reason, sizes, and a few prompts with their images."""
     table = artifact.table()
-    prompts = prompts_of(table.slice(0, 6), work.study)
+    shown = prompts_of(table.slice(0, SHOWN), work.study)
     lengths = [len(messages[-1]["text"]) for messages in table["messages"].to_pylist()]
     return {
         "prompts": len(table),
         "images": pc.count_distinct(table["image_sha256"]).as_py(),
         "dropped by reason": counts(artifact.manifest.metadata["dropped by reason"]),
         "dropped examples": preview(artifact.table("dropped")),
-        "instruction length": histogram(lengths, "characters of the instruction"),
-        "thumbnails": thumbnails([prompt.image_path for prompt in prompts if prompt.image_path.is_file()]),
-        "preview": preview(table, columns=["prompt_id", "image_uri", "messages", "reference"]),
+        "preview": preview(table, columns=["prompt_id", "image_uri", "width", "height", "messages", "reference"]),
+        "sizes": histograms(
+            {
+                "characters of the instruction": lengths,
+                "width, pixels": table["width"].to_pylist(),
+                "height, pixels": table["height"].to_pylist(),
+            }
+        ),
+        "thumbnails": gallery(
+            ("instruction", "the dataset's answer"),
+            [(prompt.image_path, (prompt.question, prompt.reference or "")) for prompt in shown],
+        ),
+        "inspector": dg.MetadataValue.url(prompts_url(shard=work.partition)),
     }
 
 

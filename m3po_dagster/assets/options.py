@@ -1,6 +1,8 @@
 """What every asset definition has in common, taken from the graph table and the study."""
 
 import hashlib
+import inspect
+from collections.abc import Callable
 
 import dagster as dg
 
@@ -13,10 +15,21 @@ from m3po_dagster.storage.fingerprint import canonical_json
 from m3po_dagster.storage.tables import TableSchema
 from m3po_dagster.study import Study
 
+MAX_TAG = 63
+"""Characters a tag may have."""
 
-def options(asset: str, study: Study, schema: TableSchema | None = None) -> dict:
-    """Keyword arguments for `@dg.asset`: name, inputs, partitions, code version, checks and columns.
+MODEL_POOL = "model"
+"""The concurrency pool of the steps that load a model: how many run at once is the deployment's to say."""
 
+
+def stage_asset(
+    asset: str, study: Study, schema: TableSchema, *, group_name: str, kinds: set[str], section: str
+) -> Callable[[Callable], dg.AssetsDefinition]:
+    """Decorates the function of one asset: name, inputs, partitions, code version, checks, columns, owners and tags.
+
+    Its docstring is what the UI says of the asset; `section` is where the paper speaks of it first.
+    The function may yield nothing: a run asked for something that changed meanwhile makes no result and is no failure.
+    Dagster allows that, checks included, for a multi-asset that can be run in part; so each asset is one of one.
     The code version holds a hash of the settings that matter, so that Dagster shows an asset as stale when the study
     file changes them. What lies outside has an identity asset of its own instead.
     """
@@ -25,14 +38,30 @@ def options(asset: str, study: Study, schema: TableSchema | None = None) -> dict
     if not stage.outside:
         settings = stage.settings(study, Identities(_never), "")
         version = f"{version}-{hashlib.sha256(canonical_json(settings).encode()).hexdigest()[:8]}"
-    return {
-        "name": asset,
-        "deps": [_dependency(stage, STAGES[name]) for name in stage.inputs],
-        "partitions_def": partitions_of(stage, study),
-        "code_version": version,
-        "check_specs": check_specs(asset) or None,
-        "metadata": {"dagster/column_schema": column_schema(schema.schema)} if schema else None,
-    }
+
+    def decorate(function: Callable) -> dg.AssetsDefinition:
+        spec = dg.AssetSpec(
+            asset,
+            deps=[_dependency(stage, STAGES[name]) for name in stage.inputs],
+            description=inspect.cleandoc(function.__doc__),
+            metadata={"dagster/column_schema": column_schema(schema.schema)},
+            group_name=group_name,
+            kinds=kinds,
+            owners=study.owners,
+            tags={"m3po/study": study.name[:MAX_TAG], "m3po/section": section},
+            code_version=version,
+            skippable=True,
+        )
+        return dg.multi_asset(
+            name=asset,
+            specs=[spec],
+            check_specs=check_specs(asset),
+            partitions_def=partitions_of(stage, study),
+            can_subset=True,
+            pool=MODEL_POOL if stage.loads_model else None,
+        )(function)
+
+    return decorate
 
 
 def _dependency(stage: Stage, upstream: Stage) -> dg.AssetDep:

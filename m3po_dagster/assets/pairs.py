@@ -1,13 +1,16 @@
 """preference_pairs and selection_sweep: which answers are preferred to which (section 3.5)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 import pyarrow as pa
 
 from m3po_dagster.assets.checks import pair_yield, pairs_well_formed
-from m3po_dagster.assets.display import counts, curves, histogram, markdown_table, preview
-from m3po_dagster.assets.options import options
+from m3po_dagster.assets.display import column_schema, counts, preview, rows_table
+from m3po_dagster.assets.instructions import prompts_of
+from m3po_dagster.assets.options import stage_asset
+from m3po_dagster.assets.pictures import curves, gallery, histograms
+from m3po_dagster.inspector.links import prompts_url, tune_url
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
@@ -15,38 +18,63 @@ from m3po_dagster.storage.errors import StoreError
 from m3po_dagster.storage.tables import DROPPED, PAIRS, SWEEP
 from m3po_dagster.study import Study
 
+SHOWN = 4
+"""Pairs shown with their image."""
+
+CURVES = {
+    "overlap": "prompts with the default point's pair",
+    "active_penalty_share": "pairs whose penalty is active",
+    "hard_negative_share": "pairs whose R_l is likelier than R_w",
+    "n_pairs": "prompts that give a pair",
+    "mean_mas_gap": "mean MAS gap",
+    "mean_logp_gap": "mean confidence gap, nats",
+}
+
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
     """Pairs, a partition a shard and recipe; and the sweep over all shards."""
 
-    @dg.asset(**options("preference_pairs", study, PAIRS), group_name="selection", kinds={"numpy", "parquet"})
+    @stage_asset("preference_pairs", study, PAIRS, group_name="selection", kinds={"numpy", "parquet"}, section="3.5")
     def preference_pairs(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
-    ) -> dg.MaterializeResult:
-        """R_w and R_l of every prompt by the recipe's rule (section 3.5, equations 1 to 3), or why there is none."""
-        return materialise(context, study, store, select_shard, describe_pairs)
+    ) -> Iterator[dg.MaterializeResult]:
+        """Which answer is preferred to which, R_w and R_l of every prompt (section 3.5, equations 1 to 3).
 
-    @dg.asset(**options("selection_sweep", study, SWEEP), group_name="selection", kinds={"numpy"})
+        In: MAS and log-probs of the shard's candidates, and the recipe's rule. Out: at most one pair a prompt with its
+        gaps and reference log-probs; a prompt without a pair stands in a second table with its reason. A partition a
+        recipe and shard; seconds of work, no model.
+        """
+        yield from materialise(context, study, store, select_shard, describe_pairs)
+
+    @stage_asset("selection_sweep", study, SWEEP, group_name="selection", kinds={"numpy"}, section="4.6")
     def selection_sweep(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
-    ) -> dg.MaterializeResult:
-        """What alpha and delta would select over all shards (section 4.6), before any GPU is spent on training."""
-        return materialise(context, study, store, sweep_all, describe_sweep)
+    ) -> Iterator[dg.MaterializeResult]:
+        """What alpha and delta would select, over all shards (section 4.6).
+
+        In: the scores of every shard. Out: a row a point of the study's grid: pairs, hard negatives, active penalties,
+        gaps. It costs one pass over the scores, before any GPU is spent on training.
+        """
+        yield from materialise(context, study, store, sweep_all, describe_sweep)
 
     return [preference_pairs, selection_sweep]
 
 
-def joined(candidates: Artifact, mas: Artifact, logprobs: Artifact) -> pa.Table:
-    """One row a candidate: text, finish reason, scores, log-probs. The three tables hold the same rows in order."""
-    left = candidates.table(columns=["candidate_id", "prompt_id", "k", "text", "finish_reason"])
-    outside, inside = mas.table(), logprobs.table(columns=["candidate_id", "sum_logp", "n_tokens"])
-    for name, other in (("mas_table", outside), ("logprob_table", inside)):
-        if not left["candidate_id"].equals(other["candidate_id"]):
+def joined(candidates: Artifact, mas: Artifact, logprobs: Artifact, reward: str | None = None) -> pa.Table:
+    """One row a candidate: text, finish reason, MAS, log-probs, and `reward`, a scorer's column, where it is named.
+
+    The three tables hold the same rows in order. Only what selection reads is read: token lists and a judge's words are
+    most of the tables' bytes.
+    """
+    table = candidates.table(columns=["candidate_id", "prompt_id", "k", "text", "finish_reason"])
+    scores = list(dict.fromkeys(["mas", reward or "mas"]))
+    for name, other, columns in (("mas_table", mas, scores), ("logprob_table", logprobs, ["sum_logp", "n_tokens"])):
+        found = other.table(columns=["candidate_id", *columns])
+        if not table["candidate_id"].equals(found["candidate_id"]):
             raise StoreError(f"candidates and {name} hold different candidates: materialise {name} again")
-    for name in outside.column_names:
-        if name not in ("candidate_id", "prompt_id", "status"):
-            left = left.append_column(name, outside[name])
-    return left.append_column("sum_logp", inside["sum_logp"]).append_column("n_tokens", inside["n_tokens"])
+        for column in columns:
+            table = table.append_column(column, found[column])
+    return table
 
 
 def select_shard(work: Work) -> Built:
@@ -56,8 +84,8 @@ def select_shard(work: Work) -> Built:
     recipe = work.study.recipes[work.partition.split("|")[0]]
     pairs, dropped, stats = PAIRS.schema.empty_table(), DROPPED.schema.empty_table(), {}
     if recipe.selection is not None:
-        table = joined(work.one("candidates"), work.one("mas_table"), work.one("logprob_table"))
-        result = select_pairs(table, recipe.selection)
+        tables = (work.one(name) for name in ("candidates", "mas_table", "logprob_table"))
+        result = select_pairs(joined(*tables, reward=recipe.selection.reward), recipe.selection)
         pairs, stats = result.pairs.cast(PAIRS.schema), dict(result.stats)
         dropped = result.dropped.rename_columns({"prompt_id": "item_id"}).cast(DROPPED.schema)
     by_reason = {item["values"]: item["counts"] for item in dropped["reason"].value_counts().to_pylist()}
@@ -69,17 +97,41 @@ def select_shard(work: Work) -> Built:
 
 
 def describe_pairs(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """How many pairs, why prompts gave none, how wide the gaps are."""
-    table = artifact.table()
-    facts = artifact.manifest.metadata
+    """How many pairs, why prompts gave none, how wide the gaps are, and some pairs with their image."""
+    table, facts = artifact.table(), artifact.manifest.metadata
+    recipe, shard = work.partition.split("|")
     return {
         "pairs": len(table),
         "no pair by reason": counts(facts["dropped by reason"]),
         "statistics": dg.MetadataValue.json(facts["stats"]),
-        "MAS gap": histogram(table["mas_gap"].drop_null().to_numpy(), "MAS(R_w) - MAS(R_l)"),
-        "confidence gap": histogram(table["logp_gap"].drop_null().to_numpy(), "confidence of R_w minus that of R_l"),
         "preview": preview(table),
+        "gaps": histograms(
+            {
+                "MAS(R_w) - MAS(R_l)": table["mas_gap"].to_pylist(),
+                "confidence of R_w minus that of R_l": table["logp_gap"].to_pylist(),
+                "S(R_l), equation 2": table["m3p_score"].to_pylist(),
+            }
+        ),
+        "thumbnails": pictured(table.slice(0, SHOWN), work),
+        "inspector": dg.MetadataValue.url(prompts_url(shard=shard, recipe=recipe)),
     }
+
+
+def pictured(pairs: pa.Table, work: Work) -> dg.MarkdownMetadataValue:
+    """Pairs as a person judges them: image, instruction, both answers."""
+    candidates = work.one("candidates")
+    texts = candidates.table(columns=["candidate_id", "text"])
+    said = dict(zip(texts["candidate_id"].to_pylist(), texts["text"].to_pylist(), strict=True))
+    (source,) = (item for item in candidates.manifest.inputs.values() if item.asset == "filtered_instructions")
+    artifact = work.store.find(source.asset, source.partition, source.fingerprint)
+    prompts = prompts_of(artifact.table(), work.study) if artifact else []
+    known = {prompt.prompt_id: prompt for prompt in prompts}
+    rows = []
+    for row in pairs.to_pylist():
+        prompt = known.get(row["prompt_id"])
+        cells = (prompt.question if prompt else "", said[row["chosen_id"]], said.get(row["rejected_id"], ""))
+        rows.append((prompt.image_path if prompt else None, cells))
+    return gallery(("instruction", "chosen, R_w", "rejected, R_l"), rows)
 
 
 def sweep_all(work: Work) -> Built:
@@ -96,19 +148,16 @@ def describe_sweep(artifact: Artifact, work: Work) -> Mapping[str, object]:
     """The table and its curves over alpha."""
     table = artifact.table()
     rows = table.to_pylist()
-    shares = ("overlap", "active_penalty_share", "hard_negative_share")
-    pictures = {
-        name: curves(
-            {
-                f"delta {delta:g}": (
-                    [row["alpha"] for row in rows if row["delta"] == delta],
-                    [row[name] for row in rows if row["delta"] == delta],
-                )
-                for delta in work.study.sweep.delta
-            },
-            name.replace("_", " "),
-            "alpha",
-        )
-        for name in shares
+    by_delta = {delta: [row for row in rows if row["delta"] == delta] for delta in work.study.sweep.delta}
+    figures = {
+        title: {
+            f"delta {delta:g}": ([row["alpha"] for row in some], [row[name] for row in some])
+            for delta, some in by_delta.items()
+        }
+        for name, title in CURVES.items()
     }
-    return {"grid": markdown_table(rows, table.column_names), **pictures}
+    return {
+        "preview": rows_table(rows, column_schema(table.schema)),
+        "curves": curves(figures, "alpha"),
+        "inspector": dg.MetadataValue.url(tune_url()),
+    }

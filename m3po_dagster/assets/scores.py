@@ -1,6 +1,6 @@
 """mas_table and logprob_table: every candidate seen from outside and from inside (sections 3.3 and 3.4)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import dagster as dg
@@ -9,18 +9,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from m3po_dagster.assets.checks import confidence_finite, scored, spread
-from m3po_dagster.assets.display import counts, histogram, preview
+from m3po_dagster.assets.display import counts, preview
 from m3po_dagster.assets.instructions import prompts_of
-from m3po_dagster.assets.options import options
+from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.parts import in_parts
+from m3po_dagster.assets.pictures import gallery, histograms
+from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.resources.generator import GeneratorResource
 from m3po_dagster.resources.judge import JudgeResource
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
-from m3po_dagster.storage.tables import LOGPROBS, mas_schema
-from m3po_dagster.study import Study
+from m3po_dagster.storage.tables import LOGPROBS, TableSchema, mas_schema
+from m3po_dagster.study import JudgeSettings, Study
+
+SHOWN_PROMPTS = 3
+"""Prompts whose best and worst answers are shown."""
 
 Answers = tuple[Prompt, list[dict]]
 """A prompt and the rows of its candidates."""
@@ -29,22 +34,31 @@ Answers = tuple[Prompt, list[dict]]
 def assets(study: Study) -> list[dg.AssetsDefinition]:
     """The two score tables, a partition a shard."""
 
-    @dg.asset(**options("mas_table", study), group_name="scores", kinds={"pytorch"})
+    @stage_asset("mas_table", study, table_of(study.judge), group_name="scores", kinds={"pytorch"}, section="3.3")
     def mas_table(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource, judge: JudgeResource
-    ) -> dg.MaterializeResult:
-        """MAS of every candidate (section 3.3): each scorer calibrated to [0, 1], and their weighted mean."""
-        return materialise(context, study, store, lambda work: score_outside(work, judge), describe_mas)
+    ) -> Iterator[dg.MaterializeResult]:
+        """MAS of every candidate: how well image, instruction and answer fit (section 3.3). A partition a shard.
 
-    @dg.asset(**options("logprob_table", study, LOGPROBS), group_name="scores", kinds={"pytorch"})
+        In: the shard's candidates with their images, and the judge. Out: each scorer's value calibrated to [0, 1],
+        their weighted mean MAS, the sub-scores and the judge's words. An answer that could not be judged has a reason
+        and no number.
+        """
+        yield from materialise(context, study, store, lambda work: score_outside(work, judge), describe_mas)
+
+    @stage_asset("logprob_table", study, LOGPROBS, group_name="scores", kinds={"pytorch"}, section="3.4")
     def logprob_table(
         context: dg.AssetExecutionContext,
         study: StudyResource,
         store: StoreResource,
         generator: dg.ResourceParam[GeneratorResource],
-    ) -> dg.MaterializeResult:
-        """log P(R | I, Q) of every candidate under the base model at temperature 1 (section 3.4), in nats."""
-        return materialise(context, study, store, lambda work: score_inside(work, generator), describe_logprobs)
+    ) -> Iterator[dg.MaterializeResult]:
+        """log P(R | I, Q) of every candidate: how sure the model is of it (section 3.4). A partition a shard.
+
+        In: the shard's candidates and the base model. Out: the sum of the tokens' log-probs in nats at temperature 1,
+        and each token's. Noted while sampling; a pass of its own only where the study asks for it.
+        """
+        yield from materialise(context, study, store, lambda work: score_inside(work, generator), describe_logprobs)
 
     return [mas_table, logprob_table]
 
@@ -52,7 +66,7 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
 def score_outside(work: Work, judge: JudgeResource) -> Built:
     """MAS of the shard's candidates, part by part."""
     scorer = judge.load(work.study.judge)
-    schema = mas_schema(scorer.scorers, scorer.sub_scores)
+    schema = table_of(work.study.judge)
 
     def score(some: Sequence[Answers], advance: Callable[[int, int], None]) -> pa.Table:
         found = scorer.score([(prompt, [row["text"] for row in given]) for prompt, given in some])
@@ -67,6 +81,11 @@ def score_outside(work: Work, judge: JudgeResource) -> Built:
         facts={"unscored by reason": reasons(table)},
         checks=(scored(table, work.study.judge.max_unscored), spread(table)),
     )
+
+
+def table_of(judge: JudgeSettings) -> TableSchema:
+    """The MAS table of a judge, from its settings alone: no model is loaded."""
+    return mas_schema([scorer.name for scorer in judge.scorers], judge.sub_scores)
 
 
 def answers_of(work: Work, columns: list[str]) -> list[Answers]:
@@ -87,9 +106,10 @@ def score_inside(work: Work, generator: GeneratorResource) -> Built:
     # The device is left out: log-probs of one engine and dtype are one numerics, wherever they were computed.
     numerics = f"{work.study.generation.engine}/{work.study.model.dtype}/{work.study.confidence.source}"
     if work.study.confidence.source == "recorded":
-        columns = ["candidate_id", "prompt_id", "sum_logp", "eos_logp", "n_tokens"]
+        columns = ["candidate_id", "prompt_id", "sum_logp", "eos_logp", "token_logps", "n_tokens"]
         table = work.one("candidates").table(columns=columns)
-        table = table.append_column("numerics", pa.array([numerics] * len(table), pa.string())).cast(LOGPROBS.schema)
+        table = table.append_column("numerics", pa.array([numerics] * len(table), pa.string()))
+        table = table.select(LOGPROBS.schema.names).cast(LOGPROBS.schema)
     else:
         table = rescored(work, generator, numerics)
     return Built({"data": (table, LOGPROBS)}, checks=(confidence_finite(table),))
@@ -102,10 +122,11 @@ def rescored(work: Work, generator: GeneratorResource, numerics: str) -> pa.Tabl
     def score(some: Sequence[Answers], advance: Callable[[int, int], None]) -> pa.Table:
         loaded, found = generator.load(work.study.model), []
         for done, (prompt, given) in enumerate(some, start=1):
-            sums = score_continuations(loaded, prompt, [row["token_ids"] for row in given])
-            for row, (total, eos) in zip(given, sums, strict=True):
-                ids = {name: row[name] for name in ("candidate_id", "prompt_id", "n_tokens")}
-                found.append({**ids, "sum_logp": total, "eos_logp": eos, "numerics": numerics})
+            scores = score_continuations(loaded, prompt, [row["token_ids"] for row in given])
+            for row, score in zip(given, scores, strict=True):
+                known = {name: row[name] for name in ("candidate_id", "prompt_id", "n_tokens")}
+                logps = {name: getattr(score, name) for name in ("sum_logp", "eos_logp", "token_logps")}
+                found.append({**known, **logps, "numerics": numerics})
             advance(done, len(some))
         return pa.Table.from_pylist(found, schema=LOGPROBS.schema)
 
@@ -114,23 +135,47 @@ def rescored(work: Work, generator: GeneratorResource, numerics: str) -> pa.Tabl
 
 
 def describe_mas(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """The distribution of MAS, why candidates have none, and the sub-scores of the first rows."""
+    """How MAS and every scorer spread, why candidates have none, and the best and worst answers of some prompts."""
     table = artifact.table()
+    scorers = [scorer.name for scorer in work.study.judge.scorers]
+    values = ["mas", *scorers, *work.study.judge.sub_scores]
+    mean = pc.mean(table["mas"]).as_py()
     return {
         "unscored": table["mas"].null_count,
         "unscored by reason": counts(artifact.manifest.metadata["unscored by reason"]),
         "candidates/s": round(len(table) / max(artifact.manifest.seconds, 1e-9), 1),
-        "MAS": histogram(table["mas"].drop_null().to_numpy(), "MAS"),
+        "mean MAS": None if mean is None else round(mean, 4),
         "preview": preview(table),
+        "scores": histograms({name: table[name].to_pylist() for name in values}),
+        "best and worst": best_and_worst(table, work),
+        "inspector": dg.MetadataValue.url(prompts_url(shard=work.partition)),
     }
 
 
+def best_and_worst(table: pa.Table, work: Work) -> dg.MarkdownMetadataValue:
+    """The first prompts with the answers that MAS puts first and last."""
+    texts = work.one("candidates").table(columns=["candidate_id", "text"])
+    known = dict(zip(texts["candidate_id"].to_pylist(), texts["text"].to_pylist(), strict=True))
+    scored, rows = table.filter(pc.is_valid(table["mas"])), []
+    for prompt in prompts_of(work.one("filtered_instructions").table().slice(0, SHOWN_PROMPTS), work.study):
+        answers = scored.filter(pc.equal(scored["prompt_id"], prompt.prompt_id)).sort_by([("mas", "descending")])
+        ends = [answers.slice(0, 1), answers.slice(len(answers) - 1)] if len(answers) > 1 else []
+        for number, row in enumerate(end.to_pylist()[0] for end in ends):
+            cells = ("" if number else prompt.question, known[row["candidate_id"]], row["mas"], row["words"] or "")
+            rows.append((None if number else prompt.image_path, cells))
+    return gallery(("instruction", "answer", "MAS", "the judge's words"), rows)
+
+
 def describe_logprobs(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """The distribution of the per-token mean."""
-    table = artifact.table()
+    """How the log-probs spread, as sums and a token."""
+    table = artifact.table(columns=["candidate_id", "sum_logp", "eos_logp", "n_tokens", "numerics"])
     means = table["sum_logp"].to_numpy() / np.maximum(table["n_tokens"].to_numpy(), 1)
     return {
         "source": work.study.confidence.source,
-        "confidence": histogram(means, "log-prob a token, nats"),
+        "mean log-prob a token": round(float(means.mean()), 4) if len(means) else None,
         "preview": preview(table),
+        "confidence": histograms(
+            {"log-prob a token, nats": means, "log-prob an answer, nats": table["sum_logp"].to_pylist()}
+        ),
+        "inspector": dg.MetadataValue.url(prompts_url(shard=work.partition)),
     }

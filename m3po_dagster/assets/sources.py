@@ -1,61 +1,97 @@
 """What lies outside the graph, each with a data version: dataset files, base model, judge, benchmarks, recipes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import dagster as dg
 import pyarrow as pa
 
 from m3po_dagster.assets.display import counts, preview
-from m3po_dagster.assets.options import options
-from m3po_dagster.graph import STAGES
+from m3po_dagster.assets.options import stage_asset
+from m3po_dagster.assets.pictures import gallery, thumbnails
+from m3po_dagster.graph import STAGES, label
 from m3po_dagster.identity import existing
+from m3po_dagster.image_files import locate
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.fingerprint import canonical_json
-from m3po_dagster.storage.tables import IDENTITY, SOURCE_INDEX
+from m3po_dagster.storage.tables import IDENTITY, PROBE, SOURCE_INDEX
 from m3po_dagster.study import Study
+
+SHOWN = 6
+"""Images shown of a dataset."""
+FACTS, FACT_CHARACTERS = 20, 400
 
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
     """The identity assets."""
 
-    @dg.asset(**options("source_dataset", study, SOURCE_INDEX), group_name="outside", kinds={"json"})
+    @stage_asset("source_dataset", study, SOURCE_INDEX, group_name="outside", kinds={"json"}, section="4.1")
     def source_dataset(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
-    ) -> dg.MaterializeResult:
-        """Image-instruction pairs as downloaded (section 4.1): one row a record, its image's hash, its shard."""
-        return materialise(context, study, store, index_records, describe_records)
+    ) -> Iterator[dg.MaterializeResult]:
+        """The dataset's files: image-instruction pairs as downloaded (section 4.1).
 
-    @dg.asset(**options("base_model", study, IDENTITY), group_name="outside", kinds={"huggingface"})
+        In: the file and the image folder that the study names. Out: a row a record with its image's hash and its shard;
+        records of one image share a shard. A changed file or image gives it another data version.
+        """
+        yield from materialise(context, study, store, index_records, describe_records)
+
+    @stage_asset("base_model", study, IDENTITY, group_name="outside", kinds={"huggingface"}, section="3.6")
     def base_model(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
-    ) -> dg.MaterializeResult:
-        """The LVLM to improve, P_ref of equation 4: hashes of its config, weights and processor."""
-        return materialise(context, study, store, identity, describe)
+    ) -> Iterator[dg.MaterializeResult]:
+        """The vision-language model to improve, P_ref of equation 4 (section 3.6).
 
-    @dg.asset(**options("judge_identity", study, IDENTITY), group_name="outside", kinds={"yaml"})
+        In: the model that the study names. Out: the hashes of its config, weights and processor, which decide what it
+        answers. Every other model of the graph is this one with an adapter.
+        """
+        yield from materialise(context, study, store, identity, describe)
+
+    @stage_asset("judge_probe", study, PROBE, group_name="outside", kinds={"openai"}, section="3.3")
+    def judge_probe(
+        context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
+    ) -> Iterator[dg.MaterializeResult]:
+        """What the served scorers of the judge (section 3.3) answer to a fixed probe set; empty without any.
+
+        A provider can change the model behind a name. Its answers show it: they are part of the judge's identity.
+        """
+        yield from materialise(context, study, store, ask_probe_set, describe)
+
+    @stage_asset("judge_identity", study, IDENTITY, group_name="outside", kinds={"yaml"}, section="3.3")
     def judge_identity(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
-    ) -> dg.MaterializeResult:
-        """The external assessor of section 3.3: its scorers, weights, calibration and model files."""
-        return materialise(context, study, store, identity, describe)
+    ) -> Iterator[dg.MaterializeResult]:
+        """The external assessor (section 3.3): what decides the scores it gives.
 
-    @dg.asset(**options("benchmark_data", study, IDENTITY), group_name="outside", kinds={"json"})
+        In: the study's judge settings, its model files, the probe of a served judge. Out: scorers, weights,
+        calibration, hashes. Another judge re-scores mas_table and what follows; candidates and log-probs stay.
+        """
+        yield from materialise(context, study, store, identity, describe)
+
+    @stage_asset("benchmark_data", study, IDENTITY, group_name="outside", kinds={"json"}, section="4.1")
     def benchmark_data(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
-    ) -> dg.MaterializeResult:
-        """The benchmarks' questions, labels and images (section 4.1)."""
-        return materialise(context, study, store, identity, describe)
+    ) -> Iterator[dg.MaterializeResult]:
+        """The benchmarks' questions, labels and images (section 4.1).
 
-    @dg.asset(**options("recipe_config", study, IDENTITY), group_name="outside", kinds={"yaml"})
+        In: the files that the study names. Out: their settings and hashes. Nothing of them is trained on.
+        """
+        yield from materialise(context, study, store, identity, describe_benchmarks)
+
+    @stage_asset("recipe_config", study, IDENTITY, group_name="outside", kinds={"yaml"}, section="3.5")
     def recipe_config(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
-    ) -> dg.MaterializeResult:
-        """A recipe's settings as the study file gives them: how pairs are chosen and trained on."""
-        return materialise(context, study, store, identity, describe)
+    ) -> Iterator[dg.MaterializeResult]:
+        """A recipe: how pairs are chosen and trained on (sections 3.5 and 3.6). A partition a recipe.
 
-    return [source_dataset, base_model, judge_identity, benchmark_data, recipe_config]
+        In: the recipe as the study file gives it. Out: its settings. An edited recipe touches its own pairs and what
+        follows from them, nothing else.
+        """
+        yield from materialise(context, study, store, identity, describe)
+
+    return [source_dataset, base_model, judge_probe, judge_identity, benchmark_data, recipe_config]
 
 
 def index_records(work: Work) -> Built:
@@ -69,19 +105,30 @@ def index_records(work: Work) -> Built:
 
 
 def describe_records(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """Records a shard and the first rows."""
+    """Records a shard, the first rows and the first images."""
     table = artifact.table()
+    root = work.study.dataset.image_root
+    found = table.filter(table["image_sha256"].is_valid())["image_uri"].unique().slice(0, SHOWN).to_pylist()
     shards = table["shard"].value_counts().to_pylist()
     return {
         "records by shard": counts({item["values"]: item["counts"] for item in shards}),
         "missing images": table["image_sha256"].null_count,
         "preview": preview(table),
+        "images": thumbnails(locate(root, uri) for uri in found),
     }
+
+
+def ask_probe_set(work: Work) -> Built:
+    """Asks every served scorer. Raises OSError naming the endpoint when it can't be asked."""
+    from m3po_dagster.method.alignment.probe import probe
+
+    return Built({"data": (probe(work.study.judge), PROBE)})
 
 
 def identity(work: Work) -> Built:
     """What the fingerprint was computed from, as a table of its facts: its content hash is the data version."""
     found = STAGES[work.part[0]].settings(work.study, work.identities, work.partition)
+    found |= {label(part): artifact.data_version for part, artifact in work.inputs.items()}
     rows = sorted((key, canonical_json(value)) for key, value in found.items())
     table = pa.table({"fact": [key for key, _ in rows], "value": [value for _, value in rows]}, schema=IDENTITY.schema)
     return Built({"data": (table, IDENTITY)})
@@ -89,4 +136,21 @@ def identity(work: Work) -> Built:
 
 def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
     """The facts themselves."""
-    return {"identity": preview(artifact.table(), rows=20)}
+    return {"preview": preview(artifact.table(), rows=FACTS, cell=FACT_CHARACTERS)}
+
+
+def describe_benchmarks(artifact: Artifact, work: Work) -> Mapping[str, object]:
+    """The facts, and the first questions of each benchmark with their images."""
+    from m3po_dagster.evaluation.registry import benchmark
+
+    loaded = {name: benchmark(settings).load() for name, settings in work.study.benchmarks.items()}
+    asked = [
+        (question.image_path, (name, question.text, question.expected or ""))
+        for name, questions in loaded.items()
+        for question in islice(questions, 2)
+    ]
+    return {
+        **describe(artifact, work),
+        "questions by benchmark": counts({name: len(questions) for name, questions in loaded.items()}),
+        "questions": gallery(("benchmark", "question", "expected"), asked),
+    }

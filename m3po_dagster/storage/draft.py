@@ -184,7 +184,10 @@ class Draft:
             asset=self.key.asset,
             partition=self.key.partition,
             fingerprint=self.key.fingerprint,
-            data_version=content_version(table_entries, file_entries),
+            data_version=content_version(
+                {name: entry.hash for name, entry in table_entries.items()},
+                {path: entry.sha256 for path, entry in file_entries.items()},
+            ),
             code_version=code_version,
             settings=json.loads(canonical_json(settings)),
             inputs=inputs,

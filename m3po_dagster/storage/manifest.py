@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -81,12 +82,9 @@ class Manifest(_Record):
         return (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode()
 
 
-def content_version(tables: dict[str, TableEntry], files: dict[str, FileEntry]) -> str:
-    """The data version: sha256 (hex) over the content hashes of all tables and files, with their names."""
-    content = {
-        "tables": {name: entry.hash for name, entry in tables.items()},
-        "files": {path: entry.sha256 for path, entry in files.items()},
-    }
+def content_version(tables: Mapping[str, str], files: Mapping[str, str]) -> str:
+    """The data version: sha256 (hex) over the content hashes of all tables and files, by their names."""
+    content = {"tables": dict(tables), "files": dict(files)}
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 

@@ -110,7 +110,8 @@ class Project:
         """The project's Dagster instance: a real one on disk."""
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
-        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+        if not (home / "dagster.yaml").exists():
+            (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
         return dg.DagsterInstance.from_config(str(home))
 
     def definitions(self) -> dg.Definitions:
@@ -128,6 +129,10 @@ class Project:
         with self.instance() as instance:
             heads = held_heads(instance, self.store)
         return standings(self.load(), StoreResource(root=self.root).identities(), heads)
+
+    def unsettled(self) -> list[Standing]:
+        """What is not fresh."""
+        return [item for item in self.standings() if item.state != "fresh"]
 
     def dagster_staleness(self) -> dict[Part, StaleStatus]:
         """What Dagster itself says of every part."""

@@ -1,0 +1,216 @@
+"""The decisions of the automation by themselves: any order of edits, ticks, ends and crashes comes to rest."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from m3po_dagster.automation.wanted import MOST_OBSOLETE, Ask, Held, asks, changed_outside, decide, obsolete, wanted_now
+from m3po_dagster.graph import STAGES, Head, all_parts, due, inputs_of, made_from, not_settled, part_fingerprint
+from m3po_dagster.study import load_study
+
+STUDY = load_study(Path(__file__).parents[2] / "studies" / "easy_scenes.yaml")
+OUTSIDE = [part for part in all_parts(STUDY) if STAGES[part[0]].outside]
+PART = ("mas_table", "s0")
+
+
+class World:
+    """What lies outside, by name; edited at will."""
+
+    def __init__(self):
+        self.now = {}
+
+    def __getattr__(self, name):
+        return lambda study, *key: {"is": self.now.get("_".join((name, *key)), 0)}
+
+
+class Simulation:
+    """The daemon without time: sensors tick, runs start, look, end or die in any order."""
+
+    def __init__(self):
+        self.world, self.heads = World(), {}
+        self.waiting, self.started = {}, {}
+        self.endings, self.made, self.mixed, self.cancelled = {}, [], [], 0
+
+    @property
+    def busy(self):
+        return {*self.waiting, *self.started}
+
+    def tick(self):
+        todo, _ = changed_outside(STUDY, self.world, self.heads, self.busy, OUTSIDE)
+        self.ask(todo)
+        for part in obsolete(STUDY, self.heads, {**self.waiting, **self.started}):
+            wanted = self.waiting.pop(part, None) or self.started.pop(part)
+            self.end(wanted, "obsolete")
+            self.cancelled += 1
+        todo = [part for part in due(STUDY, None, self.heads, self.busy) if not STAGES[part[0]].outside]
+        self.ask([(part, wanted_now(part, STUDY, self.heads)) for part in todo])
+
+    def ask(self, todo):
+        found, _ = asks(todo, lambda wanted: self.endings.get(wanted, []), max_failures=3)
+        self.waiting |= {item.part: item.wanted for item in found}
+
+    def end(self, wanted, ending):
+        self.endings.setdefault(wanted, []).insert(0, ending)
+
+    def start(self, part):
+        """The step's look at the heads: it goes on only with what it was asked for."""
+        wanted = self.waiting.pop(part)
+        if STAGES[part[0]].outside:
+            self.started[part] = wanted
+            return
+        changed = any(
+            STAGES[name].outside and self.heads[name, key].fingerprint != self.fingerprint((name, key))
+            for name, key in self.heads
+            if (name, key) in inputs_of(*part, STUDY)
+        )
+        if changed or wanted_now(part, STUDY, self.heads) != wanted:
+            self.end(wanted, "obsolete")
+            return
+        if STAGES[part[0]].fan_in and not_settled(part, STUDY, self.heads):
+            self.mixed.append(part)
+        self.started[part] = wanted
+
+    def fingerprint(self, part):
+        if STAGES[part[0]].observed:
+            return made_from(part, STUDY, self.world, self.heads, found=str(self.world.now.get("answers", 0)))
+        return part_fingerprint(part, STUDY, self.world, self.heads)
+
+    def finish(self, part, ending="made"):
+        wanted = self.started.pop(part)
+        self.end(wanted, ending)
+        if ending != "made":
+            return
+        fingerprint = self.fingerprint(part)
+        if not STAGES[part[0]].outside and not fingerprint.startswith(wanted):
+            return
+        answers = str(self.world.now.get("answers", 0))
+        self.heads[part] = Head(fingerprint, answers if STAGES[part[0]].observed else fingerprint)
+        self.made.append((part, fingerprint))
+
+    def rest(self):
+        """Ticks, and lets every run succeed, until two ticks in a row find nothing to do."""
+        for _ in range(200):
+            self.tick()
+            if not self.busy:
+                return
+            for part in list(self.waiting):
+                self.start(part)
+            for part in list(self.started):
+                self.finish(part)
+        raise AssertionError("never comes to rest")
+
+
+EDITED = ["judge", "recipe_m3po", "recipe_sft", "model", "dataset"]
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("edit"),
+            st.sampled_from(["judge", "recipe_m3po", "recipe_sft", "model", "dataset"]),
+            st.integers(0, 2),
+        ),
+        st.tuples(st.just("tick")),
+        st.tuples(st.just("start"), st.integers(0, 50)),
+        st.tuples(st.just("finish"), st.integers(0, 50)),
+        st.tuples(st.just("crash"), st.integers(0, 50)),
+        st.tuples(st.just("crash_all")),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=30, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(STEPS)
+def test_any_interleaving_comes_to_rest_with_everything_fresh(steps):
+    world = Simulation()
+    world.rest()
+    for what, *given_ in steps:
+        if what == "edit":
+            world.world.now[given_[0]] = given_[1]
+        elif what == "tick":
+            world.tick()
+        elif what == "start" and world.waiting:
+            world.start(sorted(world.waiting)[given_[0] % len(world.waiting)])
+        elif what == "finish" and world.started:
+            world.finish(sorted(world.started)[given_[0] % len(world.started)])
+        elif what == "crash" and world.started:
+            # A daemon that dies leaves no ending behind that counts against the result more than once.
+            world.started.pop(sorted(world.started)[given_[0] % len(world.started)])
+        elif what == "crash_all":
+            world.waiting.clear()
+            world.started.clear()
+    world.rest()
+    assert not due(STUDY, world.world, world.heads)
+    for part in all_parts(STUDY):
+        assert world.heads[part].fingerprint == part_fingerprint(part, STUDY, world.world, world.heads)
+    assert not world.mixed
+    trained = [entry for entry in world.made if entry[0][0] == "candidates"]
+    if not any(step[0] == "edit" and step[1] in ("model", "dataset") for step in steps):
+        assert len(trained) == len(STUDY.shards)
+
+
+def test_first_looks_come_before_anything_else():
+    world = Simulation()
+    world.tick()
+    assert set(world.waiting) == set(OUTSIDE) - {("judge_identity", "")}
+
+
+def test_the_same_content_touches_nothing():
+    world = Simulation()
+    world.rest()
+    before = len(world.made)
+    world.world.now["judge"] = 0
+    world.rest()
+    assert len(world.made) == before
+
+
+def test_another_answer_of_a_served_judge_is_another_judge():
+    world = Simulation()
+    world.rest()
+    before = len(world.made)
+    world.world.now["answers"] = 7
+    world.rest()
+    assert len(world.made) == before, "nobody asked the judge yet"
+    world.waiting["judge_probe", ""] = "by schedule"
+    world.rest()
+    assets = [part[0] for part, _ in world.made[before:]]
+    assert assets.count("judge_probe") == assets.count("judge_identity") == 1
+    assert assets.count("mas_table") == len(STUDY.shards) and "candidates" not in assets
+
+
+@pytest.mark.parametrize(
+    ("endings", "why"),
+    [
+        (["failed"] * 3, "3 runs failed"),
+        (["failed", "obsolete", "failed", "failed"], "3 runs failed"),
+        (["cancelled", "failed"], "cancelled by hand"),
+        (["obsolete"] * MOST_OBSOLETE, "changed meanwhile"),
+    ],
+)
+def test_what_keeps_failing_or_was_cancelled_is_held(endings, why):
+    held = decide(PART, "abc", endings, max_failures=3)
+    assert isinstance(held, Held) and why in held.why
+
+
+@pytest.mark.parametrize(
+    "endings",
+    [[], ["failed", "failed"], ["made", "failed", "failed", "failed"], ["obsolete"] * 3, ["made", "cancelled"]],
+)
+def test_what_may_still_work_is_tried_under_a_key_of_its_own(endings):
+    ask = decide(PART, "abc", endings, max_failures=3)
+    assert ask == Ask(PART, "abc", len(endings))
+    assert ask.run_key == f"mas_table[s0]:abc:{len(endings)}"
+
+
+def test_a_run_is_obsolete_only_once_an_input_has_other_content():
+    world = Simulation()
+    world.rest()
+    part = ("lora_adapter", "m3po")
+    running = {part: wanted_now(part, STUDY, world.heads)}
+    pairs = ("preference_pairs", "m3po|s0")
+    assert obsolete(STUDY, world.heads, running) == []
+    world.heads[pairs] = Head("made anew", world.heads[pairs].data_version)
+    assert obsolete(STUDY, world.heads, running) == []
+    world.heads[pairs] = Head("made anew", "other content")
+    assert obsolete(STUDY, world.heads, running) == [part]
