@@ -38,19 +38,17 @@ def profile_lines(profile: Profile) -> Iterator[str]:
         settings = version.settings if isinstance(version.settings, dict) else {}
         yield _line("recipe", f"{profile.recipe}: {_settings(settings.get('selection'))}")
     seeds = ", ".join(str(seed) for seed in profile.seeds)
-    if profile.seeds:
-        yield _line(
-            "training", f"{_settings(profile.training)}; {'seeds' if len(profile.seeds) > 1 else 'seed'} {seeds}"
-        )
-    else:
-        yield _line("training", "none in the store")
+    yield _line("training", _settings(profile.training))
+    yield _line("seeds", seeds or "none trained in the store")
     shards = [f"{row['shard']} {'gone' if row['pairs'] is None else row['pairs']}" for row in profile.trained_on]
     if shards:
-        yield _line("pairs", f"{profile.pairs:,} in {len(shards)} shards: {_some(shards, _SHARDS)}")
+        yield _line("pairs", f"{profile.pairs:,} in {_count(len(shards), 'shard')}: {_some(shards, _SHARDS)}")
     for asset, describe in (("judge_identity", _judge), ("base_model", _files), ("source_dataset", _dataset)):
         for version in profile.versions.get(asset, ()):
             contents = ", ".join(content[:12] for content in version.contents)
             yield _line(TOPICS[asset], f"{contents}: {describe(version)}")
+    if len(profile.versions.get("judge_identity", ())) > 1:
+        yield _line("", "A shard's pairs keep the judge they were made with where a later one gives the same scores.")
     yield _line("libraries", ", ".join(f"{name} {'/'.join(found)}" for name, found in profile.libraries.items()))
 
 
@@ -234,6 +232,8 @@ def _settings(settings: Any, without: Collection[str] = ()) -> str:
 def _value(value: Any) -> str:
     if value is None:
         return "none"
+    if isinstance(value, tuple):
+        return ", ".join(_value(item) for item in value) or "none"
     if isinstance(value, str):
         return printable(value[:12] if len(value) == 64 else value)
     return f"{value:g}" if isinstance(value, float) else printable(value)

@@ -38,11 +38,7 @@ class Oracle:
                 JOIN read_parquet(?) w ON w.candidate_id = p.chosen_id
                 LEFT JOIN read_parquet(?) l ON l.candidate_id = p.rejected_id
                 """,
-                [
-                    partition.split("|")[1],
-                    self.file("preference_pairs", pairs),
-                    *[self.file("candidates", candidates)] * 2,
-                ],
+                [partition.split("|")[1], self.file("preference_pairs", pairs), texts, texts],
             ).fetchall()
         return found
 
