@@ -7,11 +7,12 @@ what is given, mapping by mapping.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.llava_instruct import DatasetSettings
@@ -29,17 +30,18 @@ from m3po_dagster.world.judge import SceneJudgeSettings
 
 DEFAULT_STUDY = Path("studies/easy_scenes.yaml")
 BASE_RECIPE = "base"
+OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 
 # Dagster forbids some characters in partition keys; the store makes folders of them.
 PartitionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 ScorerSettings = Annotated[ClipScorerSettings | LlmJudgeSettings | SceneJudgeSettings, Field(discriminator="kind")]
-Owner = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^(team:[A-Za-z0-9_.-]+|[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,7})$"
-    ),
-]
 TrainingSettings = Annotated[DpoSettings | SftSettings, Field(discriminator="kind")]
+
+
+def _owner(value: str) -> str:
+    if not OWNER.fullmatch(value):
+        raise ValueError("an owner is an e-mail address, or a team as team:NAME")
+    return value
 
 
 class ConfidenceSettings(Settings):
@@ -108,7 +110,7 @@ class Study(Settings):
 
     name: PartitionName = Field(description="name of the study")
     description: str = Field("", description="what the study is for")
-    owners: tuple[Owner, ...] = Field(
+    owners: tuple[Annotated[str, AfterValidator(_owner)], ...] = Field(
         ("team:m3po",),
         description="who answers for the study, shown on every asset: e-mail addresses, or teams as team:NAME",
     )
