@@ -32,7 +32,7 @@ from m3po_dagster.study import Study
 BASE_ADAPTER = "base"
 """What stands for "no adapter" in the tables."""
 
-CURVES = ("loss", "reward_margin", "reward_accuracy", "token_accuracy", "chosen_logp", "rejected_logp")
+CURVES = ("loss", "reward_margin", "reward_accuracy", "token_accuracy")
 """Columns of the training log that are drawn; DPO and SFT fill different ones."""
 
 

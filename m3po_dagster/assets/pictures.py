@@ -163,7 +163,7 @@ def _panels(panels: Mapping[str, Callable[["Axes"], None]]) -> dg.MarkdownMetada
     from matplotlib.figure import Figure
     from PIL import Image
 
-    wide = min(len(panels), PANELS_A_ROW)
+    wide = 2 if len(panels) == 4 else min(len(panels), PANELS_A_ROW)
     high = -(-len(panels) // wide)
     figure = Figure(figsize=(PANEL_INCHES[0] * wide, PANEL_INCHES[1] * high), dpi=DOTS_PER_INCH, layout="constrained")
     canvas = FigureCanvasAgg(figure)

@@ -53,9 +53,10 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
     def judge_probe(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
     ) -> Iterator[dg.MaterializeResult]:
-        """What the served scorers of the judge (section 3.3) answer to a fixed probe set; empty without any.
+        """What the judge's served scorers (section 3.3) answer to a fixed set of questions.
 
-        A provider can change the model behind a name. Its answers show it: they are part of the judge's identity.
+        In: the served scorers, asked anew each time. Out: a row an answer; none where no scorer is served. A provider
+        can change the model behind a name: its answers show it, and they are part of the judge's identity.
         """
         yield from materialise(context, study, store, ask_probe_set, describe)
 
@@ -122,7 +123,8 @@ def ask_probe_set(work: Work) -> Built:
     """Asks every served scorer. Raises OSError naming the endpoint when it can't be asked."""
     from m3po_dagster.method.alignment.probe import probe
 
-    return Built({"data": (probe(work.study.judge), PROBE)})
+    answers = pa.Table.from_pylist(probe(work.study.judge), schema=PROBE.schema)
+    return Built({"data": (answers, PROBE)})
 
 
 def identity(work: Work) -> Built:
