@@ -165,7 +165,7 @@ def materialise(
         description = describe(artifact, work)
     except Obsolete as change:
         context.log.info(f"{label(part)}: nothing to do for this run any more: {change}")
-        context.instance.add_run_tags(context.run_id, {OBSOLETE_TAG: "true"})
+        context.instance.add_run_tags(context.run.run_id, {OBSOLETE_TAG: "true"})
         return
     except MENDABLE as error:
         raise dg.Failure(f"{label(part)}: {error}", allow_retries=False) from error
@@ -274,7 +274,7 @@ def _tag_run(context: dg.AssetExecutionContext, work: Work, fingerprint: str) ->
     keys = dict(zip(STAGES[asset].dimensions, partition.split("|"), strict=False))
     tags = {f"m3po/{dimension}": key for dimension, key in keys.items()}
     tags |= {STUDY_TAG: work.study.name, FINGERPRINT_TAG: fingerprint[:TAG_DIGITS]}
-    context.instance.add_run_tags(context.run_id, tags)
+    context.instance.add_run_tags(context.run.run_id, tags)
 
 
 def failed_checks(artifact: Artifact) -> list[str]:

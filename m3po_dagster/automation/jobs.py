@@ -114,7 +114,7 @@ def run_selection(
         loaded,
         store,
         context.instance,
-        tags={STARTED_BY_TAG: context.run_id},
+        tags={STARTED_BY_TAG: context.run.run_id},
     )
     failures = []
     try:

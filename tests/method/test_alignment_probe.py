@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
@@ -14,6 +15,11 @@ from m3po_dagster.world.judge import SceneJudgeSettings
 from tests.served_judge import Reply, ServedJudge, completion, graded
 
 LEFT = CASES["shading"][1][2]
+
+
+def asked(judge) -> pa.Table:
+    """The probe's answers in the table that keeps them."""
+    return pa.Table.from_pylist(probe(judge), schema=PROBE.schema)
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def rows_of(table, case: str) -> list[dict]:
 
 @pytest.mark.parametrize("repeats", [1, 3, 4])
 def test_every_case_is_asked_as_often_as_the_study_says(served, repeats):
-    table = probe(judge_of(scorer(served), repeats=repeats))
+    table = asked(judge_of(scorer(served), repeats=repeats))
     assert served.requests == N_CASES * repeats == 12 * repeats
     assert set(served.asked.values()) == {repeats}
     assert table.schema.equals(PROBE.schema) and len(table) == N_CASES
@@ -45,7 +51,7 @@ def test_every_case_is_asked_as_often_as_the_study_says(served, repeats):
 
 
 def test_a_right_answer_stands_above_a_wrong_one_and_every_image_is_sent(served):
-    table = probe(judge_of(scorer(served), repeats=1))
+    table = asked(judge_of(scorer(served), repeats=1))
     (right,), (wrong,) = rows_of(table, "halves:right"), rows_of(table, "halves:wrong")
     assert right["value"] == 1.0 > wrong["value"]
     assert json.loads(right["sub_scores"]) == {
@@ -56,62 +62,62 @@ def test_a_right_answer_stands_above_a_wrong_one_and_every_image_is_sent(served)
 
 def test_the_same_model_answers_the_same_and_a_changed_one_does_not(served):
     judge = judge_of(scorer(served))
-    before = probe(judge)
-    assert probe(judge).equals(before)
+    before = asked(judge)
+    assert asked(judge).equals(before)
     served.revision = 2
-    after = probe(judge)
+    after = asked(judge)
     assert not after.equals(before) and after["case"].equals(before["case"])
     served.revision = 1
-    assert probe(judge).equals(before)
+    assert asked(judge).equals(before)
 
 
 def test_words_and_one_stray_grade_are_not_a_new_model(served):
     judge = judge_of(scorer(served))
-    before = probe(judge)
+    before = asked(judge)
     (row,) = rows_of(before, "shading:wrong")
-    grades = list(json.loads(row["sub_scores"]).values())
-    accuracy, adherence, relevance = grades  # canonical JSON sorts its keys
+    grades = [int(grade) for grade in json.loads(row["sub_scores"]).values()]
+    accuracy, adherence, relevance = grades  # its keys are sorted
     served.instead[LEFT] = [graded(relevance, accuracy, adherence, "said otherwise"), graded(1, 5, 1, "a stray one")]
-    assert probe(judge).equals(before) and not served.instead[LEFT]
+    assert asked(judge).equals(before) and not served.instead[LEFT]
     served.instead[LEFT] = [graded(1, 5, 1)] * 2
-    assert not probe(judge).equals(before)
+    assert not asked(judge).equals(before)
 
 
 def test_a_stray_refusal_is_no_change_and_a_standing_one_is(served):
     judge = judge_of(scorer(served))
-    before = probe(judge)
+    before = asked(judge)
     served.instead[LEFT] = [completion(None, refusal="no")]
-    assert probe(judge).equals(before)
+    assert asked(judge).equals(before)
     served.instead[LEFT] = [completion(None, refusal="no")] * 2
-    (row,) = rows_of(probe(judge), "shading:wrong")
+    (row,) = rows_of(asked(judge), "shading:wrong")
     assert (row["value"], row["sub_scores"], row["status"]) == (None, None, "refused")
 
 
 def test_only_served_scorers_are_asked_and_nothing_local_is_loaded(served):
     nowhere = SceneJudgeSettings(model="local-dir:nowhere")
-    table = probe(judge_of(scorer(served, name="b"), nowhere, scorer(served, name="a"), repeats=1))
+    table = asked(judge_of(scorer(served, name="b"), nowhere, scorer(served, name="a"), repeats=1))
     assert table["scorer"].to_pylist() == ["a"] * N_CASES + ["b"] * N_CASES
     assert served.requests == 2 * N_CASES
 
 
 def test_a_judge_without_a_served_scorer_gives_an_empty_table():
-    table = probe(MasSettings[SceneJudgeSettings](scorers=[SceneJudgeSettings(model="local-dir:nowhere")]))
+    table = asked(MasSettings[SceneJudgeSettings](scorers=[SceneJudgeSettings(model="local-dir:nowhere")]))
     assert len(table) == 0 and table.schema.equals(PROBE.schema)
 
 
 def test_an_outage_is_an_error_and_no_new_judge(served):
     served.up = False
     with pytest.raises(EndpointError, match=rf"{served.base_url}.*503"):
-        probe(judge_of(scorer(served)))
+        asked(judge_of(scorer(served)))
     served.up = True
-    assert len(probe(judge_of(scorer(served)))) == N_CASES
+    assert len(asked(judge_of(scorer(served)))) == N_CASES
 
 
 def test_an_endpoint_that_judges_nothing_is_an_error(served):
     for answer in (answer for _, answers in CASES.values() for answer in answers):
         served.instead[answer] = [Reply(400, b'{"error": {"message": "no JSON schema here"}}')]
     with pytest.raises(EndpointError, match=rf"{served.base_url}.*none of the 12.*HTTP 400"):
-        probe(judge_of(scorer(served), repeats=1))
+        asked(judge_of(scorer(served), repeats=1))
 
 
 def test_the_pictures_are_pinned():

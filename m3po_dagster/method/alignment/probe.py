@@ -6,6 +6,7 @@ count, not its words, which vary from call to call. Grades waver a little as wel
 asked several times and the median of each sub-score is the answer.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +14,10 @@ from statistics import median_low
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import pyarrow as pa
 
 from m3po_dagster.method.alignment.mas import MasSettings
 from m3po_dagster.method.alignment.scorer import SCORED, EndpointError, Score, ScorerSettings, ServedScorer
 from m3po_dagster.method.prompt import Message, Prompt
-from m3po_dagster.storage.fingerprint import canonical_json
-from m3po_dagster.storage.tables import PROBE
 
 SIDE = 224
 QUALITIES = ("right", "half", "wrong")
@@ -49,11 +47,13 @@ CASES: dict[str, tuple[str, tuple[str, str, str]]] = {
 N_CASES = len(CASES) * len(QUALITIES)
 
 
-def probe(judge: MasSettings) -> pa.Table:
-    """The median answers of every served scorer of a judge, as a PROBE table, in the order of scorer and case.
+def probe(judge: MasSettings) -> list[dict]:
+    """The median answers of every served scorer of a judge, a row a case, in the order of scorer and case.
 
-    Sends N_CASES * `judge.probe_repeats` requests a served scorer and loads no local one; without a served scorer the
-    table is empty. A case is unscored when at least half of its repeats are. Raises EndpointError when an endpoint
+    A row has scorer, case, value, sub_scores (as JSON) and status.
+
+    Sends N_CASES * `judge.probe_repeats` requests a served scorer and loads no local one; without a served scorer there
+    are no rows. A case is unscored when at least half of its repeats are. Raises EndpointError when an endpoint
     gives no judgement at all: an outage is not a new judge.
     """
     rows: list[dict] = []
@@ -61,7 +61,7 @@ def probe(judge: MasSettings) -> pa.Table:
         for settings in sorted(judge.scorers, key=lambda scorer: scorer.name):
             if settings.served:
                 rows += _answers(settings, _prompts(Path(folder)), judge.probe_repeats)
-    return pa.Table.from_pylist(rows, schema=PROBE.schema)
+    return rows
 
 
 def _answers(settings: ScorerSettings, prompts: dict[str, Prompt], repeats: int) -> list[dict]:
@@ -88,7 +88,7 @@ def _median(scorer: ServedScorer, answers: Sequence[Score]) -> dict:
         return {"value": None, "sub_scores": None, "status": min(reasons, key=lambda one: (-reasons[one], one))}
     # A grade that was given, not one in between, also where the number of answers is even.
     medians = {name: median_low(answer.sub_scores[name] for answer in scored) for name in scorer.sub_scores}
-    return {"value": scorer.value(medians), "sub_scores": canonical_json(medians), "status": SCORED}
+    return {"value": scorer.value(medians), "sub_scores": json.dumps(medians, sort_keys=True), "status": SCORED}
 
 
 def _prompts(folder: Path) -> dict[str, Prompt]:
