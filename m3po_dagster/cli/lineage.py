@@ -134,8 +134,8 @@ def _current(manifests: Manifests, study: Path | None) -> Current | None:
     with explained(StudyError, OSError, ValueError):
         hashes = FileHashes(manifests.store.root / ".cache" / "file-hashes.sqlite")
         held = held_parts(manifests, load_study(study), Identities(hashes.sha256))
-    fingerprints = {part: head.fingerprint for part, head in held.items()}
-    return Current(fingerprints, f"the study file {study}", binding=True)
+    fingerprints = {part: head.fingerprint for part, head in held.parts.items()}
+    return Current(fingerprints, ", ".join([f"the study file {study}", *held.assumed]), binding=True)
 
 
 def _event_log() -> Current | None:

@@ -206,8 +206,13 @@ def _label(node: Node) -> str:
 
 
 def _judge(version: Version) -> str:
-    scorers = version.settings if isinstance(version.settings, dict) else {}
-    return "; ".join(f"{name} {_settings(facts.get('settings'), {'name'})}" for name, facts in scorers.items())
+    """Everything about the judge but hashes of its files and what a scorer's name says already."""
+    kept = {
+        key: value
+        for key, value in flattened(version.settings)
+        if ".files." not in f".{key}." and not key.endswith(".name") and value is not False
+    }
+    return _settings({key.replace(".settings.", "."): value for key, value in kept.items()})
 
 
 def _files(version: Version) -> str:
