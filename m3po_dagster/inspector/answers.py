@@ -56,7 +56,8 @@ class AnswerQuery:
         show = values.get("show", "")
         if show not in SHOWS:
             raise QueryError(f"there is no filter {show!r}; there are {', '.join(SHOWS)}")
-        return cls(recipes or tuple(there[-1:]), name, int(seed), show, values.get("q", "")[:500])
+        recipes = tuple(item for item in catalogue.study.recipes if item in recipes) or tuple(there[-1:])
+        return cls(recipes, name, int(seed), show, values.get("q", "")[:500])
 
     def url(self, **changes: object) -> str:
         """The query as a URL's query string, with other or further fields."""

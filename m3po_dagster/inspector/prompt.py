@@ -59,8 +59,12 @@ class PromptView:
     source: str
     source_id: str
     candidates: list[CandidateView]
-    reason: str
-    detail: str | None
+    reason: str  # why the recipe has no pair here; empty where it has one
+
+    @property
+    def pair(self) -> list[CandidateView]:
+        """R_w and, where there is one, R_l of the recipe shown."""
+        return sorted((item for item in self.candidates if item.mark), key=lambda item: item.mark)
 
 
 def read_prompt(catalogue: Catalogue, number: int, recipe: str) -> PromptView:
@@ -88,7 +92,6 @@ def read_prompt(catalogue: Catalogue, number: int, recipe: str) -> PromptView:
         source_id=row["source_id"],
         candidates=candidates,
         reason=reason,
-        detail=None,
     )
 
 
@@ -103,10 +106,10 @@ def _candidates(place: Place) -> list[CandidateView]:
             return [{}] * count
         return read_rows(artifact.path("data.parquet"), start, count, columns).to_pylist()
 
-    texts = rows(
-        shard.candidates,
-        ["candidate_id", "k", "text", "token_ids", "n_tokens", "finish_reason", "multiplicity", "token_logps"],
-    )
+    wanted = ["candidate_id", "k", "text", "token_ids", "n_tokens", "finish_reason", "multiplicity"]
+    if shard.logprobs is None:
+        wanted.append("token_logps")
+    texts = rows(shard.candidates, wanted)
     found = []
     for text, outside, inside in zip(
         texts,

@@ -45,6 +45,7 @@ class Site:
             "cut": text.cut,
             "cut_off": text.cut_off,
             "number": text.number,
+            "figure": text.figure,
             "share": text.share,
             "count": text.count,
             "words": text.words,

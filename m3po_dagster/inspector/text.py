@@ -9,7 +9,8 @@ SHOWN_CHARACTERS = 4000
 
 # Line feeds and tabs stay. The rest of C0, DEL, C1, and everything that turns or hides text gets a visible name.
 _INVISIBLE = re.compile(
-    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f"
+    "\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 _C0_PICTURES = 0x2400
 _DEL, _DEL_PICTURE = 0x7F, "\u2421"
@@ -19,9 +20,12 @@ def visible(text: object) -> str:
     """The text with control, direction and zero-width characters replaced by marks that can be seen.
 
     U+0000 to U+001F become their control pictures, others their code point in angle quotes. Lone surrogates, which no
-    page can hold, become U+FFFD.
+    page can hold, become question marks.
     """
-    clean = str(text).encode("utf-8", "replace").decode("utf-8")
+    plain = str(text)
+    if plain.isascii() and plain.isprintable():
+        return plain
+    clean = plain.encode("utf-8", "replace").decode("utf-8")
     return _INVISIBLE.sub(_mark, clean)
 
 
@@ -47,6 +51,13 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None or value != value:
         return "\u2013"
     return f"{value:.{digits}f}".replace("-", "\u2212")
+
+
+def figure(value: object) -> str:
+    """What a score column holds: a whole number beyond 1 is a count and has no digits after the point."""
+    if isinstance(value, float) and abs(value) > 1 and value.is_integer():
+        return number(value, 0)
+    return number(value) if value is None or isinstance(value, float) else visible(value)
 
 
 def share(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """An answer token by token, shaded by how likely the base model found each one."""
 
 import logging
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,7 +10,9 @@ from pathlib import Path
 from m3po_dagster.method.generation.settings import ModelSettings
 
 SHADES = (-0.1, -0.5, -1.0, -2.0, -4.0)
-"""Log-probs in nats that part the shades: shade 0 is above the first, shade 5 below the last."""
+"""Log-probs in nats that part the shades: shade 0 is at least the first, shade 5 below the last."""
+
+_BOUNDS = tuple(-bound for bound in SHADES)
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,7 +28,7 @@ class Piece:
 
 def shade(logp: float | None) -> int | None:
     """The shade of a log-prob."""
-    return None if logp is None else sum(logp < bound for bound in SHADES)
+    return None if logp is None or logp != logp else bisect_left(_BOUNDS, -logp)
 
 
 class Decoder:

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
@@ -16,14 +16,16 @@ from m3po_dagster.inspector.reselect import Figures, figures, picks
 from m3po_dagster.method.selection_settings import SelectionSettings
 
 PAGE_SIZE = 20
-CHARTS = (
-    "overlap",
-    "active_penalty_share",
-    "hard_negative_share",
-    "mean_mas_gap",
-    "mean_logp_gap",
-    "mean_length_difference",
-)
+LABELS = {
+    "overlap": "share of pairs as saved",
+    "active_penalty_share": "share of pairs with a penalty",
+    "hard_negative_share": "share of pairs whose R_l is likelier",
+    "mean_mas_gap": "mean MAS gap",
+    "mean_logp_gap": "mean confidence gap",
+    "mean_length_difference": "mean tokens of R_w minus R_l",
+}
+"""The figures of a selection as the page names them."""
+
 _KEPT_GRIDS = 8
 
 
@@ -152,7 +154,7 @@ class Tuner:
         alphas, deltas = catalogue.study.sweep.alpha, catalogue.study.sweep.delta
         return tuple(
             chart(
-                name,
+                LABELS[name],
                 alphas,
                 {
                     delta: [getattr(item, name) for item in grid[row * len(alphas) : (row + 1) * len(alphas)]]
@@ -160,7 +162,7 @@ class Tuner:
                 },
                 (moved.alpha, getattr(here, name)),
             )
-            for name in CHARTS
+            for name in LABELS
         )
 
 
@@ -203,7 +205,9 @@ def _changed(
     return found
 
 
-def figure_rows(move: Move) -> list[tuple[str, float | None, float | None]]:
-    """Name, value at the saved setting, value here."""
-    names = [field.name for field in fields(Figures) if field.name not in ("pairs", "changed", "overlap")]
-    return [(name, getattr(move.at_saved, name), getattr(move.here, name)) for name in names]
+def figure_rows(move: Move) -> list[tuple[str, bool, float | None, float | None]]:
+    """Name, whether it is a share, value at the saved setting, value here."""
+    return [
+        (label, name == "overlap" or name.endswith("share"), getattr(move.at_saved, name), getattr(move.here, name))
+        for name, label in LABELS.items()
+    ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import parse_qsl
 
 import numpy as np
 from starlette.requests import Request
@@ -129,6 +130,7 @@ def prompt_page(site: Site):
             prompt=prompt,
             order=order if order in ORDERS else "mas",
             orders=ORDERS,
+            kept=[item for item in parse_qsl(query.url()) if item[0] != "recipe"],
             selection=selection,
             recipes=list(catalogue.recipes),
             pieces={k: found for k, found in pieces.items() if found is not None},
