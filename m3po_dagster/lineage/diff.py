@@ -18,12 +18,16 @@ TOPICS = {
     "base_model": "base model",
     "filtered_instructions": "filters",
     "candidates": "generation",
+    "judge_probe": "judge's answers",
     "judge_identity": "judge",
     "mas_table": "scoring",
     "logprob_table": "confidence",
     "recipe_config": "recipe",
 }
 """What the settings of an asset are called to a person."""
+
+_ASKED = ("judge_probe", "judge_identity")
+"""What may change while its settings stay: a provider can put another model behind a served judge."""
 
 _ELSEWHERE = ("training", "seeds")
 """Keys of a recipe that the adapters themselves name."""
@@ -80,7 +84,12 @@ def _differences(first: Profile, second: Profile) -> Iterator[Difference]:
         if one != other:
             yield Difference("adapter", key, one, other)
     for asset, topic in TOPICS.items():
-        yield from _of_versions(topic, first.versions.get(asset, ()), second.versions.get(asset, ()))
+        versions = first.versions.get(asset, ()), second.versions.get(asset, ())
+        differences = list(_of_versions(topic, *versions))
+        yield from differences
+        contents = [", ".join(content for item in found for content in item.contents) for found in versions]
+        if asset in _ASKED and not differences and contents[0] != contents[1]:
+            yield Difference(topic, "content", *contents)
     yield from _of_settings("training", first.training, second.training)
     codes = [_codes(item) for item in (first, second)]
     yield from _of_settings("code version", *codes)

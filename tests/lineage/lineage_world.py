@@ -48,6 +48,7 @@ class Wanted:
     shards: int = 2
     model: str = "one"
     judge: str = "strict"
+    answers: str = "first"
     recipes: dict[str, float] = field(default_factory=lambda: {"m3po": 0.5})
     seeds: tuple[int, ...] = (0,)
     epochs: int = 1
@@ -96,7 +97,13 @@ class World:
         dataset = {"file": digest(wanted.dataset, wanted.prompts), "settings": named}
         put("source_dataset", "", {"data": table(records, SOURCE_INDEX)}, dataset)
         identity("base_model", "", {"files": {"model.safetensors": digest(wanted.model)}})
-        identity("judge_identity", "", {"scorer": {"settings": {"strictness": wanted.judge}}})
+        # What a served judge answers is no setting of the study: content alone tells.
+        probed = table([{"fact": "answers", "value": wanted.answers}], IDENTITY)
+        answers = self._commit("judge_probe", "", digest("probe", wanted.answers), {"data": probed}, {}, [], "")
+        made["judge_probe", ""] = answers
+        judge = {"scorer": {"settings": {"strictness": wanted.judge}}}
+        rows = [{"fact": "scorer", "value": wanted.judge}, {"fact": "answers", "value": answers.data_version}]
+        put("judge_identity", "", {"data": table(rows, IDENTITY)}, judge, ("judge_probe", ""))
         shards = [f"s{n}" for n in range(wanted.shards)]
         for name, alpha in wanted.recipes.items():
             training = {"kind": "dpo", "beta": wanted.beta, "epochs": wanted.epochs}

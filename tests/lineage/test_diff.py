@@ -71,6 +71,16 @@ def test_another_model_gives_other_answers_under_the_same_ids(world, wanted):
     check_pairs(world, result)
 
 
+def test_a_served_judge_that_answers_differently_shows_though_no_setting_changed(world, wanted):
+    first, second = world.make(wanted), world.make(wanted.but(answers="second"))
+    assert first["judge_identity", ""].manifest.settings == second["judge_identity", ""].manifest.settings
+    # The same scores came of it, so nothing was trained again and the adapter is the same one.
+    assert first[RECIPE].key == second[RECIPE].key
+    third = world.make(wanted.but(answers="third", dataset="streets"))
+    contents = [made["judge_identity", ""].data_version for made in (first, third)]
+    assert told(compared(world, first, third))["judge", "content"] == tuple(contents)
+
+
 def test_a_judge_that_changed_one_shard_alone_shows_both_judges(world, wanted):
     wanted = wanted.but(prompts=24)
     first, second = world.make(wanted), world.make(wanted.but(judge="lenient", judged_apart=("s1",)))

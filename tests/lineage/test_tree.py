@@ -21,7 +21,7 @@ def test_every_branch_ends_outside_the_graph(world, wanted):
     tree = trace(Manifests(world.store), made["adapter", "m3po|1"])
     assert tree.files and tree.settings["seed"] == 1
     leaves = {node.asset for node in each(tree) if not node.inputs}
-    assert leaves == {"source_dataset", "judge_identity", "base_model", "recipe_config"}
+    assert leaves == {"source_dataset", "judge_probe", "base_model", "recipe_config"}
     others = {("adapter", "m3po|0"), ("lora_adapter", "m3po")}
     expected = {(*artifact.key, artifact.data_version) for part, artifact in made.items() if part not in others}
     assert [node.identity for node in each(tree)].count(tree.identity) == 1
