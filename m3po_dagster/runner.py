@@ -6,7 +6,7 @@ each other. In a wave each partition with something due is one run, in this proc
 
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -35,6 +35,16 @@ class Selection:
         keys = dict(zip(STAGES[asset].dimensions, partition.split("|"), strict=False))
         wanted = {"shard": self.shards, "recipe": self.recipes}
         return all(not wanted[name] or key in wanted[name] for name, key in keys.items())
+
+    def refuse_unknown(self, study: Study) -> None:
+        """Raises ValueError with a sentence for a name that the study hasn't."""
+        for kind, given, there in (
+            ("asset", self.assets, list(STAGES)),
+            ("shard", self.shards, study.shards),
+            ("recipe", self.recipes, list(study.recipes)),
+        ):
+            if unknown := [name for name in given if name not in there]:
+                raise ValueError(f"no {kind} {unknown[0]!r} in study {study.name}; there are {', '.join(there)}")
 
 
 EVERYTHING = Selection()
@@ -78,8 +88,13 @@ class Runner:
         self.study, self.instance, self.log_level = study, instance, log_level
         self.store, self.identities = store.open(), store.identities()
 
-    def bring_up_to_date(self, selection: Selection = EVERYTHING) -> Iterator[Outcome]:
-        """Runs what is due, yielding each run's outcome. What hangs on a failed run is left as it is."""
+    def bring_up_to_date(
+        self, selection: Selection = EVERYTHING, starting: Callable[[Sequence[str], str], None] = lambda *_: None
+    ) -> Iterator[Outcome]:
+        """Runs what is due, yielding each run's outcome. What hangs on a failed run is left as it is.
+
+        `starting` is called with the assets and the partition of each run before it begins.
+        """
         failed: set[Part] = set()
         for wave in waves():
             # Partitions of a wave don't depend on each other, so one look serves the wave.
@@ -87,6 +102,7 @@ class Runner:
             for partition in partition_keys(wave[0], self.study):
                 names = self._due(wave, partition, waiting, selection, failed)
                 if names:
+                    starting(names, partition)
                     outcome = self._run(names, partition)
                     failed |= {(name, partition) for name in outcome.failed}
                     yield outcome

@@ -22,17 +22,18 @@ ACTIVE = [
 CLOCK_SECONDS = 5.0
 
 
-def at_work(instance: dg.DagsterInstance) -> dict[Part, list[DagsterRun]]:
+def at_work(instance: dg.DagsterInstance, report: bool = True) -> dict[Part, list[DagsterRun]]:
     """The parts that a run will make or is making, with the runs.
 
-    A run whose process is gone, killed without a word, is reported as failed and counts no more.
+    A run whose process is gone, killed without a word, counts no more; with `report` it is put down as failed.
     """
     found: dict[Part, list[DagsterRun]] = {}
     for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE)):
         if run.status == DagsterRunStatus.NOT_STARTED and not run.is_resume_retry and not _planned(instance, run):
             continue
         if run.status in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING) and process_gone(instance, run):
-            instance.report_run_failed(run, "The process of this run is gone. What it had finished is kept.")
+            if report:
+                instance.report_run_failed(run, "The process of this run is gone. What it had finished is kept.")
             continue
         for part in _planned(instance, run):
             found.setdefault(part, []).append(run)

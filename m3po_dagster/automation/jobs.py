@@ -102,13 +102,10 @@ def run_selection(
     from m3po_dagster.definitions import build_definitions
 
     loaded = study.load()
-    for kind, given, there in (
-        ("asset", selection.assets, list(STAGES)),
-        ("shard", selection.shards, loaded.shards),
-        ("recipe", selection.recipes, list(loaded.recipes)),
-    ):
-        if unknown := [name for name in given if name not in there]:
-            raise dg.Failure(f"there is no {kind} {unknown[0]!r} in the study; there are {', '.join(there)}")
+    try:
+        selection.refuse_unknown(loaded)
+    except ValueError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
     runner = Runner(
         build_definitions(Path(study.path), store.root),
         loaded,

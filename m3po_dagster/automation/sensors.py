@@ -4,7 +4,7 @@ Both sensors are level-triggered: each tick compares what the event log holds wi
 ask for, and starts what is missing. Nothing is remembered from tick to tick.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus
@@ -20,7 +20,7 @@ from m3po_dagster.automation.wanted import (
     wanted_now,
 )
 from m3po_dagster.current import read_heads
-from m3po_dagster.graph import STAGES, Part, due, label, partition_keys
+from m3po_dagster.graph import STAGES, Head, Part, due, label, partition_keys
 from m3po_dagster.materialise import OBSOLETE_TAG, STUDY_TAG, WANTED_TAG
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.study import Study
@@ -177,6 +177,15 @@ def endings(instance: dg.DagsterInstance, wanted: str) -> list[Ending]:
     """How earlier runs for one and the same thing ended, the newest first."""
     runs = instance.get_runs(dg.RunsFilter(tags={WANTED_TAG: wanted}, statuses=list(ENDINGS)))
     return ["obsolete" if OBSOLETE_TAG in run.tags else ENDINGS[run.status] for run in runs]
+
+
+def held_back(
+    instance: dg.DagsterInstance, study: Study, heads: Mapping[Part, Head], busy: Collection[Part]
+) -> dict[Part, str]:
+    """The parts that `keep_up` does not start although they are due, and why."""
+    todo = [(part, wanted_now(part, study, heads)) for part in due(study, None, heads, busy) if part[0] in INSIDE]
+    _, held = asks(todo, lambda key: endings(instance, key), study.automation.max_failures)
+    return {item.part: item.why for item in held}
 
 
 def wanted_by(busy: dict[Part, list[DagsterRun]]) -> dict[Part, str]:

@@ -2,7 +2,7 @@
 
 import typer
 
-from m3po_dagster.cli import lineage, run, store, study, world
+from m3po_dagster.cli import lineage, run, status, store, study, ui, world
 from m3po_dagster.cli.inspect import inspect
 from m3po_dagster.cli.select import select
 
@@ -12,9 +12,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.run)
-app.command("status")(run.status)
-app.command("leaderboard")(run.leaderboard)
-app.command("ui")(run.ui)
+app.command("status")(status.status)
+app.command("leaderboard")(status.leaderboard)
+app.command("ui")(ui.ui)
 app.command("inspect")(inspect)
 app.command("select")(select)
 app.add_typer(study.app, name="study", help="Check, explain and describe study files.")

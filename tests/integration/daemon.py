@@ -47,18 +47,22 @@ class Daemon:
                 list(map(str, command)), env=environment, stdout=log, stderr=log, start_new_session=True
             )
 
-    def kill(self, everything: bool = True) -> None:
-        """SIGKILL for the daemon, and for its code server and the runs as well unless `everything` is False."""
+    def kill(self, everything: bool = True) -> list[int]:
+        """SIGKILL for the daemon, and for its code server and the runs as well unless `everything` is False.
+
+        Gives the process ids of what the daemon had started.
+        """
         if self.process is None:
-            return
-        if everything:
-            for pid in descendants(self.process.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            return []
+        started = descendants(self.process.pid)
+        for pid in started if everything else ():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         with suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
         self.process = None
+        return started
 
     def runs(self, *statuses: DagsterRunStatus) -> list[DagsterRun]:
         """The project's runs, newest first."""
@@ -75,6 +79,10 @@ class Daemon:
         while not holds():
             assert time.monotonic() < deadline, f"not within {seconds} s\n{self.report()}"
             time.sleep(0.25)
+
+    def quiet(self) -> None:
+        """Waits two to three ticks."""
+        time.sleep(QUIET_SECONDS)
 
     def until_settled(self, seconds: float = 480) -> None:
         """Waits until all is fresh and nothing is at work, and has been so for two to three ticks."""

@@ -1,0 +1,66 @@
+"""`m3po status` and `m3po leaderboard`: how a study stands, and what came of it."""
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from m3po_dagster.cli.options import JsonOption, StudyOption, fail
+from m3po_dagster.cli.project import how_it_stands, leaderboard_text, line, prepare
+from m3po_dagster.study import DEFAULT_STUDY
+
+if TYPE_CHECKING:
+    from m3po_dagster.graph import Part
+    from m3po_dagster.study import Study
+
+
+def status(
+    study: StudyOption = DEFAULT_STUDY,
+    everything: Annotated[bool, typer.Option("--all", help="Every partition, fresh ones too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What is fresh, stale, missing or at work, what waits for something that is, what the sensors hold, and why."""
+    from m3po_dagster.graph import label
+
+    loaded = prepare(study)
+    found, held = how_it_stands(loaded), _held(loaded)
+    if as_json:
+        rows = [
+            {"part": label(item.part), "state": item.state, "why": item.why, "held": held.get(item.part, "")}
+            for item in found
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    by_asset: dict[str, Counter[str]] = {}
+    for item in found:
+        by_asset.setdefault(item.part[0], Counter())[item.state] += 1
+    for name, states in by_asset.items():
+        typer.echo(f"{name:24} " + ", ".join(f"{number} {state}" for state, number in states.items()))
+    for item in found:
+        if everything or item.state != "fresh":
+            typer.echo(f"  {line(item, held.get(item.part, ''))}")
+
+
+def leaderboard(study: StudyOption = DEFAULT_STUDY) -> None:
+    """Print the study's leaderboard as Markdown."""
+    board = leaderboard_text(how_it_stands(prepare(study)))
+    if board is None:
+        fail(f"the leaderboard of {study} is not up to date: run `m3po run --study {study}`", status=1)
+    typer.echo(board)
+
+
+def _held(study: "Study") -> dict["Part", str]:
+    """What the sensors don't start any more, in a sentence each."""
+    import dagster as dg
+
+    from m3po_dagster.automation.active_runs import at_work
+    from m3po_dagster.automation.sensors import held_back
+    from m3po_dagster.current import read_heads
+
+    with dg.DagsterInstance.get() as instance:
+        busy = at_work(instance, report=False)
+        found = held_back(instance, study, read_heads(instance), busy)
+    return {
+        part: f"held by the sensor, {why}: materialise it by hand once that is mended" for part, why in found.items()
+    }
