@@ -3,11 +3,13 @@
 from copy import deepcopy
 
 import dagster as dg
+import pyarrow as pa
 import yaml
 from typer.testing import CliRunner
 
 from m3po_dagster.cli.main import app
 from m3po_dagster.current import read_heads
+from m3po_dagster.graph import made_from
 from m3po_dagster.lineage.diff import diff
 from m3po_dagster.lineage.manifests import Manifests
 from m3po_dagster.lineage.naming import Current, choose
@@ -18,6 +20,8 @@ from m3po_dagster.lineage.study import held_parts
 from m3po_dagster.lineage.tree import each, trace
 from m3po_dagster.resources.study import StoreResource
 from m3po_dagster.storage.fingerprint import file_sha256
+from m3po_dagster.storage.store import ArtifactStore
+from m3po_dagster.storage.tables import IDENTITY
 from tests.lineage.lineage_oracle import Oracle
 
 
@@ -47,6 +51,23 @@ def test_an_adapter_leads_back_to_the_dataset_and_its_pairs(made):
 def test_the_store_and_the_study_file_know_what_the_event_log_calls_current(made):
     held = held_parts(Manifests(made.store), made.load(), StoreResource(root=made.root).identities())
     assert held.parts == heads_of(made) and held.assumed == ()
+
+
+def test_of_several_answers_of_a_judge_the_newest_counts_and_the_answer_says_so(copy_of_made, tmp_path):
+    project, part = copy_of_made, ("judge_probe", "")
+    study, identities = project.load(), StoreResource(root=project.root).identities()
+    rows = pa.Table.from_pylist([{"fact": "answers", "value": "others"}], schema=IDENTITY.schema)
+
+    def answered(store, fingerprint):
+        with store.open(*part, fingerprint) as draft:
+            return draft.commit({"data": (rows, IDENTITY)}, code_version="1")
+
+    content = answered(ArtifactStore(tmp_path / "elsewhere"), "0" * 64).data_version
+    newest = answered(project.store, made_from(part, study, identities, {}, found=content))
+    held = held_parts(Manifests(project.store), study, identities)
+    assert held.parts[part].fingerprint == newest.fingerprint and ("lora_adapter", "m3po") not in held.parts
+    (sentence,) = held.assumed
+    assert sentence.startswith("judge_probe as of ") and sentence.endswith("the newest of 2")
 
 
 def test_two_recipes_differ_as_sql_says(made):
