@@ -18,9 +18,11 @@ from dagster import DagsterRunStatus
 
 from m3po_dagster.current import read_heads
 from m3po_dagster.graph import STAGES
+from m3po_dagster.home import SETTINGS
 from m3po_dagster.materialise import OBSOLETE_TAG, WANTED_TAG
 from tests.integration.conftest import Project
 from tests.integration.daemon import Daemon, counts_since, objects, what
+from tests.integration.postgres import postgres
 from tests.served_judge import ServedJudge
 
 M3PO = str(Path(sys.executable).with_name("m3po"))
@@ -349,3 +351,19 @@ def test_training_by_hand_waits_for_a_hand(project, automated_study):
         assert [item.part for item in project.unsettled() if item.state == "stale"] == [("lora_adapter", "m3po")]
         assert all(STAGES[asset].asset != "lora_adapter" for asset, _ in daemon.active())
         assert not [run for run in daemon.runs() if what(run)[0] == "lora_adapter" and WANTED_TAG in run.tags]
+
+
+@pytest.mark.slow
+def test_an_event_log_in_postgres_that_begins_empty(project, automated_study, judge, tmp_path):
+    before, asked, done = heads_of(project), judge.requests, trainings(project)
+    with postgres(tmp_path) as url:
+        shutil.rmtree(project.folder / "home")
+        with Daemon(project, settings=f"{SETTINGS}\nstorage:\n  postgres:\n    postgres_url: {url}\n") as daemon:
+            daemon.until_settled()
+            assert heads_of(project) == before, "everything is found again in the store"
+            assert judge.requests == asked + 12 and trainings(project) == 0
+            project.write(edited(automated_study, alpha=5.0))
+            daemon.until_settled()
+            assert_right(project, before)
+            assert trainings(project) == 1
+        assert done == 2
