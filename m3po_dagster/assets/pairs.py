@@ -104,7 +104,7 @@ def describe_pairs(artifact: Artifact, work: Work) -> Mapping[str, object]:
         "pairs": len(table),
         "no pair by reason": counts(facts["dropped by reason"]),
         "statistics": dg.MetadataValue.json(facts["stats"]),
-        "preview": preview(table),
+        "preview": preview(table, columns=["chosen_id", "rejected_id", "mas_gap", "logp_gap", "m3p_score"]),
         "gaps": histograms(
             {
                 "MAS(R_w) - MAS(R_l)": table["mas_gap"].to_pylist(),
@@ -129,9 +129,10 @@ def pictured(pairs: pa.Table, work: Work) -> dg.MarkdownMetadataValue:
     rows = []
     for row in pairs.to_pylist():
         prompt = known.get(row["prompt_id"])
-        cells = (prompt.question if prompt else "", said[row["chosen_id"]], said.get(row["rejected_id"], ""))
+        asked, gap = prompt.question if prompt else "", row["mas_gap"]
+        cells = (asked, said[row["chosen_id"]], said.get(row["rejected_id"], ""), "" if gap is None else gap)
         rows.append((prompt.image_path if prompt else None, cells))
-    return gallery(("instruction", "chosen, R_w", "rejected, R_l"), rows)
+    return gallery(("instruction", "chosen, R_w", "rejected, R_l", "MAS gap"), rows)
 
 
 def sweep_all(work: Work) -> Built:

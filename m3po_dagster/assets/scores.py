@@ -145,7 +145,7 @@ def describe_mas(artifact: Artifact, work: Work) -> Mapping[str, object]:
         "unscored by reason": counts(artifact.manifest.metadata["unscored by reason"]),
         "candidates/s": round(len(table) / max(artifact.manifest.seconds, 1e-9), 1),
         "mean MAS": None if mean is None else round(mean, 4),
-        "preview": preview(table),
+        "preview": preview(table, columns=["candidate_id", "status", *values]),
         "scores": histograms({name: table[name].to_pylist() for name in values}),
         "best and worst": best_and_worst(table, work),
         "inspector": dg.MetadataValue.url(prompts_url(shard=work.partition)),
