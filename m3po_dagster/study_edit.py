@@ -86,7 +86,9 @@ def _mappings(text: str, path: Path) -> tuple[_Mapping, _Mapping | None]:
     root = recipes = None
     is_key, last_key = True, ""
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent | yaml.ScalarEvent) or _closes_flow(event, open_ones):
+        if isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
+            open_ones.pop()
+        if isinstance(event, yaml.AliasEvent | yaml.ScalarEvent) or _closes_flow(event):
             for mapping in open_ones:
                 if mapping is not None:
                     mapping.end, mapping.empty = event.end_mark, False
@@ -99,8 +101,6 @@ def _mappings(text: str, path: Path) -> tuple[_Mapping, _Mapping | None]:
             open_ones.append(mapping)
         elif isinstance(event, yaml.SequenceStartEvent):
             open_ones.append(None)
-        elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
-            open_ones.pop()
         if len(open_ones) == 1 and isinstance(
             event, yaml.ScalarEvent | yaml.AliasEvent | yaml.MappingEndEvent | yaml.SequenceEndEvent
         ):
@@ -113,7 +113,7 @@ def _mappings(text: str, path: Path) -> tuple[_Mapping, _Mapping | None]:
     return root, recipes
 
 
-def _closes_flow(event: yaml.Event, open_ones: list[_Mapping | None]) -> bool:
+def _closes_flow(event: yaml.Event) -> bool:
     """Whether the event is the end of a mapping or list in braces or brackets, whose place in the file is exact."""
     if not isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
         return False

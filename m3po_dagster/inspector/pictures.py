@@ -10,6 +10,7 @@ THUMBNAIL_SIDE = 96
 LARGEST_FILE = 64 << 20
 LARGEST_PIXELS = 100_000_000
 AS_IT_IS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+DRAWN_ANEW = ("BMP", "TIFF", "PPM")
 _AS_IT_IS_BYTES = 1 << 20
 
 
@@ -32,7 +33,7 @@ def picture(image_root: Path, uri: str, side: int = LARGEST_SIDE) -> tuple[bytes
         if path.stat().st_size > LARGEST_FILE:
             raise PictureError(f"{uri!r} has {path.stat().st_size} bytes, more than {LARGEST_FILE}")
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content), formats=[*AS_IT_IS, "BMP", "TIFF", "PPM", "MPO"]) as image:
+        with Image.open(io.BytesIO(content), formats=[*AS_IT_IS, *DRAWN_ANEW]) as image:
             if image.width * image.height > LARGEST_PIXELS:
                 raise PictureError(f"{uri!r} has {image.width} x {image.height} pixels, more than {LARGEST_PIXELS}")
             small = max(image.size) <= side and len(content) <= _AS_IT_IS_BYTES

@@ -12,7 +12,8 @@ from m3po_dagster.method.selection_matrix import ScoreMatrix
 from m3po_dagster.method.selection_rules import confidence_penalty, find_winners
 from m3po_dagster.method.selection_settings import SelectionSettings
 
-MAS_COLUMNS = ("candidate_id", "prompt_id", "mas", "status", "words")
+ID_COLUMNS = ("candidate_id", "prompt_id")
+MAS_COLUMNS = (*ID_COLUMNS, "mas", "status", "words")
 """Columns of a MAS table that are no scorer and no sub-score."""
 
 
@@ -21,7 +22,6 @@ class CandidateView:
     """One candidate. `scores` are the scorers and sub-scores by name; `picked_by` says which recipes picked it."""
 
     k: int
-    candidate_id: str
     text: str
     n_tokens: int
     multiplicity: int
@@ -106,14 +106,16 @@ def _candidates(place: Place) -> list[CandidateView]:
             return [{}] * count
         return read_rows(artifact.path("data.parquet"), start, count, columns).to_pylist()
 
-    wanted = ["candidate_id", "k", "text", "token_ids", "n_tokens", "finish_reason", "multiplicity"]
+    wanted = ["k", "text", "token_ids", "n_tokens", "finish_reason", "multiplicity"]
     if shard.logprobs is None:
         wanted.append("token_logps")
     texts = rows(shard.candidates, wanted)
     found = []
     for text, outside, inside in zip(
         texts,
-        rows(shard.mas),
+        rows(shard.mas, [name for name in shard.mas.manifest.tables["data"].columns if name not in ID_COLUMNS])
+        if shard.mas
+        else [{}] * count,
         rows(shard.logprobs, ["sum_logp", "eos_logp", "n_tokens", "token_logps"]),
         strict=True,
     ):
@@ -121,7 +123,6 @@ def _candidates(place: Place) -> list[CandidateView]:
         found.append(
             CandidateView(
                 k=text["k"],
-                candidate_id=text["candidate_id"],
                 text=text["text"],
                 n_tokens=text["n_tokens"],
                 multiplicity=text["multiplicity"],

@@ -43,13 +43,11 @@ class Decoder:
             self.problem = f"the tokenizer of {model.path} can't be loaded: {str(error).splitlines()[0]}"
             _LOG.warning("%s", self.problem)
 
-    def pieces(self, token_ids: Sequence[int], logps: Sequence[float | None]) -> list[Piece] | None:
-        """The tokens' texts in order, or None without a tokenizer.
+    def pieces(self, token_ids: Sequence[int], logps: Sequence[float | None]) -> list[Piece]:
+        """The tokens' texts in order; not to be asked of a decoder with a problem.
 
         The bytes of one character may be spread over tokens: it is shown with the last of them.
         """
-        if self._tokenizer is None:
-            return None
         from tokenizers.decoders import DecodeStream
 
         stream = DecodeStream(skip_special_tokens=False)
@@ -60,15 +58,19 @@ class Decoder:
 
 
 def _tokenizer(model: ModelSettings):
-    """A `tokenizers.Tokenizer`. No weights are read and torch is not needed."""
+    """A `tokenizers.Tokenizer` from this machine alone. No weights are read and torch is not needed."""
     from tokenizers import Tokenizer
 
-    file = Path(model.path) / "tokenizer.json"
+    folder = Path(model.path)
+    file = folder / "tokenizer.json"
     if file.is_file():
         return Tokenizer.from_file(str(file))
+    if folder.is_absolute() and not folder.is_dir():
+        raise FileNotFoundError("there is no such folder")
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model.path, revision=model.revision, use_fast=True).backend_tokenizer
+    found = AutoTokenizer.from_pretrained(model.path, revision=model.revision, local_files_only=True)
+    return found.backend_tokenizer
 
 
 @lru_cache(maxsize=2)

@@ -14,6 +14,7 @@ from m3po_dagster.current import read_heads
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.fronts import Fronts, build_fronts, file_name, front_key
 from m3po_dagster.inspector.reading import SHOWN_ASSETS, Reader
+from m3po_dagster.inspector.tokens import Decoder, decoder
 from m3po_dagster.method.selection_settings import SelectionSettings
 from m3po_dagster.storage.store import ArtifactStore
 
@@ -31,7 +32,8 @@ _LOG = logging.getLogger(__name__)
 class Watch:
     """The current catalogue, and the fronts of its recipes.
 
-    `progress` says what is being read, empty when nothing is; `problem` why the last reading failed.
+    `progress` says what is being read, empty when nothing is; `problem` why the last reading failed. `decoder` turns
+    the base model's tokens into text; None until its tokenizer is loaded.
     """
 
     def __init__(self, study_path: Path, store: ArtifactStore, instance: dg.DagsterInstance) -> None:
@@ -39,6 +41,7 @@ class Watch:
         self.progress, self.problem = "", ""
         self._instance = instance
         self._reader = Reader(study_path, store)
+        self.decoder: Decoder | None = None
         self._catalogue: Catalogue | None = None
         self._fronts: dict[str, Fronts] = {}
         self._seen: object = None
@@ -99,6 +102,8 @@ class Watch:
             self._catalogue = self._reader.read(heads, self._report)
             self.problem = ""
             self._catalogue_read.set()
+            self._report("loading the model's tokenizer")
+            self.decoder = decoder(self._catalogue.study.model)
             self._build_fronts(self._catalogue)
         except _EXPLAINED as error:
             self.problem = str(error)

@@ -48,6 +48,7 @@ class Answer:
     n_tokens: int = 4
     finish_reason: str = "stop"
     words: str | None = None
+    token_ids: list[int] | None = None
     token_logps: list | None = None
 
 
@@ -62,15 +63,16 @@ class Asked:
 
 
 def some_prompts(count: int = 6, start: int = 0) -> list[Asked]:
-    """Prompts with a few answers each; every third has one distinct answer, hence no pair."""
+    """Prompts of five answers, each worse than the one before it; of every second prompt also less likely.
+
+    Every third prompt has one answer alone, hence no pair.
+    """
     prompts = []
     for number in range(start, start + count):
-        answers = [
-            Answer(
-                f"answer {k} to {number}", round(0.9 - 0.13 * k - 0.01 * number, 3), -1.0 - 0.7 * ((k * 7) % 4), 4 + k
-            )
-            for k in range(1 if number % 3 == 2 else 5)
-        ]
+        answers = []
+        for k in range(1 if number % 3 == 2 else 5):
+            n_tokens, logp = 4 + k, -0.25 - (0.5 * k if number % 2 == 0 else 0.0)
+            answers.append(Answer(f"answer {k} to {number}", 0.9 - 0.13 * k - 0.01 * number, logp * n_tokens, n_tokens))
         prompts.append(Asked(f"prompt{number:03d}", f"What is in picture {number}?", answers))
     return prompts
 
@@ -97,7 +99,7 @@ class MadeStudy:
 
     def write(self) -> None:
         """Writes the study file."""
-        self.path.write_text(yaml.safe_dump(self.settings))
+        self.path.write_text(yaml.safe_dump(self.settings, sort_keys=False))
 
     def commit(
         self,
@@ -162,7 +164,7 @@ class MadeStudy:
                 "prompt_id": item.prompt_id,
                 "k": k,
                 "text": answer.text,
-                "token_ids": [5] * answer.n_tokens,
+                "token_ids": answer.token_ids or [5] * answer.n_tokens,
                 "n_tokens": answer.n_tokens,
                 "finish_reason": answer.finish_reason,
                 "multiplicity": 1,

@@ -23,10 +23,13 @@ from m3po_dagster.inspector.query import (
 from m3po_dagster.inspector.reselect import pick
 from m3po_dagster.inspector.site import NotFound, Site
 from m3po_dagster.inspector.text import words
-from m3po_dagster.inspector.tokens import SHADES, decoder
+from m3po_dagster.inspector.tokens import SHADES, Piece
 from m3po_dagster.inspector.tune import no_sliders, point
 
 ORDERS = {"mas": "best MAS first", "k": "as sampled", "logp": "likeliest first", "s": "highest S first"}
+
+
+SHOWN_TOKENS = 2000
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,7 @@ def prompt_page(site: Site):
         order = request.query_params.get("order", "mas")
         _sort(prompt, order)
         selection = catalogue.study.recipes[query.recipe].selection if query.recipe in catalogue.recipes else None
-        texts = decoder(catalogue.study.model)
-        pieces = {
-            candidate.k: texts.pieces(candidate.token_ids, candidate.token_logps)
-            for candidate in prompt.candidates
-            if candidate.token_logps and len(candidate.token_ids) == len(candidate.token_logps)
-        }
+        pieces, tokens_problem = _pieces(site, prompt)
         moved, moved_k = _moved(site, catalogue, query.recipe, number, request.query_params)
         before, after, at = _neighbours(site, catalogue, query, number)
         return site.render(
@@ -133,8 +131,8 @@ def prompt_page(site: Site):
             kept=[item for item in parse_qsl(query.url()) if item[0] != "recipe"],
             selection=selection,
             recipes=list(catalogue.recipes),
-            pieces={k: found for k, found in pieces.items() if found is not None},
-            tokenizer_problem=texts.problem if pieces else "",
+            pieces=pieces,
+            tokens_problem=tokens_problem,
             shades=SHADES,
             moved=moved,
             moved_k=moved_k,
@@ -159,6 +157,35 @@ def answer_text(site: Site):
         raise NotFound(f"Prompt {prompt.prompt_id} has no candidate {k}.")
 
     return view
+
+
+def _pieces(site: Site, prompt: PromptView) -> tuple[dict[int, list[Piece]], str]:
+    """The shaded tokens of each candidate whose token log-probs are known, by k; and why there are none."""
+    known = [
+        candidate
+        for candidate in prompt.candidates
+        if candidate.token_logps and len(candidate.token_ids) == len(candidate.token_logps)
+    ]
+    if not known:
+        return {}, ""
+    decoder = site.watch.decoder
+    if decoder is None or decoder.problem:
+        return {}, decoder.problem if decoder else "the model's tokenizer is still being loaded"
+    found = {}
+    for candidate in known:
+        shaded = decoder.pieces(candidate.token_ids[:SHOWN_TOKENS], candidate.token_logps[:SHOWN_TOKENS])
+        if _spells("".join(piece.text for piece in shaded), candidate.text, len(shaded) == len(candidate.token_ids)):
+            found[candidate.k] = shaded
+    return found, ""
+
+
+def _spells(tokens: str, text: str, whole: bool) -> bool:
+    """Whether tokens stand for the text, white space aside: what does not is not shown in its place.
+
+    Special tokens may come before and after it; tokens that are not the whole answer spell its beginning.
+    """
+    spelled, wanted = "".join(tokens.split()), "".join(text.split())
+    return wanted in spelled if whole else wanted.startswith(spelled)
 
 
 def _number(request: Request, catalogue: Catalogue) -> int:

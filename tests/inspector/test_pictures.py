@@ -1,0 +1,86 @@
+"""Images: from below the root alone, images alone, never large."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from m3po_dagster.inspector import pictures
+from m3po_dagster.inspector.pictures import PictureError, picture
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    Image.new("RGB", (30, 20), "red").save(folder / "sub" / "a.png")
+    Image.new("RGB", (30, 20), "blue").save(tmp_path / "secret.png")
+    return folder
+
+
+def test_a_small_file_goes_out_as_it_is(root):
+    content, kind = picture(root, "sub/a.png")
+    assert content == (root / "sub" / "a.png").read_bytes() and kind == "image/png"
+
+
+@pytest.mark.parametrize(
+    "uri", ["../secret.png", "sub/../../secret.png", "/etc/passwd", "a\0.png", "sub", "absent.png", ""]
+)
+def test_paths_that_leave_the_root_or_are_no_file(root, uri):
+    with pytest.raises(PictureError):
+        picture(root, uri)
+
+
+def test_links_that_leave_the_root(root):
+    (root / "link.png").symlink_to(root.parent / "secret.png")
+    (root / "folder").symlink_to(root.parent)
+    (root / "loop.png").symlink_to(root / "loop.png")
+    (root / "inside.png").symlink_to(root / "sub" / "a.png")
+    for uri in ("link.png", "folder/secret.png", "loop.png"):
+        with pytest.raises(PictureError):
+            picture(root, uri)
+    assert picture(root, "inside.png")[1] == "image/png"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("page.png", b"<html><script>alert(1)</script></html>"),
+        ("drawing.svg", b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>'),
+        ("empty.png", b""),
+        ("half.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
+        ("a.pdf", b"%PDF-1.4"),
+    ],
+)
+def test_what_is_no_image_is_not_sent(root, name, content):
+    (root / name).write_bytes(content)
+    with pytest.raises(PictureError, match="can't be read as an image"):
+        picture(root, name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("PNG", "RGBA"), ("JPEG", "CMYK"), ("TIFF", "RGB"), ("BMP", "RGB"), ("PNG", "I;16")]
+)
+def test_large_images_and_other_formats_are_drawn_anew(root, kind, mode):
+    Image.new(mode, (3000, 1500)).save(root / "large", format=kind)
+    content, sent = picture(root, "large", side=512)
+    with Image.open(io.BytesIO(content)) as drawn:
+        assert sent == "image/jpeg" and drawn.format == "JPEG" and drawn.size == (512, 256)
+
+
+def test_a_turned_photograph_stands_upright(root):
+    turned = Image.new("RGB", (2000, 1000))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(root / "turned.jpg", exif=exif)
+    with Image.open(io.BytesIO(picture(root, "turned.jpg")[0])) as drawn:
+        assert drawn.size == (512, 1024)
+
+
+def test_too_much_is_refused(root, monkeypatch):
+    monkeypatch.setattr(pictures, "LARGEST_PIXELS", 599)
+    with pytest.raises(PictureError, match="30 x 20 pixels"):
+        picture(root, "sub/a.png")
+    monkeypatch.setattr(pictures, "LARGEST_FILE", 10)
+    with pytest.raises(PictureError, match="more than 10"):
+        picture(root, "sub/a.png")
