@@ -16,6 +16,7 @@ from dagster import DagsterRun, DagsterRunStatus
 from m3po_dagster.automation.active_runs import ACTIVE
 from m3po_dagster.home import SETTINGS
 
+M3PO = str(Path(sys.executable).with_name("m3po"))
 QUIET_SECONDS = 13
 """Two to three ticks of a sensor: what has not been started by then is not going to be."""
 

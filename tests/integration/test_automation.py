@@ -7,10 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections import Counter
 from copy import deepcopy
-from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -21,11 +19,9 @@ from m3po_dagster.graph import STAGES
 from m3po_dagster.home import SETTINGS
 from m3po_dagster.materialise import OBSOLETE_TAG, WANTED_TAG
 from tests.integration.conftest import Project
-from tests.integration.daemon import Daemon, counts_since, objects, what
+from tests.integration.daemon import M3PO, Daemon, counts_since, objects, what
 from tests.integration.postgres import postgres
 from tests.served_judge import ServedJudge
-
-M3PO = str(Path(sys.executable).with_name("m3po"))
 
 
 @pytest.fixture(scope="module")
