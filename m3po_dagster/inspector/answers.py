@@ -1,6 +1,5 @@
 """Benchmark answers of adapters beside those of the base model: which differ, and which became right or wrong."""
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +13,8 @@ import pyarrow.parquet as pq
 from m3po_dagster.evaluation.question import BenchmarkError, Question
 from m3po_dagster.evaluation.registry import benchmark
 from m3po_dagster.inspector.catalogue import Catalogue
-from m3po_dagster.inspector.query import QueryError
+from m3po_dagster.inspector.kept import Kept
+from m3po_dagster.inspector.query import QueryError, default_recipe
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.study import BASE_RECIPE, Study
 
@@ -40,9 +40,11 @@ class AnswerQuery:
 
     @classmethod
     def parse(cls, given: Sequence[tuple[str, str]], catalogue: Catalogue) -> "AnswerQuery":
-        """From a page's query, in which `recipe` may stand several times. Raises QueryError."""
+        """From a page's query, in which `recipe` may stand several times; without one it is the one shown elsewhere.
+
+        Raises QueryError for names that the study lacks and for what is no seed.
+        """
         values = dict(given)
-        there = [name for name in catalogue.scores if name != BASE_RECIPE]
         recipes = tuple(dict.fromkeys(value for name, value in given if name == "recipe" and value))
         unknown = [name for name in recipes if name not in catalogue.study.recipes]
         if unknown:
@@ -56,7 +58,9 @@ class AnswerQuery:
         show = values.get("show", "")
         if show not in SHOWS:
             raise QueryError(f"there is no filter {show!r}; there are {', '.join(SHOWS)}")
-        recipes = tuple(item for item in catalogue.study.recipes if item in recipes) or tuple(there[-1:])
+        recipes = tuple(item for item in catalogue.study.recipes if item in recipes)
+        if not recipes and catalogue.recipes:
+            recipes = (default_recipe(catalogue),)
         return cls(recipes, name, int(seed), show, values.get("q", "")[:500])
 
     def url(self, **changes: object) -> str:
@@ -105,7 +109,7 @@ class AnswerLists:
     """Reads and compares answers; tables read are kept while they are current."""
 
     def __init__(self) -> None:
-        self._tables: OrderedDict[tuple, tuple[pa.Table, np.ndarray | None, str]] = OrderedDict()
+        self._kept: Kept[tuple[pa.Table, np.ndarray | None, str]] = Kept(_KEPT_TABLES)
 
     def page(self, catalogue: Catalogue, query: AnswerQuery, page: int) -> AnswerPage:
         """The questions that fit. Raises OSError or pa.ArrowException for files that can't be read."""
@@ -165,18 +169,16 @@ class AnswerLists:
     def _table(self, study: Study, artifact: Artifact, name: str, seed: int) -> tuple[pa.Table, np.ndarray | None, str]:
         """One recipe's answers to a benchmark, which of them are right, and why that can't be said."""
         key = (artifact.fingerprint, artifact.key.partition, name, seed, study.benchmarks[name].model_dump_json())
-        if key not in self._tables:
+
+        def read() -> tuple[pa.Table, np.ndarray | None, str]:
             filters = [("benchmark", "=", name), ("seed", "=", seed)]
             table = pq.read_table(artifact.path("answers.parquet"), filters=filters)
             try:
-                right, problem = _right(study, name, table), ""
+                return table, _right(study, name, table), ""
             except (BenchmarkError, OSError) as error:
-                right, problem = None, f"Right and wrong can't be told: {error}"
-            self._tables[key] = (table, right, problem)
-            while len(self._tables) > _KEPT_TABLES:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(key)
-        return self._tables[key]
+                return table, None, f"Right and wrong can't be told: {error}"
+
+        return self._kept.get(key, read)
 
 
 def image_root(study: Study, name: str) -> Path:

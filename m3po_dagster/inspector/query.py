@@ -1,7 +1,6 @@
 """Which prompts a list shows and in which order: filters, search and sort orders over a catalogue's arrays."""
 
 import math
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from m3po_dagster.inspector.catalogue import Catalogue, Recipe
+from m3po_dagster.inspector.kept import Kept
 
 PAGE_SIZE = 50
 LONGEST_SEARCH = 500
@@ -105,18 +105,11 @@ class PromptLists:
     """Runs queries; the last few results are kept, as paging and the way to the next prompt ask again."""
 
     def __init__(self) -> None:
-        self._results: OrderedDict[tuple[int, PromptQuery], np.ndarray] = OrderedDict()
+        self._kept: Kept[np.ndarray] = Kept(_KEPT_RESULTS)
 
     def numbers(self, catalogue: Catalogue, query: PromptQuery) -> np.ndarray:
         """The numbers of the prompts that fit, in order."""
-        key = (catalogue.number, query)
-        result = self._results.get(key)
-        if result is None:
-            result = _run(catalogue, query)
-            self._results[key] = result
-            while len(self._results) > _KEPT_RESULTS:
-                self._results.popitem(last=False)
-        return result
+        return self._kept.get((catalogue.number, query), lambda: _run(catalogue, query))
 
 
 def _run(catalogue: Catalogue, query: PromptQuery) -> np.ndarray:

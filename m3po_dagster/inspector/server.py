@@ -17,12 +17,17 @@ def serve(
 ) -> None:
     """Runs the server; `ready` is called with its address once it listens. Port 0 takes a free one.
 
-    Raises OSError when the port is taken.
+    Raises OSError when the port can't be used.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((HOST, port))
+        try:
+            listener.bind((HOST, port))
+        except OSError as error:
+            raise OSError(
+                f"port {port} of {HOST} can't be used ({error.strerror}): choose another with --port"
+            ) from None
         port = listener.getsockname()[1]
         watch = Watch(study_path, store, instance)
         app = build_app(watch, port)

@@ -15,7 +15,6 @@ from m3po_dagster.inspector.answers import AnswerLists
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.query import PromptLists, QueryError
 from m3po_dagster.inspector.security import Token
-from m3po_dagster.inspector.tune import Tuner
 from m3po_dagster.inspector.watch import Watch
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -32,7 +31,7 @@ class Site:
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.token = Token()
-        self.prompts, self.tuner, self.answers = PromptLists(), Tuner(), AnswerLists()
+        self.prompts, self.answers = PromptLists(), AnswerLists()
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(TEMPLATES),
             autoescape=True,

@@ -1,6 +1,5 @@
 """The sliders' page: a recipe at another alpha and delta, against its saved setting."""
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -10,7 +9,8 @@ from pydantic import ValidationError
 
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.curves import Chart, chart
-from m3po_dagster.inspector.fronts import Fronts
+from m3po_dagster.inspector.fronts import Fronts, file_name
+from m3po_dagster.inspector.kept import Kept
 from m3po_dagster.inspector.query import QueryError
 from m3po_dagster.inspector.reselect import Figures, figures, picks
 from m3po_dagster.method.selection_settings import SelectionSettings
@@ -26,7 +26,7 @@ LABELS = {
 }
 """The figures of a selection as the page names them."""
 
-_KEPT_GRIDS = 8
+_KEPT_GRIDS = 128
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ def no_sliders(catalogue: Catalogue, recipe: str) -> str:
 
 
 class Tuner:
-    """Moves recipes; the grid of a recipe is computed once a state of the study."""
+    """Moves recipes; a recipe's grid is computed once for what it is made from."""
 
     def __init__(self) -> None:
-        self._grids: OrderedDict[tuple[int, str], list[Figures]] = OrderedDict()
+        self._grids: Kept[list[Figures]] = Kept(_KEPT_GRIDS)
 
     def move(
         self, catalogue: Catalogue, recipe: str, fronts: Sequence[Fronts], moved: SelectionSettings, page: int
@@ -135,19 +135,14 @@ class Tuner:
     def _grid(
         self, catalogue: Catalogue, recipe: str, fronts: Sequence[Fronts], before: Sequence[np.ndarray]
     ) -> list[Figures]:
-        key = (catalogue.number, recipe)
-        if key not in self._grids:
-            found = []
-            for delta in catalogue.study.sweep.delta:
-                for alpha in catalogue.study.sweep.alpha:
-                    settings = catalogue.study.recipes[recipe].selection.model_copy(
-                        update={"alpha": alpha, "delta": delta}
-                    )
-                    found.append(figures(fronts, before, picks(fronts, settings), settings))
-            self._grids[key] = found
-            while len(self._grids) > _KEPT_GRIDS:
-                self._grids.popitem(last=False)
-        return self._grids[key]
+        saved, sweep = catalogue.study.recipes[recipe].selection, catalogue.study.sweep
+        made_from = tuple(file_name(shard, saved) for shard in catalogue.shards if shard.scored)
+
+        def compute() -> list[Figures]:
+            grid = [saved.model_copy(update={"alpha": a, "delta": d}) for d in sweep.delta for a in sweep.alpha]
+            return [figures(fronts, before, picks(fronts, point), point) for point in grid]
+
+        return self._grids.get((made_from, saved.model_dump_json(), sweep), compute)
 
     def _charts(self, catalogue, recipe, fronts, before, moved: SelectionSettings, here: Figures) -> tuple[Chart, ...]:
         grid = self._grid(catalogue, recipe, fronts, before)

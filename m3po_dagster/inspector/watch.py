@@ -9,12 +9,14 @@ from pathlib import Path
 import dagster as dg
 import pyarrow as pa
 import yaml
+from sqlalchemy.exc import SQLAlchemyError
 
 from m3po_dagster.current import read_heads
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.fronts import Fronts, build_fronts, file_name, front_key
 from m3po_dagster.inspector.reading import SHOWN_ASSETS, Reader
 from m3po_dagster.inspector.tokens import Decoder, decoder
+from m3po_dagster.inspector.tune import Tuner
 from m3po_dagster.method.selection_settings import SelectionSettings
 from m3po_dagster.storage.store import ArtifactStore
 
@@ -24,7 +26,10 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_WAIT = 0.1
 """A request waits this long for a change to be read; then it shows the state before it."""
 
-_EXPLAINED = (OSError, ValueError, pa.ArrowException, RuntimeError)
+SECONDS_TO_NEXT_TRY = 30.0
+"""What could not be read is tried again after this long, or at once when something changes."""
+
+_EXPLAINED = (OSError, ValueError, pa.ArrowException, RuntimeError, SQLAlchemyError)
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 _LOG = logging.getLogger(__name__)
 
@@ -42,10 +47,11 @@ class Watch:
         self._instance = instance
         self._reader = Reader(study_path, store)
         self.decoder: Decoder | None = None
+        self.tuner = Tuner()
         self._catalogue: Catalogue | None = None
         self._fronts: dict[str, Fronts] = {}
         self._seen: object = None
-        self._looked = float("-inf")
+        self._looked, self._again = float("-inf"), float("inf")
         self._lock = threading.Lock()
         self._worker: threading.Thread | None = None
         self._catalogue_read = threading.Event()
@@ -82,10 +88,14 @@ class Watch:
             if working or time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
                 return working
             self._looked = time.monotonic()
-            state = self._state()
-            if state == self._seen:
+            try:
+                state = self._state()
+            except SQLAlchemyError as error:
+                self.problem = f"Dagster's event log can't be asked: {error}"
                 return False
-            self._seen = state
+            if state == self._seen and time.monotonic() < self._again:
+                return False
+            self._seen, self._again = state, float("inf")
             self._catalogue_read.clear()
             self._worker = threading.Thread(target=self._read, name="inspector-reader", daemon=True)
             self._worker.start()
@@ -105,9 +115,10 @@ class Watch:
             self._report("loading the model's tokenizer")
             self.decoder = decoder(self._catalogue.study.model)
             self._build_fronts(self._catalogue)
-        except _EXPLAINED as error:
-            self.problem = str(error)
-            _LOG.warning("%s", error)
+        except Exception as error:  # noqa: BLE001  (a thread has nobody to raise to: the pages show it)
+            self.problem = str(error) or type(error).__name__
+            self._again = time.monotonic() + SECONDS_TO_NEXT_TRY
+            _LOG.warning("%s", self.problem, exc_info=None if isinstance(error, _EXPLAINED) else error)
         finally:
             self._catalogue_read.set()
             self.progress = ""
@@ -140,6 +151,10 @@ class Watch:
                     kept[name] = front
             self._fronts = {**self._fronts, **kept}
         self._fronts = kept
+        for name, recipe in catalogue.study.recipes.items():
+            if recipe.selection is not None and recipe.selection.rule == "m3p":
+                self._report(f"computing the grid of {name}")
+                self.tuner.prepare(catalogue, name, self.fronts(catalogue, recipe.selection))
         prune(folder, CACHE_BYTES)
 
 

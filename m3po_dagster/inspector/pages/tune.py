@@ -71,7 +71,7 @@ def _values(site: Site, catalogue: Catalogue, recipe: str, given) -> dict:
     if fronts is None:
         return values | {"building": True}
     page, _ = page_number(given, 10**9, 1)
-    move = site.tuner.move(catalogue, recipe, fronts, moved, page)
+    move = site.watch.tuner.move(catalogue, recipe, fronts, moved, page)
     return values | {"move": move, "figures": figure_rows(move), "scored": sum(s.scored for s in catalogue.shards)}
 
 
