@@ -85,7 +85,8 @@ def score_outside(work: Work, judge: JudgeResource) -> Built:
 
 def table_of(judge: JudgeSettings) -> TableSchema:
     """The MAS table of a judge, from its settings alone: no model is loaded."""
-    return mas_schema([scorer.name for scorer in judge.scorers], judge.sub_scores)
+    meanings = judge.sub_scores
+    return mas_schema([scorer.name for scorer in judge.scorers], meanings, meanings)
 
 
 def answers_of(work: Work, columns: list[str]) -> list[Answers]:

@@ -1,5 +1,6 @@
 """The tables of the graph: one schema each, every column described, checked before anything is written."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -183,8 +184,14 @@ SCORES = TableSchema(
 )
 
 
-def mas_schema(scorers: list[str], sub_scores: list[str]) -> TableSchema:
-    """The MAS table of a judge: fixed columns, one column a scorer (calibrated, in [0, 1]), then its sub-scores."""
+def mas_schema(
+    scorers: Iterable[str], sub_scores: Iterable[str], meanings: Mapping[str, str] | None = None
+) -> TableSchema:
+    """The MAS table of a judge: fixed columns, one column a scorer (calibrated, in [0, 1]), then its sub-scores.
+
+    `meanings` says what a sub-score holds, where that is known.
+    """
+    known = meanings or {}
     fixed = [
         column("candidate_id", pa.string(), "the candidate"),
         column("prompt_id", pa.string(), "the prompt it answers"),
@@ -197,7 +204,9 @@ def mas_schema(scorers: list[str], sub_scores: list[str]) -> TableSchema:
     scorer_columns = [
         column(name, pa.float64(), f"scorer {name}, calibrated to [0, 1]", nullable=True) for name in scorers
     ]
-    sub_columns = [column(name, pa.float64(), f"sub-score {name}", nullable=True) for name in sub_scores]
+    sub_columns = [
+        column(name, pa.float64(), known.get(name, f"sub-score {name}"), nullable=True) for name in sub_scores
+    ]
     return TableSchema("mas_table", ("candidate_id",), pa.schema(fixed + scorer_columns + sub_columns))
 
 

@@ -36,9 +36,13 @@ class SceneJudgeSettings(ScorerSettings):
     )
 
     @property
-    def sub_scores(self) -> tuple[str, ...]:
+    def sub_scores(self) -> dict[str, str]:
         """The three aspects of section 3.3, each in [0, 1]."""
-        return ("relevance", "accuracy", "adherence")
+        return {
+            "relevance": "how likely the things that the answer names are in the image, in [0, 1]",
+            "accuracy": "how likely the answer is right: soft F1 of a description, in [0, 1]",
+            "adherence": "how much of the answer is of the kind asked, and how complete it is, in [0, 1]",
+        }
 
     def build(self, device: str = "cpu") -> "SceneJudge":
         """Loads the model on `device`."""
@@ -53,7 +57,7 @@ class SceneJudge:
 
     def __init__(self, settings: SceneJudgeSettings, device: str = "cpu") -> None:
         self.name = settings.name
-        self.sub_scores = settings.sub_scores
+        self.sub_scores = tuple(settings.sub_scores)
         self.encoder = ClipEncoder(settings.model, device=device)
         self._captions = self.encoder.encode_texts(CAPTIONS).astype(np.float64)
 

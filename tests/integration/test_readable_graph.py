@@ -96,6 +96,8 @@ def test_the_columns_of_mas_table_are_those_that_are_written(made, specs):
     (spec,) = (spec for spec in specs if spec.key.to_user_string() == "mas_table")
     declared = [column.name for column in spec.metadata["dagster/column_schema"].columns]
     assert {"mas", "scene_judge", "clip", "accuracy", "clip_low"} <= set(declared)
+    described = {column.name: column.description for column in spec.metadata["dagster/column_schema"].columns}
+    assert not any(text.startswith("sub-score ") for text in described.values())
     with made.instance() as instance:
         heads = read_heads(instance, ["mas_table"])
     for (asset, shard), head in heads.items():

@@ -203,3 +203,34 @@ def test_a_missing_calibration_says_what_to_do(tmp_path):
         ClipScorerSettings(name="other", model=str(JUDGE_FOLDER)).resolved_calibration()
     with pytest.raises(FileNotFoundError, match="does not exist"):
         ClipScorerSettings(model=f"local-dir:{tmp_path}/none").resolved_calibration()
+
+
+def test_settings_name_the_columns_that_the_scorers_fill():
+    """Known without a model; what a loaded scorer gives is checked where each is loaded."""
+    from m3po_dagster.study import JudgeSettings
+
+    settings = JudgeSettings.model_validate(
+        {
+            "scorers": [
+                {"kind": "clip", "name": "first", "model": "ViT-B-32"},
+                {"kind": "scene_judge", "name": "second", "model": "folder"},
+                {"kind": "llm_judge", "name": "third", "model": "m", "base_url": "http://127.0.0.1:1/v1"},
+            ]
+        }
+    )
+    assert list(settings.sub_scores) == [
+        *("first_mean", "first_low", "first_statements"),
+        *("relevance", "accuracy", "adherence"),
+        *("third_relevance", "third_accuracy", "third_adherence"),
+    ]
+    assert all(settings.sub_scores.values())
+
+
+@pytest.mark.parametrize("names", [("judge", "judge_two"), ("accuracy", "other"), ("mas", "other")])
+def test_a_study_whose_columns_clash_is_refused_before_a_model_is_loaded(names):
+    from m3po_dagster.study import JudgeSettings
+
+    scorers = [{"kind": "scene_judge", "name": names[0], "model": "folder"}]
+    scorers.append({"kind": "scene_judge" if names[0] == "judge" else "clip", "name": names[1], "model": "folder"})
+    with pytest.raises(ValidationError, match="would appear 2 times in the MAS table"):
+        JudgeSettings.model_validate({"scorers": scorers})

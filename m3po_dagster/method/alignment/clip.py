@@ -45,9 +45,13 @@ class ClipScorerSettings(ScorerSettings):
     )
 
     @property
-    def sub_scores(self) -> tuple[str, ...]:
-        """NAME_mean and NAME_low (cosines), NAME_statements (number of statements seen, windows included)."""
-        return tuple(f"{self.name}_{part}" for part in ("mean", "low", "statements"))
+    def sub_scores(self) -> dict[str, str]:
+        """NAME_mean, NAME_low and NAME_statements."""
+        return {
+            f"{self.name}_mean": "mean cosine of the answer's statements with the image",
+            f"{self.name}_low": f"their {self.quantile:g} quantile: the statements that fit least",
+            f"{self.name}_statements": "number of statements seen, windows of long ones included",
+        }
 
     def build(self, device: str = "cpu") -> "ClipScorer":
         """Loads the model on `device`."""
@@ -60,7 +64,7 @@ class ClipScorer:
     def __init__(self, settings: ClipScorerSettings, device: str = "cpu") -> None:
         self.settings = settings
         self.name = settings.name
-        self.sub_scores = settings.sub_scores
+        self.sub_scores = tuple(settings.sub_scores)
         self.encoder = ClipEncoder(settings.model, settings.pretrained, device)
 
     def score(self, batch: Batch) -> list[list[Score]]:

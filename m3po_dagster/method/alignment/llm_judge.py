@@ -74,9 +74,9 @@ class LlmJudgeSettings(ScorerSettings):
         return self.base_url
 
     @property
-    def sub_scores(self) -> tuple[str, ...]:
-        """NAME_relevance, NAME_accuracy, NAME_adherence: whole numbers 1 to 5."""
-        return tuple(f"{self.name}_{aspect}" for aspect in ASPECTS)
+    def sub_scores(self) -> dict[str, str]:
+        """NAME_relevance, NAME_accuracy and NAME_adherence."""
+        return {f"{self.name}_{aspect}": f"grade for {aspect}, a whole number 1 to 5" for aspect in ASPECTS}
 
     def identity(self) -> dict:
         """Endpoint, model and request decide the grades; key, patience and parallelism don't."""
@@ -100,7 +100,7 @@ class LlmJudge:
 
         self.settings = settings
         self.name = settings.name
-        self.sub_scores = settings.sub_scores
+        self.sub_scores = tuple(settings.sub_scores)
         self._client = OpenAI(
             base_url=settings.base_url,
             api_key=_key(settings),

@@ -46,13 +46,14 @@ class MasSettings(Settings, Generic[S]):
             raise ValueError(f"two scorers are called '{twice[0]}': give each its own `name`")
         if not any(scorer.weight > 0 for scorer in self.scorers):
             raise ValueError("every scorer has weight 0, so there is no MAS: give at least one a positive `weight`")
-        _no_column_twice([scorer.name for scorer in self.scorers], self.sub_scores)
+        sub_scores = [name for scorer in self.scorers for name in scorer.sub_scores]
+        _no_column_twice([scorer.name for scorer in self.scorers], sub_scores)
         return self
 
     @property
-    def sub_scores(self) -> list[str]:
-        """The sub-score columns of every scorer, in order."""
-        return [name for scorer in self.scorers for name in scorer.sub_scores]
+    def sub_scores(self) -> dict[str, str]:
+        """The sub-score columns of every scorer, in order, each with what it holds."""
+        return {name: meaning for scorer in self.scorers for name, meaning in scorer.sub_scores.items()}
 
     def build(self, device: str = "cpu") -> "MasScorer":
         """Loads every scorer on `device`."""

@@ -109,9 +109,9 @@ class ScorerSettings(Settings):
         return self.endpoint is not None
 
     @property
-    def sub_scores(self) -> tuple[str, ...]:
-        """Columns of the sub-scores beside the scorer's own, known before any model is loaded."""
-        return ()
+    def sub_scores(self) -> dict[str, str]:
+        """Columns beside the scorer's own, each with what it holds; known before any model is loaded."""
+        return {}
 
     def identity(self) -> dict:
         """What decides the scores, as JSON values; a local model's files come on top of it."""
