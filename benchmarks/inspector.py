@@ -17,6 +17,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -315,7 +316,10 @@ def views(folder: Path, prompts: int) -> dict[str, Iterator[str]]:
 
     last = -(-prompts // 50)
     sorts = ("gap", "-gap", "conf", "-conf", "score", "-score", "spread", "-spread")
-    point = lambda: {"recipe": "m3po", "alpha": round(rng.uniform(0, 2), 3), "delta": round(rng.uniform(0, 1), 3)}  # noqa: E731
+
+    def point() -> dict:
+        return {"recipe": "m3po", "alpha": round(rng.uniform(0, 2), 3), "delta": round(rng.uniform(0, 1), 3)}
+
     return {
         "overview": forever(dict, "/"),
         "list, by shard order": forever(lambda: {"page": rng.randint(1, last)}, "/prompts"),
@@ -417,6 +421,7 @@ def run(folder: Path, prompts: int, candidates: int) -> dict:
     if not (folder / "study.yaml").exists():
         write_study(folder, prompts, candidates)
     report = {"machine": machine(), "prompts": prompts, "candidates": candidates, "requests_a_view": REQUESTS}
+    shutil.rmtree(folder / "store" / ".cache" / "inspector", ignore_errors=True)
     first = Server(folder)
     report["first_start"] = {"s_to_list": first.seconds_to_list, "s_to_sliders": first.seconds_to_tune}
     report["first_start"]["peak_memory_mb"] = first.peak_memory_mb()

@@ -14,7 +14,7 @@ from m3po_dagster.evaluation.question import BenchmarkError, Question
 from m3po_dagster.evaluation.registry import benchmark
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.kept import Kept
-from m3po_dagster.inspector.query import QueryError, default_recipe
+from m3po_dagster.inspector.query import QueryError
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.study import BASE_RECIPE, Study
 
@@ -40,7 +40,8 @@ class AnswerQuery:
 
     @classmethod
     def parse(cls, given: Sequence[tuple[str, str]], catalogue: Catalogue) -> "AnswerQuery":
-        """From a page's query, in which `recipe` may stand several times; without one it is the one shown elsewhere.
+        """From a page's query, in which `recipe` may stand several times; without one it is the last of rule
+        m3p that has answers, or the last that has.
 
         Raises QueryError for names that the study lacks and for what is no seed.
         """
@@ -59,8 +60,10 @@ class AnswerQuery:
         if show not in SHOWS:
             raise QueryError(f"there is no filter {show!r}; there are {', '.join(SHOWS)}")
         recipes = tuple(item for item in catalogue.study.recipes if item in recipes)
-        if not recipes and catalogue.recipes:
-            recipes = (default_recipe(catalogue),)
+        if not recipes:
+            answered = [item for item in catalogue.recipes if item in catalogue.scores]
+            m3p = [item for item in answered if catalogue.study.recipes[item].selection.rule == "m3p"]
+            recipes = tuple((m3p or answered or list(catalogue.recipes))[-1:])
         return cls(recipes, name, int(seed), show, values.get("q", "")[:500])
 
     def url(self, **changes: object) -> str:
