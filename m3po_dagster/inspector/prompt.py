@@ -1,6 +1,7 @@
 """One prompt as its page shows it: conversation, candidates with every score, and how the recipe came to its pair."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,10 @@ from m3po_dagster.inspector.rows import read_rows
 from m3po_dagster.method.selection_matrix import ScoreMatrix
 from m3po_dagster.method.selection_rules import confidence_penalty, find_winners
 from m3po_dagster.method.selection_settings import SelectionSettings
+from m3po_dagster.storage.artifact import Artifact
 
+TEXT_COLUMNS = ("k", "text", "token_ids", "n_tokens", "finish_reason", "multiplicity")
+LOGP_COLUMNS = ("sum_logp", "eos_logp", "n_tokens", "token_logps")
 ID_COLUMNS = ("candidate_id", "prompt_id")
 MAS_COLUMNS = (*ID_COLUMNS, "mas", "status", "words")
 """Columns of a MAS table that are no scorer and no sub-score."""
@@ -101,24 +105,22 @@ def _candidates(place: Place) -> list[CandidateView]:
     if not count:
         return []
 
-    def rows(artifact, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    def rows(artifact: Artifact | None, wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
         if artifact is None:
             return [{}] * count
+        columns = [name for name in artifact.manifest.tables["data"].columns if wanted(name)]
         return read_rows(artifact.path("data.parquet"), start, count, columns).to_pylist()
 
-    wanted = ["k", "text", "token_ids", "n_tokens", "finish_reason", "multiplicity"]
-    if shard.logprobs is None:
-        wanted.append("token_logps")
-    texts = rows(shard.candidates, wanted)
+    # Log-probs of tokens stand in both tables when they were recorded while sampling.
+    texts_wanted = TEXT_COLUMNS if shard.logprobs else (*TEXT_COLUMNS, "token_logps")
+    # Most of the time goes into unpacking, which other threads can do meanwhile.
+    with ThreadPoolExecutor(2) as pool:
+        judged = pool.submit(rows, shard.mas, lambda name: name not in ID_COLUMNS)
+        known = pool.submit(rows, shard.logprobs, lambda name: name in LOGP_COLUMNS)
+        texts = rows(shard.candidates, lambda name: name in texts_wanted)
+        tables = zip(texts, judged.result(), known.result(), strict=True)
     found = []
-    for text, outside, inside in zip(
-        texts,
-        rows(shard.mas, [name for name in shard.mas.manifest.tables["data"].columns if name not in ID_COLUMNS])
-        if shard.mas
-        else [{}] * count,
-        rows(shard.logprobs, ["sum_logp", "eos_logp", "n_tokens", "token_logps"]),
-        strict=True,
-    ):
+    for text, outside, inside in tables:
         total = inside.get("sum_logp")
         found.append(
             CandidateView(
