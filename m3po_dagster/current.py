@@ -1,26 +1,24 @@
 """What is current, read from Dagster's event log: the one truth; the store holds no second pointer."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import dagster as dg
 from dagster import AssetRecordsFilter, DagsterEventType
 
+from m3po_dagster import run_tags
 from m3po_dagster.graph import STAGES, Head, Part
 from m3po_dagster.home import ensure_home
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.store import ArtifactStore
 
-FINGERPRINT_TAG = "m3po/fingerprint"
-"""Tag with the first digits of the fingerprint, to search by; tags are short, so the whole one is metadata."""
-
-TAG_DIGITS = 32
-
 FINGERPRINT_METADATA = "fingerprint"
 DATA_VERSION_TAG = "dagster/data_version"
-BLOCKED_TAG = "m3po/blocked"
-"""Tag of a result that nothing may build on: the blocking check that it failed."""
 IDS_A_QUERY = 100
 
+
+_WHOLE: set[tuple[str, str, str, str]] = set()
+"""Artifacts that were found whole, by store, asset, partition and fingerprint."""
 
 _Seen = dict[int, tuple[str, Head | None]]
 _SEEN: dict[tuple[str, str], _Seen] = {}
@@ -43,18 +41,28 @@ def _latest(instance: dg.DagsterInstance, asset: str) -> _Seen:
     if not STAGES[asset].dimensions:
         return {event.storage_id: _read(event) for event in instance.fetch_materializations(key, limit=1).records}
     ids = instance.event_log_storage.get_latest_storage_id_by_partition(key, DagsterEventType.ASSET_MATERIALIZATION)
-    log = repr(instance.get_ref()) if instance.is_persistent else None
+    log = _name_of(instance)
     known = _SEEN.get((log, asset), {}) if log else {}
-    seen = {number: known[number] for number in ids.values() if number in known}
-    new = [number for number in ids.values() if number not in known]
+    # An event log that was made anew counts from 1 again: the partition must be the same too.
+    seen = {number: known[number] for partition, number in ids.items() if known.get(number, (None,))[0] == partition}
+    new = [number for number in ids.values() if number not in seen]
     for start in range(0, len(new), IDS_A_QUERY):
         some = new[start : start + IDS_A_QUERY]
         records = AssetRecordsFilter(asset_key=key, storage_ids=some)
         seen |= {
             event.storage_id: _read(event) for event in instance.fetch_materializations(records, len(some)).records
         }
-    _SEEN[log, asset] = seen
+    if log:
+        _SEEN[log, asset] = seen
     return seen
+
+
+def _name_of(instance: dg.DagsterInstance) -> str | None:
+    """Tells event logs apart, also one from another at the same place before; None for one that won't be seen again."""
+    if not instance.is_persistent:
+        return None
+    folder = Path(instance.root_directory)
+    return f"{instance.get_ref()!r} {folder.stat().st_ino if folder.is_dir() else ''}"
 
 
 def _read(event: dg.EventLogRecord) -> tuple[str, Head | None]:
@@ -63,7 +71,7 @@ def _read(event: dg.EventLogRecord) -> tuple[str, Head | None]:
     if fingerprint is None:
         return materialisation.partition or "", None
     tags = materialisation.tags
-    head = Head(str(fingerprint.value), tags[DATA_VERSION_TAG], tags.get(BLOCKED_TAG, ""))
+    head = Head(str(fingerprint.value), tags[DATA_VERSION_TAG], tags.get(run_tags.BLOCKED, ""))
     return materialisation.partition or "", head
 
 
@@ -71,9 +79,18 @@ def held_heads(instance: dg.DagsterInstance, store: ArtifactStore) -> dict[Part,
     """The heads whose artifact the store holds: what was removed from it counts as never made."""
     held = {}
     for part, head in read_heads(instance).items():
+        key = (str(store.root), *part, head.fingerprint)
+        # What was whole once can only be removed: that its folder is still there is enough, and quickly seen.
+        if key in _WHOLE and store.holds(*part, head.fingerprint):
+            held[part] = head
+            continue
         artifact = store.find(*part, head.fingerprint)
+        _WHOLE.discard(key)
         if artifact is not None and complete(artifact, store):
             held[part] = head
+            # Of one that stands on others, these are looked for each time.
+            if not any(ref.asset == "adapter" for ref in artifact.manifest.inputs.values()):
+                _WHOLE.add(key)
     return held
 
 

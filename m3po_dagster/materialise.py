@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 import pyarrow as pa
+from dagster._core.errors import DagsterExecutionInterruptedError
 
+from m3po_dagster import run_tags
 from m3po_dagster.assets.checks import Check
-from m3po_dagster.current import BLOCKED_TAG, FINGERPRINT_METADATA, FINGERPRINT_TAG, TAG_DIGITS, complete, read_heads
+from m3po_dagster.automation.machine import this_machine
+from m3po_dagster.current import FINGERPRINT_METADATA, complete, read_heads
 from m3po_dagster.graph import (
     STAGES,
     Head,
@@ -41,11 +44,6 @@ from m3po_dagster.study import Study
 MENDABLE = (StoreError, OSError, ValueError, FloatingPointError)
 """What a user can mend; the message says where and how, a stack trace adds nothing."""
 
-STUDY_TAG = "m3po/study"
-WANTED_TAG = "m3po/wanted"
-"""Tag of a run started for one fingerprint: how that begins."""
-OBSOLETE_TAG = "m3po/obsolete"
-"""Tag of a run that had nothing left to do, or was stopped, because what it was asked for changed meanwhile."""
 SECONDS_BETWEEN_TRIES = 1.0
 
 
@@ -165,8 +163,11 @@ def materialise(
         description = describe(artifact, work)
     except Obsolete as change:
         context.log.info(f"{label(part)}: nothing to do for this run any more: {change}")
-        context.instance.add_run_tags(context.run.run_id, {OBSOLETE_TAG: "true"})
+        context.instance.add_run_tags(context.run.run_id, {run_tags.OBSOLETE: "true"})
         return
+    except DagsterExecutionInterruptedError:
+        context.instance.add_run_tags(context.run.run_id, {run_tags.INTERRUPTED: "true"})
+        raise
     except MENDABLE as error:
         raise dg.Failure(f"{label(part)}: {error}", allow_retries=False) from error
     failed = failed_checks(artifact)
@@ -175,7 +176,7 @@ def materialise(
     context.log.info(f"{label(part)} {'reused' if reused else 'made'} in {seconds:.1f} s: {fingerprint[:16]}")
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(artifact.data_version),
-        tags={FINGERPRINT_TAG: fingerprint[:TAG_DIGITS]} | ({BLOCKED_TAG: failed[0]} if failed else {}),
+        tags={run_tags.FINGERPRINT: fingerprint[: run_tags.DIGITS]} | ({run_tags.BLOCKED: failed[0]} if failed else {}),
         metadata={
             "reused": reused,
             FINGERPRINT_METADATA: fingerprint,
@@ -209,7 +210,8 @@ def _prepare(context: dg.AssetExecutionContext, part: Part, study: StudyResource
     heads = read_heads(context.instance)
     work = Work(part, loaded, opened, identities, heads, {}, context.log.info)
     problem = _not_ready(work, store)
-    wanted = context.run.tags.get(WANTED_TAG)
+    # A run executed again by hand carries the tags of the old one.
+    wanted = context.run.tags.get(run_tags.WANTED) if context.run.parent_run_id is None else None
     # What lies outside is looked at as it is now, whatever was seen when the run was asked for.
     if wanted and not STAGES[part[0]].outside:
         if problem:
@@ -273,7 +275,11 @@ def _tag_run(context: dg.AssetExecutionContext, work: Work, fingerprint: str) ->
     asset, partition = work.part
     keys = dict(zip(STAGES[asset].dimensions, partition.split("|"), strict=False))
     tags = {f"m3po/{dimension}": key for dimension, key in keys.items()}
-    tags |= {STUDY_TAG: work.study.name, FINGERPRINT_TAG: fingerprint[:TAG_DIGITS]}
+    tags |= {
+        run_tags.STUDY: work.study.name,
+        run_tags.FINGERPRINT: fingerprint[: run_tags.DIGITS],
+        run_tags.MACHINE: this_machine(),
+    }
     context.instance.add_run_tags(context.run.run_id, tags)
 
 

@@ -4,7 +4,6 @@ A Dagster run holds one kind of partition, so the graph is walked in waves: asse
 each other. In a wave each partition with something due is one run, in this process, so that models stay warm.
 """
 
-import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from itertools import groupby
 
 import dagster as dg
 
-from m3po_dagster.automation.active_runs import HOST_TAG
+from m3po_dagster import run_tags
+from m3po_dagster.automation.machine import this_machine
 from m3po_dagster.current import held_heads
 from m3po_dagster.graph import STAGES, Part, Stage, due, inputs_of, partition_keys
-from m3po_dagster.materialise import STUDY_TAG
 from m3po_dagster.resources.study import StoreResource
 from m3po_dagster.study import Study
 
@@ -84,7 +83,7 @@ class Runner:
     ):
         """`tags` are put on every run beside the study's name and this machine's."""
         self.job = defs.resolve_implicit_global_asset_job_def()
-        self.tags = {STUDY_TAG: study.name, HOST_TAG: socket.gethostname(), **(tags or {})}
+        self.tags = {run_tags.STUDY: study.name, run_tags.MACHINE: this_machine(), **(tags or {})}
         self.study, self.instance, self.log_level = study, instance, log_level
         self.store, self.identities = store.open(), store.identities()
 

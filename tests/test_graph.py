@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3po_dagster.graph import STAGES, Head, all_parts, due, inputs_of, made_from, part_fingerprint, standings
+from m3po_dagster.graph import STAGES, Head, all_parts, due, inputs_of, made_from, standings
 from m3po_dagster.study import load_study
 
 STUDY = load_study(Path(__file__).parents[1] / "studies" / "easy_scenes.yaml")

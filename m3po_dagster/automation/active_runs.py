@@ -1,17 +1,16 @@
 """Which runs are at work, on what: by the sensors, by hand or by a backfill, it is all the same."""
 
 import os
-import socket
 
 import dagster as dg
 import psutil
 from dagster import DagsterEventType, DagsterRun, DagsterRunStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
+from m3po_dagster import run_tags
+from m3po_dagster.automation.machine import same_machine
 from m3po_dagster.graph import STAGES, Part
 
-HOST_TAG = "m3po/host"
-"""Tag of a run in a process that no daemon started: the machine where its process id means something."""
 ACTIVE = [
     DagsterRunStatus.QUEUED,
     DagsterRunStatus.STARTING,
@@ -20,21 +19,30 @@ ACTIVE = [
 ]
 """Not NOT_STARTED: a tick that was cut off between making a run and handing it over leaves one behind. Asked for under
 the same run key, Dagster hands that very run over."""
-CLOCK_SECONDS = 5.0
+BEGUN = (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
+CLOCK_SECONDS = 60.0
+"""By how much a machine's clock may have been set right since a process began."""
 
 
 def at_work(instance: dg.DagsterInstance, report: bool = True) -> dict[Part, list[DagsterRun]]:
     """The parts that a run will make or is making, with the runs.
 
-    A run whose process is gone, killed without a word, counts no more; with `report` it is put down as failed.
+    A run whose process is gone, killed without a word, counts no more; with `report` it is put down as failed. Runs
+    that make none of the graph's assets are not this project's to judge.
     """
     found: dict[Part, list[DagsterRun]] = {}
     for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE)):
-        if run.status in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING) and process_gone(instance, run):
+        parts = _planned(instance, run)
+        if (
+            parts
+            and run.status in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
+            and process_gone(instance, run)
+        ):
             if report:
+                instance.add_run_tags(run.run_id, {run_tags.INTERRUPTED: "true"})
                 instance.report_run_failed(run, "The process of this run is gone. What it had finished is kept.")
             continue
-        for part in _planned(instance, run):
+        for part in parts:
             found.setdefault(part, []).append(run)
     return found
 
@@ -49,26 +57,28 @@ def _planned(instance: dg.DagsterInstance, run: DagsterRun) -> list[Part]:
 def process_gone(instance: dg.DagsterInstance, run: DagsterRun) -> bool:
     """Whether the process of a started run has ended on this machine without saying so.
 
-    Known only of processes that Dagster's local launcher or a command on this machine started; elsewhere the
-    launcher's own health check speaks.
+    Known only of processes on this machine; elsewhere the launcher's own health check speaks.
     """
-    host = run.tags.get(HOST_TAG)
-    here = host == socket.gethostname() if host else isinstance(instance.run_launcher, DefaultRunLauncher)
+    machine = run.tags.get(run_tags.MACHINE)
+    here = same_machine(machine) if machine else isinstance(instance.run_launcher, DefaultRunLauncher)
+    if here is None:
+        return True
     if not here:
         return False
     for record in instance.get_records_for_run(run.run_id, of_type=DagsterEventType.ENGINE_EVENT).records:
         pid = record.event_log_entry.dagster_event.engine_event_data.metadata.get("pid")
         if pid is not None:
-            return not _alive(int(str(pid.value)), record.event_log_entry.timestamp)
+            return not alive(int(str(pid.value)), record.event_log_entry.timestamp)
     return False
 
 
-def _alive(pid: int, seen: float) -> bool:
-    """Whether the process that had this id at that time still runs; after a reboot another may have it."""
+def alive(pid: int, seen: float) -> bool:
+    """Whether the process that had this id at that time still runs: ids are given out again."""
     if pid == os.getpid():
         return True
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= seen + CLOCK_SECONDS
-    except psutil.NoSuchProcess:
+    except psutil.Error:
+        # Gone, or somebody else's by now: a process of our own can be looked at.
         return False

@@ -11,12 +11,13 @@ import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 from pydantic import Field
 
-from m3po_dagster.graph import STAGES
+from m3po_dagster import run_tags
+from m3po_dagster.assets.options import MODEL_POOL
+from m3po_dagster.current import held_heads
+from m3po_dagster.graph import STAGES, label, standings
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.runner import Runner, Selection
 from m3po_dagster.study import Study
-
-STARTED_BY_TAG = "m3po/started_by"
 
 
 def jobs(study: Study) -> list[dg.JobDefinition]:
@@ -38,12 +39,14 @@ def jobs(study: Study) -> list[dg.JobDefinition]:
         shards: list[str] = Field([], description="only these shards; empty: all")
         recipes: list[str] = Field([], description="only these recipes; empty: all")
 
-    def job(name: str, step_name: str, description: str, config: type[dg.Config], choose) -> dg.JobDefinition:
+    def job(
+        name: str, step_name: str, description: str, config: type[dg.Config], choose, pool: str | None = MODEL_POOL
+    ) -> dg.JobDefinition:
         def run(context: dg.OpExecutionContext, config, study: StudyResource, store: StoreResource):
             run_selection(context, study, store, choose(config))
 
         run.__annotations__["config"] = config
-        step = dg.op(name=step_name, description=description)(run)
+        step = dg.op(name=step_name, description=description, pool=pool)(run)
 
         @dg.job(name=name, description=description, executor_def=dg.in_process_executor)
         def launched():
@@ -63,9 +66,11 @@ def jobs(study: Study) -> list[dg.JobDefinition]:
         job(
             "reselect_recipe",
             "reselect",
-            "The preference pairs of one recipe over all shards (section 3.5), from the scores there are.",
+            "The preference pairs of one recipe over all shards (section 3.5). Loads no model: it fails where scores "
+            "are not up to date.",
             RecipeChoice,
             lambda config: Selection(("recipe_config", "preference_pairs"), recipes=(config.recipe.value,)),
+            pool=None,
         ),
         job(
             "train_and_benchmark_recipe",
@@ -82,6 +87,11 @@ def jobs(study: Study) -> list[dg.JobDefinition]:
             lambda config: Selection(config.assets, config.shards, config.recipes),
         ),
     ]
+
+
+def chosen(selection: Selection) -> dict[str, list[str]]:
+    """What a selection is narrowed to, by dimension."""
+    return {"shard": list(selection.shards), "recipe": list(selection.recipes)}
 
 
 def upstream_of(*assets: str) -> tuple[str, ...]:
@@ -106,12 +116,15 @@ def run_selection(
         selection.refuse_unknown(loaded)
     except ValueError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
+    tags = {run_tags.STUDY: loaded.name}
+    tags |= {run_tags.of_dimension(kind): names[0] for kind, names in chosen(selection).items() if len(names) == 1}
+    context.instance.add_run_tags(context.run_id, tags)
     runner = Runner(
         build_definitions(Path(study.path), store.root),
         loaded,
         store,
         context.instance,
-        tags={STARTED_BY_TAG: context.run.run_id},
+        tags={run_tags.STARTED_BY: context.run_id},
     )
     failures = []
     try:
@@ -121,5 +134,16 @@ def run_selection(
             failures += [f"{what}: {outcome.error}"] if outcome.error else []
     except KeyboardInterrupt:
         raise DagsterExecutionInterruptedError from None
+    heads = held_heads(context.instance, store.open())
+    left = [
+        item
+        for item in standings(loaded, store.identities(), heads)
+        if selection.includes(*item.part) and item.state != "fresh"
+    ]
     if failures:
         raise dg.Failure(f"{len(failures)} runs failed, the first: {failures[0]}", allow_retries=False)
+    if left:
+        first = f"{label(left[0].part)} is {left[0].state}: {left[0].why}"
+        raise dg.Failure(
+            f"{len(left)} of the parts asked for are not up to date, the first: {first}", allow_retries=False
+        )

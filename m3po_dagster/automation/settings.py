@@ -41,3 +41,6 @@ class AutomationSettings(Settings):
     max_failures: int = Field(
         3, ge=1, description="runs that may fail for one and the same result before it is held for you to look at"
     )
+    retry_after: float = Field(
+        60.0, ge=0, description="seconds before a failed run is tried again; four times as long each further time"
+    )

@@ -4,58 +4,93 @@ A tick compares what is with what should be. A part is asked for when all it sta
 on it; one that was missed, failed or was killed is simply still due at the next tick.
 """
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from m3po_dagster.graph import STAGES, Head, Part, inputs_of, label, made_from, part_fingerprint
+from m3po_dagster import run_tags
+from m3po_dagster.automation.settings import AutomationSettings
+from m3po_dagster.graph import STAGES, Head, Part, inputs_of, label, made_from, part_fingerprint, partition_keys
 from m3po_dagster.identity import Identities
 from m3po_dagster.study import Study
 
-WANTED_DIGITS = 32
-MOST_OBSOLETE = 10
-"""Runs in a row that found nothing to do before something is taken to be wrong."""
+MOST_INTERRUPTIONS = 30
+"""A process that ends without a word is usually no fault of the work; this often it is (killed for its memory, say)."""
+LONGER_EACH_TIME = 4
 
-Ending = Literal["made", "failed", "cancelled", "obsolete"]
+
+@dataclass(frozen=True)
+class Ending:
+    """How an earlier run for the same thing ended.
+
+    `how`: made; failed; interrupted (its process was ended or never began); cancelled (by hand); obsolete (what it was
+    for had changed). `at` is the time in seconds since 1970, `study` the version of the study it ran under.
+    """
+
+    how: Literal["made", "failed", "interrupted", "cancelled", "obsolete"]
+    at: float
+    run_id: str
+    study: str = ""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A run to start: for one part, for what it should be now, and which attempt at it this is."""
+    """A run to start: for one part, for what it should be now, after the run that was the last for the same thing."""
 
     part: Part
     wanted: str
-    attempt: int
+    after: str = "nothing"
 
     @property
     def run_key(self) -> str:
-        """Dagster starts one run a key; the attempt lets the same thing be asked for again when it was lost."""
-        return f"{label(self.part)}:{self.wanted}:{self.attempt}"
+        """Dagster starts one run a key; the last run's id lets the same thing be asked for again when it was lost."""
+        return f"{label(self.part)}:{self.wanted}:after {self.after}"
 
 
 @dataclass(frozen=True)
 class Held:
-    """A part that is due and not started, and why."""
+    """A part that is due and not started, and why; `later` when time alone will start it."""
 
     part: Part
     why: str
+    later: bool = False
 
 
-def decide(part: Part, wanted: str, endings: Sequence[Ending], max_failures: int) -> Ask | Held:
+def study_version(study: Study) -> str:
+    """Changes with anything in the study file: what failed under another one may work under this."""
+    return hashlib.sha256(study.model_dump_json().encode()).hexdigest()[: run_tags.DIGITS]
+
+
+def decide(
+    part: Part, wanted: str, endings: Sequence[Ending], settings: AutomationSettings, study: str, now: float
+) -> Ask | Held:
     """Whether to try once more; `endings` are those of earlier runs for the same thing, the newest first."""
-    failures = obsolete = 0
+    if not endings:
+        return Ask(part, wanted)
+    failures = interruptions = 0
     for ending in endings:
-        if ending == "made":
+        if ending.how == "made":
             break
-        if ending == "cancelled":
+        if ending.study != study:
+            continue
+        if ending.how == "cancelled":
             return Held(part, "its run was cancelled by hand")
-        failures += ending == "failed"
-        obsolete += ending == "obsolete"
-    if failures >= max_failures:
+        failures += ending.how == "failed"
+        interruptions += ending.how == "interrupted"
+    if failures >= settings.max_failures:
         return Held(part, f"{failures} runs failed")
-    if obsolete >= MOST_OBSOLETE and failures == 0 and len(set(endings[:MOST_OBSOLETE])) == 1:
-        return Held(part, f"{obsolete} runs in a row found it changed meanwhile")
-    return Ask(part, wanted, len(endings))
+    if interruptions >= MOST_INTERRUPTIONS:
+        return Held(part, f"{interruptions} runs ended without a word")
+    newest, wait = endings[0], 0.0
+    if newest.how == "failed" and failures:
+        wait = settings.retry_after * LONGER_EACH_TIME ** (failures - 1)
+    elif newest.how == "obsolete":
+        # What changed was seen by the step and not yet by the sensor that looks outside.
+        wait = settings.look_every
+    if now < newest.at + wait:
+        return Held(part, f"tried again in {newest.at + wait - now:.0f} s", later=True)
+    return Ask(part, wanted, newest.run_id)
 
 
 def changed_outside(
@@ -70,7 +105,7 @@ def changed_outside(
         if part in busy or unsettled.intersection(inputs_of(*part, study)):
             unsettled.add(part)
             continue
-        wanted = f"first look at {label(part)}"
+        wanted = study_version(study)
         if part in heads:
             try:
                 now = part_fingerprint(part, study, identities, heads)
@@ -80,15 +115,15 @@ def changed_outside(
                 continue
             if now == heads[part].fingerprint:
                 continue
-            wanted = (now or wanted)[:WANTED_DIGITS]
-        changed.append((part, wanted))
+            wanted = (now or wanted)[: run_tags.DIGITS]
+        changed.append((part, f"{label(part)} {wanted}"))
         unsettled.add(part)
     return changed, problems
 
 
 def wanted_now(part: Part, study: Study, heads: Mapping[Part, Head]) -> str:
     """How the fingerprint begins that a part inside the graph, all of whose inputs have heads, should carry now."""
-    return made_from(part, study, None, heads)[:WANTED_DIGITS]
+    return made_from(part, study, None, heads)[: run_tags.DIGITS]
 
 
 def obsolete(study: Study, heads: Mapping[Part, Head], running: Mapping[Part, str]) -> list[Part]:
@@ -100,15 +135,29 @@ def obsolete(study: Study, heads: Mapping[Part, Head], running: Mapping[Part, st
     return [
         part
         for part, wanted in running.items()
-        if not STAGES[part[0]].outside
-        and all(upstream in heads for upstream in inputs_of(*part, study))
-        and wanted_now(part, study, heads) != wanted
+        if part[1] not in partition_keys(STAGES[part[0]], study)
+        or (
+            not STAGES[part[0]].outside
+            and all(upstream in heads for upstream in inputs_of(*part, study))
+            and wanted_now(part, study, heads) != wanted
+        )
     ]
 
 
 def asks(
-    todo: Iterable[tuple[Part, str]], endings_of: Callable[[str], Sequence[Ending]], max_failures: int
+    todo: Iterable[tuple[Part, str]],
+    endings_of: Callable[[str], Sequence[Ending]],
+    in_store: Callable[[Part], bool],
+    study: Study,
+    now: float,
 ) -> tuple[list[Ask], list[Held]]:
-    """The runs to start and what is held back, in the order given."""
-    decided = [decide(part, wanted, endings_of(wanted), max_failures) for part, wanted in todo]
-    return [item for item in decided if isinstance(item, Ask)], [item for item in decided if isinstance(item, Held)]
+    """The runs to start and what is held back, in the order given. What the store has is never held: it is free."""
+    found, held = [], []
+    version = study_version(study)
+    for part, wanted in todo:
+        endings = endings_of(wanted)
+        item = decide(part, wanted, endings, study.automation, version, now)
+        if isinstance(item, Held) and not STAGES[part[0]].outside and in_store(part):
+            item = Ask(part, wanted, endings[0].run_id)
+        (found if isinstance(item, Ask) else held).append(item)
+    return found, held

@@ -8,7 +8,7 @@ from m3po_dagster.cli.options import explained
 from m3po_dagster.home import ensure_home, store_root
 
 if TYPE_CHECKING:
-    from m3po_dagster.graph import Standing
+    from m3po_dagster.graph import Part, Standing
     from m3po_dagster.study import Study
 
 
@@ -25,22 +25,43 @@ def prepare(study: Path) -> "Study":
     return loaded
 
 
-def how_it_stands(study: "Study", busy: bool = True) -> list["Standing"]:
-    """Every part's standing; with `busy`, what a run is at work on counts as running."""
+def how_it_stands(study: "Study") -> list["Standing"]:
+    """Every part's standing, whatever runs are at work on."""
+    from m3po_dagster.graph import standings
+
+    store, heads, _, _ = _look(study)
+    with explained(*_mendable(), status=1):
+        return standings(study, store.identities(), heads)
+
+
+def how_it_stands_now(study: "Study") -> tuple[list["Standing"], dict["Part", str]]:
+    """Every part's standing with what runs are at work on, and what the sensors don't start, with the reason."""
+    from m3po_dagster.graph import standings
+
+    store, heads, busy, held = _look(study)
+    with explained(*_mendable(), status=1):
+        return standings(study, store.identities(), heads, busy), held
+
+
+def _look(study: "Study"):
+    """The store, what is current and held by it, what runs are at work on, and what the sensors hold back."""
     import dagster as dg
 
     from m3po_dagster.automation.active_runs import at_work
+    from m3po_dagster.automation.sensors import held_back
     from m3po_dagster.current import held_heads
-    from m3po_dagster.graph import standings
-    from m3po_dagster.materialise import MENDABLE
     from m3po_dagster.resources.study import StoreResource
 
     store = StoreResource(root=store_root())
-    with explained(*MENDABLE, status=1):
-        with dg.DagsterInstance.get() as instance:
-            working = at_work(instance, report=False) if busy else {}
-            heads = held_heads(instance, store.open())
-        return standings(study, store.identities(), heads, working)
+    with explained(*_mendable(), status=1), dg.DagsterInstance.get() as instance:
+        busy, heads = at_work(instance, report=False), held_heads(instance, store.open())
+        return store, heads, busy, held_back(instance, study, store, heads, busy)
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    from m3po_dagster.materialise import MENDABLE
+
+    return MENDABLE
 
 
 def leaderboard_text(found: list["Standing"]) -> str | None:

@@ -53,7 +53,7 @@ def run(
     from m3po_dagster.materialise import MENDABLE
     from m3po_dagster.resources.study import StoreResource
 
-    todo = [item for item in how_it_stands(loaded, busy=False) if selection.includes(*item.part)]
+    todo = [item for item in how_it_stands(loaded) if selection.includes(*item.part)]
     view = _View(sum(item.state != "fresh" for item in todo))
     started, outcomes = time.monotonic(), []
     with dg.DagsterInstance.get() as instance, explained(*MENDABLE, status=1), _interruptible():
@@ -62,7 +62,7 @@ def run(
         for outcome in runner.bring_up_to_date(selection, view.starting):
             outcomes.append(outcome)
             view.ended(outcome)
-    found = how_it_stands(loaded, busy=False)
+    found = how_it_stands(loaded)
     left = [item for item in found if selection.includes(*item.part) and item.state != "fresh"]
     if as_json:
         typer.echo(json.dumps([vars(outcome) for outcome in outcomes]))

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from m3po_dagster.cli.options import JsonOption, StudyOption, fail
-from m3po_dagster.cli.project import how_it_stands, leaderboard_text, line, prepare
+from m3po_dagster.cli.project import how_it_stands, how_it_stands_now, leaderboard_text, line, prepare
 from m3po_dagster.study import DEFAULT_STUDY
 
 if TYPE_CHECKING:
-    from m3po_dagster.graph import Part
-    from m3po_dagster.study import Study
+    pass
 
 
 def status(
@@ -24,7 +23,7 @@ def status(
     from m3po_dagster.graph import label
 
     loaded = prepare(study)
-    found, held = how_it_stands(loaded), _held(loaded)
+    found, held = how_it_stands_now(loaded)
     if as_json:
         rows = [
             {"part": label(item.part), "state": item.state, "why": item.why, "held": held.get(item.part, "")}
@@ -48,19 +47,3 @@ def leaderboard(study: StudyOption = DEFAULT_STUDY) -> None:
     if board is None:
         fail(f"the leaderboard of {study} is not up to date: run `m3po run --study {study}`", status=1)
     typer.echo(board)
-
-
-def _held(study: "Study") -> dict["Part", str]:
-    """What the sensors don't start any more, in a sentence each."""
-    import dagster as dg
-
-    from m3po_dagster.automation.active_runs import at_work
-    from m3po_dagster.automation.sensors import held_back
-    from m3po_dagster.current import read_heads
-
-    with dg.DagsterInstance.get() as instance:
-        busy = at_work(instance, report=False)
-        found = held_back(instance, study, read_heads(instance), busy)
-    return {
-        part: f"held by the sensor, {why}: materialise it by hand once that is mended" for part, why in found.items()
-    }

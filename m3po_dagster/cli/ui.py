@@ -33,13 +33,15 @@ def ui(
     if not workspace.is_file():
         fail(f"{workspace.absolute()} does not exist: start `m3po ui` in the project's folder", status=1)
     os.environ.setdefault(BASE_VARIABLE, f"http://127.0.0.1:{inspector_port}")
+    # Listing 150,000 images on a slow disk, or hashing a model that was replaced, takes a tick longer than a minute.
+    os.environ.setdefault("DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS", "900")
+    for what in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(what, _stop)
     here = Path(sys.executable)
     dagster = [str(here.with_name("dagster")), "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(port)]
     inspect = [str(here.with_name("m3po")), "inspect", "--port", str(inspector_port), "--no-open"]
     # Groups of their own: Ctrl-C reaches this process alone, which ends them in order.
     children = [subprocess.Popen(command, start_new_session=True) for command in (dagster, inspect)]
-    for what in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(what, _stop)
     try:
         raise typer.Exit(_watch(children[0], study, loaded, port))
     except KeyboardInterrupt:
@@ -53,22 +55,21 @@ def _stop(number: int, frame: object) -> None:
 
 
 def _watch(dagster: subprocess.Popen, path: Path, loaded: Study, port: int) -> int:
-    """Waits for the web interface to end; a recipe or shard added to the study reloads its definitions."""
-    known = _partitions(loaded)
+    """Waits for the web interface to end; an edited study reloads its definitions.
+
+    Steps read the study themselves. Partitions, code versions and the sensors' settings are fixed in the definitions.
+    """
+    known = loaded
     while dagster.poll() is None:
         time.sleep(SECONDS_BETWEEN_LOOKS)
         try:
-            now = _partitions(load_study(path))
+            now = load_study(path)
         except StudyError:
             continue
         if now != known and _reload(port):
-            typer.echo(f"{path}: recipes or shards changed, definitions reloaded", err=True)
+            typer.echo(f"{path} was edited, definitions reloaded", err=True)
             known = now
     return dagster.returncode
-
-
-def _partitions(study: Study) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return tuple(study.shards), tuple(study.recipes)
 
 
 def _reload(port: int) -> bool:

@@ -8,7 +8,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from m3po_dagster.storage.artifact import Artifact, load
+from m3po_dagster.storage.artifact import MANIFEST, Artifact, load
 from m3po_dagster.storage.collect import DraftInfo, Removal, collect, draft_info
 from m3po_dagster.storage.draft import Draft
 from m3po_dagster.storage.errors import StoreError
@@ -33,6 +33,10 @@ class ArtifactStore:
     def find(self, asset: str, partition: str, fingerprint: str) -> Artifact | None:
         """The committed artifact, or None. Raises StoreError for unsafe names and unreadable disks."""
         return load(self._disk, ArtifactKey(asset, partition, fingerprint))
+
+    def holds(self, asset: str, partition: str, fingerprint: str) -> bool:
+        """Whether an artifact that was found before is still there; much quicker than finding it."""
+        return self._disk.size(f"{ArtifactKey(asset, partition, fingerprint).folder}/{MANIFEST}") is not None
 
     def open(self, asset: str, partition: str, fingerprint: str) -> Draft:
         """A draft to write under an exclusive lock, as a context manager; entering it raises Busy when it is taken."""

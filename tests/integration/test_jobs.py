@@ -6,7 +6,8 @@ from copy import deepcopy
 import dagster as dg
 import pytest
 
-from m3po_dagster.automation.jobs import STARTED_BY_TAG, upstream_of
+from m3po_dagster import run_tags
+from m3po_dagster.automation.jobs import upstream_of
 from tests.integration.daemon import counts_since
 
 
@@ -39,7 +40,7 @@ def test_reselect_recipe_touches_its_own_pairs_and_nothing_else(copy_of_made, sm
     with project.instance() as instance:
         result = launch(project, "reselect_recipe", {"recipe": "m3po"}, instance)
         assert result.success, failure(result)
-        children = instance.get_runs(dg.RunsFilter(tags={STARTED_BY_TAG: result.run_id}))
+        children = instance.get_runs(dg.RunsFilter(tags={run_tags.STARTED_BY: result.run_id}))
     assert counts_since(project, events) == {"recipe_config": 1, "preference_pairs": 2}
     assert len(children) == 3 and {run.tags["m3po/recipe"] for run in children} == {"m3po"}
     assert {run.tags.get("m3po/shard") for run in children} == {None, "s0", "s1"}
@@ -55,6 +56,20 @@ def test_score_shard_brings_one_shard_up_to_its_scores(copy_of_made, small_study
         result = launch(project, "score_shard", {"shard": "s1"}, instance)
     assert result.success, failure(result)
     assert counts_since(project, events) == {"judge_identity": 1, "mas_table": 1}
+
+
+def test_a_job_that_could_not_do_what_it_was_asked_for_says_so(copy_of_made, small_study):
+    project = copy_of_made
+    changed = deepcopy(small_study)
+    changed["judge"]["scorers"][1]["weight"] = 1
+    project.write(changed)
+    with project.instance() as instance:
+        result = launch(project, "reselect_recipe", {"recipe": "m3po"}, instance)
+        tags = instance.get_run_by_id(result.run_id).tags
+    assert not result.success
+    assert "2 of the parts asked for are not up to date, the first: preference_pairs[m3po|s0]" in failure(result)
+    assert "waits for mas_table[s0]" in failure(result)
+    assert tags["m3po/study"] == "small" and tags["m3po/recipe"] == "m3po"
 
 
 def test_everything_says_that_nothing_is_to_do(copy_of_made):

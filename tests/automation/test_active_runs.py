@@ -1,0 +1,100 @@
+"""Telling a run at work from one whose process was killed, on this machine and on others."""
+
+import os
+import subprocess
+import sys
+import time
+
+import dagster as dg
+import pytest
+from dagster import DagsterEvent, DagsterRunStatus
+from dagster._core.events import EngineEventData
+
+from m3po_dagster import run_tags
+from m3po_dagster.automation.active_runs import CLOCK_SECONDS, alive, at_work
+from m3po_dagster.automation.machine import same_machine, this_machine
+
+
+@dg.asset
+def base_model() -> None: ...
+
+
+@dg.asset
+def somebody_elses() -> None: ...
+
+
+@pytest.fixture
+def instance():
+    with dg.DagsterInstance.ephemeral() as found:
+        yield found
+
+
+@pytest.fixture
+def ended() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def started(instance: dg.DagsterInstance, asset: dg.AssetsDefinition, pid: int, machine: str | None = None) -> str:
+    """A run of the asset that has been started by the process of this id."""
+    job = dg.Definitions([asset]).resolve_implicit_global_asset_job_def()
+    run = instance.create_run_for_job(job, tags={run_tags.MACHINE: machine} if machine else None)
+    instance.report_engine_event("begun", run, EngineEventData.in_process(pid))
+    instance.report_dagster_event(
+        DagsterEvent(event_type_value="PIPELINE_START", job_name=run.job_name), run_id=run.run_id
+    )
+    assert instance.get_run_by_id(run.run_id).status == DagsterRunStatus.STARTED
+    return run.run_id
+
+
+def test_a_run_whose_process_lives_is_at_work(instance):
+    run_id = started(instance, base_model, os.getppid(), this_machine())
+    assert [run.run_id for run in at_work(instance)["base_model", ""]] == [run_id]
+
+
+def test_a_run_whose_process_is_gone_is_put_down_as_interrupted(instance, ended):
+    run_id = started(instance, base_model, ended, this_machine())
+    assert at_work(instance, report=False) == {}
+    assert instance.get_run_by_id(run_id).status == DagsterRunStatus.STARTED, "only looked at"
+    assert at_work(instance) == {}
+    run = instance.get_run_by_id(run_id)
+    assert run.status == DagsterRunStatus.FAILURE and run_tags.INTERRUPTED in run.tags
+
+
+def test_a_run_on_another_machine_is_believed(instance, ended):
+    host, boot, space = this_machine().split(" ")
+    run_id = started(instance, base_model, ended, f"elsewhere {boot[::-1]} {space}")
+    assert [run.run_id for run in at_work(instance)["base_model", ""]] == [run_id]
+    container = started(instance, base_model, ended, f"{host} {boot} another-container")
+    assert container in {run.run_id for run in at_work(instance)["base_model", ""]}
+
+
+def test_a_run_of_this_machine_before_it_was_restarted_is_gone(instance):
+    host, boot, space = this_machine().split(" ")
+    started(instance, base_model, os.getppid(), f"{host} {boot[::-1]} {space}")
+    assert at_work(instance) == {}
+
+
+def test_a_machine_that_changed_its_name_is_the_same(ended):
+    _, boot, space = this_machine().split(" ")
+    assert same_machine(f"renamed {boot} {space}") is True
+
+
+def test_runs_of_others_are_not_judged(instance, ended):
+    run_id = started(instance, somebody_elses, ended, this_machine())
+    assert at_work(instance) == {}
+    assert instance.get_run_by_id(run_id).status == DagsterRunStatus.STARTED
+
+
+def test_a_process_id_that_was_given_out_again_is_not_the_old_process():
+    assert alive(os.getppid(), time.time())
+    assert not alive(os.getppid(), time.time() - 10 * 365 * 86400 - CLOCK_SECONDS)
+
+
+def test_a_process_that_ended_and_was_not_collected_does_not_live():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    while alive(process.pid, time.time()):
+        time.sleep(0.05)
+    assert process.wait() == 0
