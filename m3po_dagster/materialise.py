@@ -171,23 +171,24 @@ def materialise(
     except MENDABLE as error:
         raise dg.Failure(f"{label(part)}: {error}", allow_retries=False) from error
     failed = failed_checks(artifact)
-    rows = {f"{name} rows": table.rows for name, table in artifact.manifest.tables.items()}
+    (_, main), *others = artifact.manifest.tables.items()
+    rows = {"dagster/row_count": main.rows, **{f"{name} rows": table.rows for name, table in others}}
     seconds = time.monotonic() - started
     context.log.info(f"{label(part)} {'reused' if reused else 'made'} in {seconds:.1f} s: {fingerprint[:16]}")
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(artifact.data_version),
         tags={run_tags.FINGERPRINT: fingerprint[: run_tags.DIGITS]} | ({run_tags.BLOCKED: failed[0]} if failed else {}),
+        # What a person looks for comes first, the bookkeeping last.
         metadata={
+            **description,
+            **rows,
             "reused": reused,
-            FINGERPRINT_METADATA: fingerprint,
             "seconds": round(seconds, 3),
             "made in seconds": round(artifact.manifest.seconds, 3),
-            "dagster/row_count": next(iter(artifact.manifest.tables.values())).rows,
-            **rows,
+            FINGERPRINT_METADATA: fingerprint,
             "made from": dg.MetadataValue.json(
                 {name: item.fingerprint for name, item in artifact.manifest.inputs.items()}
             ),
-            **description,
         },
         check_results=[
             dg.AssetCheckResult(

@@ -4,13 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 
 from m3po_dagster.current import read_heads
+from m3po_dagster.graph import part_fingerprint
+from m3po_dagster.resources.study import StoreResource
 from m3po_dagster.runner import Selection
+from tests.integration.daemon import M3PO
 
 DATA_ASSETS = ("source_dataset", "filtered_instructions")
 
@@ -132,25 +136,36 @@ def test_a_store_that_cannot_be_written_says_so(fresh):
     assert str(fresh.folder / "store") in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_second_run_of_one_partition_is_told_who_is_at_it(copy_of_made, small_study):
+def test_a_second_run_of_one_result_waits_for_the_first(copy_of_made, small_study):
     project = copy_of_made
     settings = deepcopy(small_study)
     settings["recipes"]["m3po"]["selection"]["alpha"] = 0.9
     project.write(settings)
     project.run(Selection(assets=("recipe_config",)))
     with project.instance() as instance:
-        from m3po_dagster.graph import part_fingerprint
-        from m3po_dagster.resources.study import StoreResource
-
         heads = read_heads(instance)
     part = ("preference_pairs", "m3po|s0")
     fingerprint = part_fingerprint(part, project.load(), StoreResource(root=project.root).identities(), heads)
+    command = [M3PO, "run", "--asset", "preference_pairs"]
     with project.store.open(*part, fingerprint):
-        outcomes = project.run(Selection(assets=("preference_pairs",)))
-    failed = [outcome for outcome in outcomes if outcome.error]
-    assert [outcome.partition for outcome in failed] == ["m3po|s0"]
-    assert "being written by process" in failed[0].error
-    assert [outcome.error for outcome in project.run(Selection(assets=("preference_pairs",)))] == [None]
+        second = subprocess.Popen(command, env=project.environment(), stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not said(project, "being written by process"):
+            assert time.monotonic() < deadline and second.poll() is None
+            time.sleep(0.2)
+    _, errors = second.communicate(timeout=120)
+    assert second.returncode == 0, errors
+    assert project.store.find(*part, fingerprint) is not None
+
+
+def said(project, words: str) -> bool:
+    """Whether the log of a run says these words."""
+    with project.instance() as instance:
+        return any(
+            words in record.user_message
+            for run in instance.get_runs(limit=3)
+            for record in instance.all_logs(run.run_id)
+        )
 
 
 def test_an_artifact_removed_from_the_store_is_made_again(copy_of_made):
@@ -183,5 +198,7 @@ def test_scores_that_fail_a_blocking_check_train_nothing(fresh, small_study):
     assert list(fresh.store.list("adapter")) == []
     with fresh.instance() as instance:
         assert not any(asset in ("preference_pairs", "lora_adapter") for asset, _ in read_heads(instance))
-    again = [outcome.error for outcome in fresh.run() if outcome.error]
-    assert any("refuses mas_table" in error for error in again)
+    assert fresh.run() == []
+    found = {item.part: item for item in fresh.standings()}
+    assert found["mas_table", "s0"].state == "blocked" and "its check scored failed" in found["mas_table", "s0"].why
+    assert ("mas_table", "s0") in found["preference_pairs", "m3po|s0"].waits_for
