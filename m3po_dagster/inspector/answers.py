@@ -25,7 +25,7 @@ SHOWS = {
     "right": "became right",
     "wrong": "became wrong",
 }
-_KEPT_TABLES = 12
+_KEPT_TABLES = 32
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,11 @@ class AnswerLists:
 
     def __init__(self) -> None:
         self._kept: Kept[tuple[pa.Table, np.ndarray | None, str]] = Kept(_KEPT_TABLES)
+
+    def prepare(self, catalogue: Catalogue) -> None:
+        """Reads and judges what the page shows first of each benchmark, so that no request has to."""
+        for name in catalogue.study.benchmarks:
+            self.page(catalogue, AnswerQuery.parse([("benchmark", name)], catalogue), 1)
 
     def page(self, catalogue: Catalogue, query: AnswerQuery, page: int) -> AnswerPage:
         """The questions that fit. Raises OSError or pa.ArrowException for files that can't be read."""

@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from m3po_dagster.inspector import text
-from m3po_dagster.inspector.answers import AnswerLists
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.query import PromptLists, QueryError
 from m3po_dagster.inspector.security import Token
@@ -31,7 +30,7 @@ class Site:
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.token = Token()
-        self.prompts, self.answers = PromptLists(), AnswerLists()
+        self.prompts = PromptLists()
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(TEMPLATES),
             autoescape=True,

@@ -12,6 +12,7 @@ import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
 from m3po_dagster.current import read_heads
+from m3po_dagster.inspector.answers import AnswerLists
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.fronts import Fronts, build_fronts, file_name, front_key
 from m3po_dagster.inspector.reading import SHOWN_ASSETS, Reader
@@ -38,7 +39,8 @@ class Watch:
     """The current catalogue, and the fronts of its recipes.
 
     `progress` says what is being read, empty when nothing is; `problem` why the last reading failed. `decoder` turns
-    the base model's tokens into text; None until its tokenizer is loaded.
+    the base model's tokens into text; None until its tokenizer is loaded. `tuner` and `answers` are made ready for the
+    first request before anybody asks.
     """
 
     def __init__(self, study_path: Path, store: ArtifactStore, instance: dg.DagsterInstance) -> None:
@@ -47,7 +49,7 @@ class Watch:
         self._instance = instance
         self._reader = Reader(study_path, store)
         self.decoder: Decoder | None = None
-        self.tuner = Tuner()
+        self.tuner, self.answers = Tuner(), AnswerLists()
         self._catalogue: Catalogue | None = None
         self._fronts: dict[str, Fronts] = {}
         self._seen: object = None
@@ -114,6 +116,8 @@ class Watch:
             self._catalogue_read.set()
             self._report("loading the model's tokenizer")
             self.decoder = decoder(self._catalogue.study.model)
+            self._report("reading benchmark answers")
+            self.answers.prepare(self._catalogue)
             self._build_fronts(self._catalogue)
         except Exception as error:  # noqa: BLE001  (a thread has nobody to raise to: the pages show it)
             self.problem = str(error) or type(error).__name__

@@ -22,7 +22,7 @@ def answers(site: Site):
             here="answers",
             study_name=catalogue.study.name,
             query=query,
-            found=site.answers.page(catalogue, query, asked),
+            found=site.watch.answers.page(catalogue, query, asked),
             recipes=[name for name in catalogue.study.recipes if name != BASE_RECIPE],
             benchmarks=list(catalogue.study.benchmarks),
             shows=SHOWS,
