@@ -26,7 +26,8 @@ class Place:
 class Recipe:
     """A recipe's pairs over all shards: arrays with one entry a prompt of the study (see `pairs.Pairs`).
 
-    `stale` names the shards whose pairs were made from other scores or settings than the current ones.
+    `artifacts` are the preference_pairs by shard; `stale` names the shards whose pairs were made from other scores or
+    settings than the current ones.
     """
 
     chosen: np.ndarray
@@ -36,7 +37,8 @@ class Recipe:
     logp_gap: np.ndarray
     reason: np.ndarray
     reasons: tuple[str, ...]
-    stale: tuple[str, ...] = ()
+    artifacts: Mapping[str, Artifact]
+    stale: tuple[str, ...]
 
     @property
     def paired(self) -> np.ndarray:
@@ -44,7 +46,7 @@ class Recipe:
         return self.chosen >= 0
 
 
-def merged(pairs: Sequence[Pairs], stale: Sequence[str]) -> Recipe:
+def merged(pairs: Sequence[Pairs], artifacts: Mapping[str, Artifact], stale: Sequence[str]) -> Recipe:
     """The pairs of all shards as one, with the reasons numbered anew."""
     reasons = tuple(dict.fromkeys(name for part in pairs for name in part.reasons))
     codes = []
@@ -63,6 +65,7 @@ def merged(pairs: Sequence[Pairs], stale: Sequence[str]) -> Recipe:
         logp_gap=flat("logp_gap", np.float64),
         reason=np.concatenate([np.empty(0, np.int16), *codes]).astype(np.int16),
         reasons=reasons,
+        artifacts=artifacts,
         stale=tuple(stale),
     )
 

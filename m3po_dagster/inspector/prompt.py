@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from m3po_dagster.inspector.catalogue import Catalogue, Place
+from m3po_dagster.inspector.catalogue import Catalogue, Place, Recipe
 from m3po_dagster.inspector.rows import read_rows
 from m3po_dagster.method.selection_matrix import ScoreMatrix
 from m3po_dagster.method.selection_rules import confidence_penalty, find_winners
@@ -64,6 +65,7 @@ class PromptView:
     source_id: str
     candidates: list[CandidateView]
     reason: str  # why the recipe has no pair here; empty where it has one
+    detail: str  # the figures that led to it
 
     @property
     def pair(self) -> list[CandidateView]:
@@ -81,7 +83,7 @@ def read_prompt(catalogue: Catalogue, number: int, recipe: str) -> PromptView:
     if settings is not None and settings.rule == "m3p" and place.shard.scored:
         _explain_scores(candidates, settings)
     found = catalogue.recipes.get(recipe)
-    reason = found.reasons[found.reason[number]] if found is not None and found.reason[number] >= 0 else ""
+    reason, detail = _reason(found, place, number) if found is not None else ("", "")
     return PromptView(
         number=number,
         prompt_id=row["prompt_id"],
@@ -96,7 +98,19 @@ def read_prompt(catalogue: Catalogue, number: int, recipe: str) -> PromptView:
         source_id=row["source_id"],
         candidates=candidates,
         reason=reason,
+        detail=detail,
     )
+
+
+def _reason(recipe: Recipe, place: Place, number: int) -> tuple[str, str]:
+    if recipe.reason[number] < 0:
+        return "", ""
+    artifact = recipe.artifacts.get(place.shard.name)
+    details = []
+    if artifact is not None:
+        mine = [("item_id", "=", place.shard.prompt_ids[place.position].as_py())]
+        details = pq.read_table(artifact.path("dropped.parquet"), filters=mine)["detail"].to_pylist()
+    return recipe.reasons[recipe.reason[number]], next(iter(details), None) or ""
 
 
 def _candidates(place: Place) -> list[CandidateView]:

@@ -52,13 +52,15 @@ class Reader:
         for recipe, settings in study.recipes.items():
             if settings.selection is None:
                 continue
-            parts, stale = [], []
+            parts, artifacts, stale = [], {}, []
             for name, shard in shards.items():
                 artifact = found.get(("preference_pairs", f"{recipe}|{name}"))
                 if not matches(artifact, shard.candidates):
                     artifact = None
-                elif not _up_to_date(artifact, found):
-                    stale.append(name)
+                else:
+                    artifacts[name] = artifact
+                    if not _up_to_date(artifact, found):
+                        stale.append(name)
                 key = (
                     shard.prompts.fingerprint,
                     shard.candidates and shard.candidates.fingerprint,
@@ -69,7 +71,7 @@ class Reader:
                     self._pairs[key] = read_pairs(shard, artifact)
                 used.add(key)
                 parts.append(self._pairs[key])
-            recipes[recipe] = merged(parts, stale)
+            recipes[recipe] = merged(parts, artifacts, stale)
         self._pairs = {key: self._pairs[key] for key in used}
         self._artifacts = {artifact.key: artifact for artifact in found.values()}
         self._number += 1

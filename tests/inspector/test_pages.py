@@ -101,7 +101,16 @@ def test_equation_2_on_the_page_picks_what_is_marked(complete):
 
 
 def test_a_prompt_without_a_pair_says_why(complete):
-    assert "No pair for recipe m3po: one distinct candidate." in shown(complete, "/prompts/prompt002?recipe=m3po")
+    assert "No pair for recipe m3po: one distinct candidate (1 scored)." in shown(
+        complete, "/prompts/prompt002?recipe=m3po"
+    )
+
+
+def test_links_to_the_base_recipe_show_the_prompts(complete):
+    """The base model's adapter links here like every other."""
+    page = shown(complete, "/prompts?recipe=base")
+    assert len(listed(page)) == 12 and "R<sub>w</sub>" not in page
+    assert "R<sub>w</sub> chosen" not in shown(complete, "/prompts/prompt000?recipe=base")
 
 
 def test_the_point_of_the_sliders_is_marked_on_the_prompt(complete):
