@@ -19,7 +19,11 @@ app.command("inspect")(inspect)
 app.command("select")(select)
 app.add_typer(study.app, name="study", help="Check, explain and describe study files.")
 app.add_typer(store.app, name="store", help="Look into the artifact store, and tidy it.")
-app.add_typer(lineage.app, name="lineage", help="What an adapter was made from, back to the dataset's files.")
+app.add_typer(
+    lineage.app,
+    name="lineage",
+    help="What an adapter was made from, what a pair or image went into, how two adapters differ.",
+)
 app.add_typer(world.app, name="world", help="The embedded world: its files and its weights.")
 
 

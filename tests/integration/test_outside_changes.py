@@ -44,6 +44,25 @@ def test_an_edited_alpha_is_not_selected_with_before_its_recipe_is_looked_at(cop
     assert ui_run(project, "preference_pairs", "sft|s0").success
 
 
+@pytest.mark.parametrize("asset", ["lora_adapter", "selection_sweep"])
+def test_scores_of_two_judges_are_not_joined(copy_of_made, small_study, asset):
+    project = copy_of_made
+    changed = deepcopy(small_study)
+    changed["judge"]["scorers"][1]["weight"] = 1
+    project.write(changed)
+    outcomes = project.run(Selection(assets=("judge_identity", "mas_table", "preference_pairs"), shards=("s0",)))
+    assert outcomes and not any(outcome.error for outcome in outcomes)
+    with project.instance() as instance:
+        before = read_heads(instance)
+    result = ui_run(project, asset, "m3po" if asset == "lora_adapter" else None)
+    assert not result.success
+    assert "refuses inputs of mixed versions" in message(result) and "mas_table[s1] is stale" in message(result)
+    with project.instance() as instance:
+        assert read_heads(instance) == before
+    assert [outcome.error for outcome in project.run() if outcome.error] == []
+    assert ui_run(project, asset, "m3po" if asset == "lora_adapter" else None).success
+
+
 def test_an_edited_dataset_is_not_filtered_before_it_is_looked_at(copy_of_made, small_study):
     project = copy_of_made
     changed = deepcopy(small_study)
