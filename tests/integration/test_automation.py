@@ -297,6 +297,7 @@ def test_a_new_recipe_is_picked_up_once_the_definitions_are_reloaded(project, au
     wider = deepcopy(automated_study)
     wider["recipes"]["flat"] = deepcopy(wider["recipes"]["m3po"]) | {"selection": {"rule": "m3p", "alpha": 0}}
     with Daemon(project) as daemon:
+        daemon.until_settled()
         project.write(wider)
         daemon.quiet()
         assert not any("flat" in run.tags.get("dagster/partition", "") for run in daemon.runs())
