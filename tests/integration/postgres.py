@@ -44,7 +44,7 @@ def postgres(folder: Path) -> Iterator[str]:
     options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={data} -c fsync=off"
     run("pg_ctl", "-w", "-l", str(data / "log"), "-o", options, "start")
     try:
-        yield f"postgresql://m3po@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://m3po@127.0.0.1:{port}/postgres"
     finally:
         run("pg_ctl", "-m", "immediate", "stop")
 
