@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import threading
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,44 @@ def test_the_key_comes_from_its_variable_and_a_wrong_one_is_an_error(prompt, mon
         monkeypatch.delenv("JUDGE_KEY")
         with pytest.raises(ValueError, match=r"JUDGE_KEY \(api_key_env\) is not set"):
             judge_of(served, api_key_env="JUDGE_KEY")
+
+
+class Echo(ServedJudge):
+    """Says the headers it was sent: to RIGHT in `status`, to all else as a judgement."""
+
+    status = 400
+
+    def reply(self, path, headers, body):
+        said = f"{'-' * 270} you sent {dict(headers)}"
+        if RIGHT in body.decode():
+            return Reply(self.status, json.dumps({"error": {"message": said}}).encode())
+        return graded(5, 5, 5, said) if WRONG in body.decode() else completion(said, finish_reason="length")
+
+
+def test_an_endpoint_that_says_the_key_again_does_not_spread_it(prompt, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", " sk-s3cret/+= ")
+    with Echo() as served:
+        judge = judge_of(served, api_key_env="JUDGE_KEY")
+        ((refused, graded_, cut),) = judge.score([(prompt, [RIGHT, WRONG, "Green."])])
+        assert [one.reason for one in (refused, graded_, cut)] == [
+            "request refused (HTTP 400)",
+            "scored",
+            "reply cut off",
+        ]
+        for one in (refused, graded_, cut):
+            assert "Bearer ***" in one.words and "sk-" not in one.words
+        for served.status in (401, 404):
+            with pytest.raises(EndpointError) as caught:
+                judge.score([(prompt, [RIGHT])])
+            assert "sk-" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("key", ["sk-s3cret\nX-Other: 1", "sk-s3cr\u00e9t"])
+def test_a_key_that_no_header_takes_is_refused_unsaid(served, key, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(ValueError, match=r"JUDGE_KEY \(api_key_env\) holds characters") as caught:
+        judge_of(served, api_key_env="JUDGE_KEY")
+    assert "s3cr" not in str(caught.value)
 
 
 def test_an_unknown_model_is_an_error(served, prompt):

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ from m3po_dagster.method.prompt import Prompt
 # Statuses that speak of this one request: too large, an image or a text the service won't take.
 REFUSED = (400, 413, 422)
 NO_KEY = "none"
+HIDDEN = "***"
 MESSAGE_LENGTH = 300
 
 
@@ -61,11 +63,16 @@ class LlmJudgeSettings(ScorerSettings):
     @field_validator("base_url")
     @classmethod
     def _address(cls, value: str) -> str:
-        parts = urlsplit(value)
+        # urlsplit's own errors would say the value again.
+        try:
+            parts = urlsplit(value)
+            plain = parts.port != 0 and not (parts.query or parts.fragment or "@" in value)
+        except ValueError:
+            plain = False
+        if not plain:
+            raise ValueError("give the plain address: a key belongs in the variable that api_key_env names")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("give an address that starts with http:// or https://")
-        if parts.username is not None or parts.query or parts.fragment:
-            raise ValueError("give the plain address: a key belongs in the variable that api_key_env names")
         return value.rstrip("/")
 
     @property
@@ -101,9 +108,10 @@ class LlmJudge:
         self.settings = settings
         self.name = settings.name
         self.sub_scores = tuple(settings.sub_scores)
+        self._key = _key(settings)
         self._client = OpenAI(
             base_url=settings.base_url,
-            api_key=_key(settings),
+            api_key=self._key or NO_KEY,
             timeout=settings.timeout,
             max_retries=settings.max_retries,
         )
@@ -155,14 +163,20 @@ class LlmJudge:
             status = f"HTTP {error.status_code}"
             said = error.message.removeprefix(f"Error code: {error.status_code}").lstrip(" -")
             if error.status_code in REFUSED:
-                return Score.unscored(f"request refused ({status})", said)
-            raise EndpointError(self._failure(f"answers {status}: {said}")) from error
+                return Score.unscored(f"request refused ({status})", self._without_key(said))
+            # The client's own errors are not chained: a log would print their text as it came.
+            raise EndpointError(self._failure(f"answers {status}: {said}")) from None
         except openai.APIConnectionError as error:
-            raise EndpointError(self._failure(f"can't be reached: {error.__cause__ or error.message}")) from error
-        return read_reply(reply.content, self.name)
+            raise EndpointError(self._failure(f"can't be reached: {error.__cause__ or error.message}")) from None
+        score = read_reply(reply.content, self.name)
+        return replace(score, words=self._without_key(score.words))
+
+    def _without_key(self, said: str) -> str:
+        """What came from outside: an endpoint may send back the headers it was sent."""
+        return said.replace(self._key, HIDDEN) if self._key else said
 
     def _failure(self, what: str) -> str:
-        settings, said = self.settings, " ".join(what.split())[:MESSAGE_LENGTH]
+        settings, said = self.settings, " ".join(self._without_key(what).split())[:MESSAGE_LENGTH]
         return (
             f"scorer '{self.name}': {settings.endpoint} (model {settings.model!r}) {said} "
             f"(after up to {settings.max_retries} retries). Correct base_url, model or api_key_env, "
@@ -170,13 +184,19 @@ class LlmJudge:
         )
 
 
-def _key(settings: LlmJudgeSettings) -> str:
+def _key(settings: LlmJudgeSettings) -> str | None:
     if settings.api_key_env is None:
-        return NO_KEY
+        return None
     key = os.environ.get(settings.api_key_env, "").strip()
     if not key:
         raise ValueError(
             f"scorer '{settings.name}': the environment variable {settings.api_key_env} (api_key_env) is not set; "
             f"put the key of {settings.base_url} there"
+        )
+    # In a header such a key is an error whose text spells it in another way.
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(
+            f"scorer '{settings.name}': the environment variable {settings.api_key_env} (api_key_env) holds characters "
+            "that no key has (a line break, an accent); put the key alone there"
         )
     return key
