@@ -1,10 +1,13 @@
 """Explains what is wrong with a study file: the file, the key, what was found and what is allowed."""
 
 import difflib
+import re
 import typing
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
+
+_QUERY = re.compile(r"/.*[?#]")
 
 
 class StudyError(ValueError):
@@ -32,6 +35,9 @@ def _problem(item: dict, root: type[BaseModel]) -> str:
 
 def _short(value: object) -> str:
     text = repr(value)
+    # An address may hold a password or a key, and so may the section it stands in.
+    if "@" in text or _QUERY.search(text):
+        return "a value that is not shown, for it may hold a key"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -71,6 +71,26 @@ def test_an_error_names_file_key_and_what_is_allowed(tmp_path, old, new, wanted)
         assert piece in message
 
 
+@pytest.mark.parametrize(
+    "scorer",
+    [
+        "{kind: llm_judge, model: m, base_url: 'https://me:secret@host/v1'}",
+        "{kind: llm_judge, model: m, base_url: 'https://me:secret/and secret@host/v1'}",
+        "{kind: llm_judge, model: m, base_url: 'https://me:12/secret@host/v1'}",
+        "{kind: llm_judge, model: m, base_url: 'me:secret@host/v1'}",
+        "{kind: llm_judge, model: m, base_url: 'https://host/v1?key=secret'}",
+        "{kind: llm_judge, model: m, base_url: 'host/v1?key=secret'}",
+        "{kind: llm_jugde, base_url: 'https://secret@host/v1', model: m}",
+        "{base_url: 'https://secret@host/v1'}",
+    ],
+)
+def test_an_error_leaves_out_an_address_that_may_hold_a_key(tmp_path, scorer):
+    scorers = (ROOT / "studies" / "easy_scenes.yaml").read_text().split("  scorers:\n")[1].split("\n\n")[0]
+    with pytest.raises(StudyError, match=r"judge\.scorers\.0") as error:
+        load_study(changed(tmp_path, (scorers, f"    - {scorer}")))
+    assert "secret" not in str(error.value)
+
+
 def test_every_problem_is_told_at_once(tmp_path):
     path = changed(tmp_path, ("n: 32", "n: 0"), ("alpha: 0.5", "alpha: x"))
     with pytest.raises(StudyError) as caught:
