@@ -5,6 +5,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of an empty database. Skips the test without Postgres, unless M3PO_REQUIRE_POSTGRES is set."""
     programs = _programs()
     if programs is None:
@@ -24,20 +25,15 @@ def postgres(folder: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    data = folder / "cluster"
-    data.mkdir()
-    # The server refuses to run as root.
+    # A folder of its own: the server refuses to run as root, and may not look into a test's folders.
+    data = Path(tempfile.mkdtemp(prefix="m3po-postgres-"))
     user = "postgres" if os.geteuid() == 0 else None
     if user:
-        entry = pwd.getpwnam(user)
-        os.chown(data, entry.pw_uid, entry.pw_gid)
-        for parent in (folder, *folder.parents):
-            if parent.stat().st_uid == 0 and not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o011)
+        os.chown(data, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
 
     def run(program: str, *words: str) -> None:
         command = [str(programs / program), "-D", str(data), *words]
-        done = subprocess.run(command, user=user, cwd=data, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, user=user, cwd=data.parent, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
 
     run("initdb", "-U", "m3po", "-A", "trust")
@@ -47,10 +43,13 @@ def postgres(folder: Path) -> Iterator[str]:
         yield f"postgresql+psycopg2://m3po@127.0.0.1:{port}/postgres"
     finally:
         run("pg_ctl", "-m", "immediate", "stop")
+        shutil.rmtree(data)
 
 
 def _programs() -> Path | None:
     """The folder of the server's programs, of the newest version there is."""
     on_path = shutil.which("initdb")
-    found = [Path(on_path).resolve().parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    return found[-1] if found else None
+    if on_path:
+        return Path(on_path).resolve().parent
+    installed = Path("/usr/lib/postgresql").glob("*/bin")
+    return max(installed, key=lambda folder: float(folder.parent.name), default=None)

@@ -349,9 +349,9 @@ def test_training_by_hand_waits_for_a_hand(project, automated_study):
 
 
 @pytest.mark.slow
-def test_an_event_log_in_postgres_that_begins_empty(project, automated_study, judge, tmp_path):
+def test_an_event_log_in_postgres_that_begins_empty(project, automated_study, judge):
     before, asked, done = heads_of(project), judge.requests, trainings(project)
-    with postgres(tmp_path) as url:
+    with postgres() as url:
         shutil.rmtree(project.folder / "home")
         with Daemon(project, settings=f"{SETTINGS}\nstorage:\n  postgres:\n    postgres_url: {url}\n") as daemon:
             daemon.until_settled()
