@@ -1,10 +1,46 @@
 """Where an image named by a dataset or a benchmark lies, never outside the image root."""
 
+import os
 from pathlib import Path, PurePosixPath
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What datasets hold. Other decoders of Pillow start programs or are rarely hardened: an image from outside is opened
+with these alone."""
 
 
 class ImageOutsideRoot(ValueError):
     """A path that leads out of the image root; it is never opened."""
+
+
+class ImageRoot:
+    """An image root of which many images are asked for: each folder is resolved once, an image only if it is a link."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._resolved = folder.resolve()
+        self._inside: dict[Path, bool] = {}
+
+    def locate(self, uri: str) -> Path:
+        """As `locate` says."""
+        relative = PurePosixPath(uri)
+        if "\0" in uri or relative.is_absolute() or ".." in relative.parts:
+            raise ImageOutsideRoot(f"{uri!r} is not a path below the image root")
+        path = self.folder / relative
+        folder = path.parent if relative.parts else path
+        try:
+            inside = self._inside.get(folder)
+            if inside is None:
+                inside = self._inside[folder] = self._holds(folder)
+            if os.path.islink(path):  # unlike Path.is_symlink, no error where a name is too long
+                inside = self._holds(path)
+        except (OSError, RuntimeError) as error:  # a loop of symlinks
+            raise ImageOutsideRoot(f"{uri!r} can't be resolved: {error}") from None
+        if not inside:
+            raise ImageOutsideRoot(f"{uri!r} is a link that leads out of the image root")
+        return path
+
+    def _holds(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self._resolved)
 
 
 def locate(image_root: Path, uri: str) -> Path:
@@ -13,14 +49,4 @@ def locate(image_root: Path, uri: str) -> Path:
     Raises ImageOutsideRoot for an absolute path, for '..', for a NUL character and for a symlink that leads out of the
     root.
     """
-    relative = PurePosixPath(uri)
-    if "\0" in uri or relative.is_absolute() or ".." in relative.parts:
-        raise ImageOutsideRoot(f"{uri!r} is not a path below the image root")
-    path = image_root / relative
-    try:
-        inside = path.resolve().is_relative_to(image_root.resolve())
-    except (OSError, RuntimeError) as error:  # a loop of symlinks
-        raise ImageOutsideRoot(f"{uri!r} can't be resolved: {error}") from None
-    if not inside:
-        raise ImageOutsideRoot(f"{uri!r} is a link that leads out of the image root")
-    return path
+    return ImageRoot(image_root).locate(uri)

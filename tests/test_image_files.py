@@ -1,6 +1,16 @@
-import pytest
+from pathlib import Path
 
-from m3po_dagster.image_files import ImageOutsideRoot, locate
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from m3po_dagster.assets.instructions import prompts_of
+from m3po_dagster.assets.pictures import thumbnail
+from m3po_dagster.image_files import FORMATS, ImageOutsideRoot, ImageRoot, locate
+from m3po_dagster.method.filtering import PROMPT_ID_CHARACTERS
+from m3po_dagster.method.prompt import Message, Prompt
+from m3po_dagster.storage.tables import FILTERED_INSTRUCTIONS
+from m3po_dagster.study import Study, load_study
 
 
 @pytest.fixture
@@ -44,3 +54,63 @@ def test_a_root_that_is_itself_a_link_is_fine(root):
     link = root.parent / "link"
     link.symlink_to(root)
     assert locate(link, "coco/1.jpg").read_bytes() == b"inside"
+
+
+def test_a_root_of_many_images_resolves_a_folder_once_and_still_sees_each_link(root, monkeypatch):
+    for number in range(2, 30):
+        (root / "coco" / f"{number}.jpg").write_bytes(b"inside")
+    (root / "coco" / "out.jpg").symlink_to(root.parent / "secret.jpg")
+    resolved, real = [], Path.resolve
+    monkeypatch.setattr(Path, "resolve", lambda self, strict=False: resolved.append(self) or real(self, strict))
+    images = ImageRoot(root)
+    for number in range(1, 30):
+        assert images.locate(f"coco/{number}.jpg").read_bytes() == b"inside"
+    with pytest.raises(ImageOutsideRoot, match="leads out"):
+        images.locate("coco/out.jpg")
+    assert resolved == [root, root / "coco", root / "coco" / "out.jpg"]
+
+
+def prompts_table(*uris: str) -> pa.Table:
+    rows = [
+        {
+            "prompt_id": f"{number:0{PROMPT_ID_CHARACTERS}x}",
+            "source": "made",
+            "source_id": str(number),
+            "image_uri": uri,
+            "image_sha256": "0" * 64,
+            "width": 8,
+            "height": 8,
+            "messages": [{"role": "user", "text": "What is it?"}],
+            "reference": None,
+        }
+        for number, uri in enumerate(uris)
+    ]
+    return pa.Table.from_pylist(rows, schema=FILTERED_INSTRUCTIONS.schema)
+
+
+@pytest.fixture
+def study(root) -> Study:
+    study = load_study(Path(__file__).parents[1] / "studies" / "easy_scenes.yaml")
+    return study.model_copy(update={"dataset": study.dataset.model_copy(update={"image_root": root})})
+
+
+@pytest.mark.parametrize("uri", ["/etc/hostname", "coco/../../secret.jpg", "out.jpg"])
+def test_no_step_gets_a_prompt_whose_image_a_store_puts_outside_the_root(root, study, uri):
+    (root / "out.jpg").symlink_to(root.parent / "secret.jpg")
+    assert [prompt.image_path for prompt in prompts_of(prompts_table("coco/1.jpg"), study)] == [root / "coco" / "1.jpg"]
+    with pytest.raises(ImageOutsideRoot, match=f"image_uri of prompt {1:0{PROMPT_ID_CHARACTERS}x}"):
+        prompts_of(prompts_table("coco/1.jpg", uri), study)
+
+
+def test_an_image_of_another_format_is_opened_nowhere(tmp_path):
+    for kind in (*FORMATS, "PPM", "SGI"):
+        path = tmp_path / f"{kind}.png"
+        Image.new("RGB", (8, 8), "red").save(path, format=kind)
+        allowed = kind in FORMATS
+        assert bool(thumbnail(path)) is allowed
+        prompt = Prompt("p", path, (Message("user", "?"),))
+        if allowed:
+            assert prompt.open_image().size == (8, 8)
+        else:
+            with pytest.raises(OSError, match="cannot identify"):
+                prompt.open_image()

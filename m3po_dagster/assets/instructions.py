@@ -10,6 +10,7 @@ from m3po_dagster.assets.checks import kept_share
 from m3po_dagster.assets.display import counts, preview
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pictures import gallery, histograms
+from m3po_dagster.image_files import ImageOutsideRoot, ImageRoot
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.method.prompt import Message, Prompt
@@ -99,10 +100,18 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
 
 
 def prompts_of(table: pa.Table, study: Study) -> list[Prompt]:
-    """The rows of a filtered_instructions table as prompts whose images lie under the study's image root."""
-    root = study.dataset.image_root
+    """The rows of a filtered_instructions table as prompts whose images lie under the study's image root.
+
+    Raises ImageOutsideRoot for a table that names an image elsewhere: a store may come from somebody else.
+    """
+    root = ImageRoot(study.dataset.image_root)
     columns = [table[name].to_pylist() for name in ("prompt_id", "image_uri", "messages", "reference")]
-    return [
-        Prompt(prompt_id, root / uri, tuple(Message(turn["role"], turn["text"]) for turn in messages), reference)
-        for prompt_id, uri, messages, reference in zip(*columns, strict=True)
-    ]
+    prompts = []
+    for prompt_id, uri, messages, reference in zip(*columns, strict=True):
+        try:
+            path = root.locate(uri)
+        except ImageOutsideRoot as error:
+            raise ImageOutsideRoot(f"filtered_instructions, image_uri of prompt {prompt_id}: {error}") from None
+        turns = tuple(Message(turn["role"], turn["text"]) for turn in messages)
+        prompts.append(Prompt(prompt_id, path, turns, reference))
+    return prompts

@@ -15,6 +15,7 @@ import dagster as dg
 import numpy as np
 
 from m3po_dagster.assets.display import as_markdown
+from m3po_dagster.image_files import FORMATS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,7 +147,7 @@ def thumbnail(path: Path, side: int = THUMBNAIL_SIDE) -> str:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             # A JPEG is read no larger than this needs.
             image.draft("RGB", (4 * side, 2 * side))
             small = ImageOps.exif_transpose(image).convert("RGB")

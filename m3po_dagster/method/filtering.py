@@ -20,7 +20,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
 
-from m3po_dagster.image_files import ImageOutsideRoot, locate
+from m3po_dagster.image_files import FORMATS, ImageOutsideRoot, locate
 from m3po_dagster.method.prompt import Message
 from m3po_dagster.settings import Settings
 
@@ -41,8 +41,6 @@ DUPLICATE = "exact duplicate"
 PROMPT_ID_CHARACTERS = 32
 
 _IMAGE_TOKEN = re.compile(r"(\r?\n)?<image>(?:(?:\r?\n)?<image>)*(\r?\n)?")
-# Only what datasets hold: other decoders of Pillow start programs or are rarely hardened.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # What Pillow's decoders raise on hostile files; MemoryError because a header can promise more than there is.
 _DECODE_ERRORS = (
     OSError,
@@ -276,7 +274,7 @@ def _upright_size(file, uri: str, max_megapixels: float) -> tuple[int, int]:
         with warnings.catch_warnings():
             # The size that Pillow warns of is checked below, before any pixel is decoded.
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=_FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > max_megapixels * 1e6:
                     detail = f"{uri} promises {image.width}x{image.height} pixels, max_megapixels is {max_megapixels}"
                     raise _Dropped(IMAGE_TOO_LARGE, detail)

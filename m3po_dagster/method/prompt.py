@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from m3po_dagster.image_files import FORMATS
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -34,10 +36,10 @@ class Prompt:
         return self.messages[-1].text
 
     def open_image(self) -> "Image.Image":
-        """The image as upright RGB (EXIF orientation applied). Raises OSError when it can't be decoded."""
+        """The image as upright RGB (EXIF orientation applied). Raises OSError when it is no image of FORMATS."""
         from PIL import Image, ImageOps
 
-        with Image.open(self.image_path) as image:
+        with Image.open(self.image_path, formats=FORMATS) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
 
     def chat(self) -> list[dict]:

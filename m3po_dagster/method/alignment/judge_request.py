@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from m3po_dagster.image_files import FORMATS
 from m3po_dagster.method.alignment.scorer import Score
 from m3po_dagster.method.prompt import Message, Prompt
 
@@ -95,7 +96,7 @@ def data_url(prompt: Prompt) -> str:
     from PIL import Image
 
     upright = prompt.open_image()
-    with Image.open(prompt.image_path) as image:
+    with Image.open(prompt.image_path, formats=FORMATS) as image:
         plain = image.mode in ("RGB", "L") and image.getexif().get(_ORIENTATION, 1) == 1
         media_type = _MEDIA_TYPES.get(image.format) if plain else None
     if media_type:
