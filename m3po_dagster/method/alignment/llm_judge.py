@@ -103,7 +103,7 @@ class LlmJudge:
     """
 
     def __init__(self, settings: LlmJudgeSettings) -> None:
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
 
         self.settings = settings
         self.name = settings.name
@@ -114,9 +114,12 @@ class LlmJudge:
             api_key=self._key or NO_KEY,
             timeout=settings.timeout,
             max_retries=settings.max_retries,
+            # A redirect would take the image and the answer to a place that the study does not name.
+            http_client=DefaultHttpxClient(follow_redirects=False),
         )
         # The client takes these from the environment; the endpoint need not be the one they belong to.
         self._client.organization = self._client.project = None
+        self._client._custom_headers = {}
 
     def value(self, sub_scores: Mapping[str, float]) -> float:
         """The raw value that these sub-scores make."""
@@ -164,6 +167,8 @@ class LlmJudge:
             said = error.message.removeprefix(f"Error code: {error.status_code}").lstrip(" -")
             if error.status_code in REFUSED:
                 return Score.unscored(f"request refused ({status})", self._without_key(said))
+            if error.response.has_redirect_location:
+                status += f", a redirect to {error.response.headers['location']}, which is not followed"
             # The client's own errors are not chained: a log would print their text as it came.
             raise EndpointError(self._failure(f"answers {status}: {said}")) from None
         except openai.APIConnectionError as error:
