@@ -165,7 +165,7 @@ def materialise(
         context.log.info(f"{label(part)}: nothing to do for this run any more: {change}")
         context.instance.add_run_tags(context.run.run_id, {run_tags.OBSOLETE: "true"})
         return
-    except DagsterExecutionInterruptedError:
+    except (DagsterExecutionInterruptedError, KeyboardInterrupt):
         context.instance.add_run_tags(context.run.run_id, {run_tags.INTERRUPTED: "true"})
         raise
     except MENDABLE as error:
