@@ -176,7 +176,8 @@ class AnswerLists:
 
     def _table(self, study: Study, artifact: Artifact, name: str, seed: int) -> tuple[pa.Table, np.ndarray | None, str]:
         """One recipe's answers to a benchmark, which of them are right, and why that can't be said."""
-        key = (artifact.fingerprint, artifact.key.partition, name, seed, study.benchmarks[name].model_dump_json())
+        made = (artifact.key, artifact.data_version)
+        key = (*made, name, seed, study.benchmarks[name].model_dump_json())
 
         def read() -> tuple[pa.Table, np.ndarray | None, str]:
             filters = [("benchmark", "=", name), ("seed", "=", seed)]

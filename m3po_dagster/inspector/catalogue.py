@@ -26,8 +26,8 @@ class Place:
 class Recipe:
     """A recipe's pairs over all shards: arrays with one entry a prompt of the study (see `pairs.Pairs`).
 
-    `artifacts` are the preference_pairs by shard; `stale` names the shards whose pairs were made from other scores or
-    settings than the current ones.
+    `artifacts` are the preference_pairs by shard; `stale` names the shards whose pairs are not up to date, `why_stale`
+    what is wrong with them.
     """
 
     chosen: np.ndarray
@@ -39,6 +39,7 @@ class Recipe:
     reasons: tuple[str, ...]
     artifacts: Mapping[str, Artifact]
     stale: tuple[str, ...]
+    why_stale: str
 
     @property
     def paired(self) -> np.ndarray:
@@ -46,7 +47,7 @@ class Recipe:
         return self.chosen >= 0
 
 
-def merged(pairs: Sequence[Pairs], artifacts: Mapping[str, Artifact], stale: Sequence[str]) -> Recipe:
+def merged(pairs: Sequence[Pairs], artifacts: Mapping[str, Artifact], stale: Sequence[str], why_stale: str) -> Recipe:
     """The pairs of all shards as one, with the reasons numbered anew."""
     reasons = tuple(dict.fromkeys(name for part in pairs for name in part.reasons))
     codes = []
@@ -67,6 +68,7 @@ def merged(pairs: Sequence[Pairs], artifacts: Mapping[str, Artifact], stale: Seq
         reasons=reasons,
         artifacts=artifacts,
         stale=tuple(stale),
+        why_stale=why_stale,
     )
 
 
@@ -81,6 +83,7 @@ class Catalogue:
     recipes: Mapping[str, Recipe]  # those that select pairs, in the study's order
     scores: Mapping[str, Artifact]  # benchmark_scores by recipe
     missing: tuple[str, ...]  # what was not made yet, a sentence each
+    stale: tuple[str, ...]  # what is shown but not up to date, a sentence each
 
     @cached_property
     def begins(self) -> np.ndarray:

@@ -65,7 +65,7 @@ def front_key(settings: SelectionSettings) -> str:
 
 def file_name(shard: Shard, settings: SelectionSettings) -> str:
     """A name that changes with everything the fronts are made from."""
-    made_from = hashlib.sha256(canonical_json(list(shard.fingerprints)).encode()).hexdigest()[:32]
+    made_from = hashlib.sha256(canonical_json(list(shard.content)).encode()).hexdigest()[:32]
     return f"fronts-{made_from}-{front_key(settings)}.npz"
 
 

@@ -8,6 +8,7 @@ from m3po_dagster.graph import Head, Part
 from m3po_dagster.inspector.catalogue import Catalogue, merged
 from m3po_dagster.inspector.pairs import Pairs, read_pairs
 from m3po_dagster.inspector.shards import Shard, matches, read_shard
+from m3po_dagster.inspector.standing import Age, age, some
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.study import Study, load_study
@@ -21,7 +22,6 @@ SHOWN_ASSETS = (
     "preference_pairs",
     "benchmark_scores",
 )
-_NAMED = 5
 
 
 class Reader:
@@ -48,6 +48,7 @@ class Reader:
             report(f"reading shard {name}")
             if ("filtered_instructions", name) in found:
                 shards[name] = self._shard(name, found)
+        standing = age(study, heads, found, SHOWN_ASSETS, self._store.find)
         recipes, used = {}, set()
         for recipe, settings in study.recipes.items():
             if settings.selection is None:
@@ -59,21 +60,17 @@ class Reader:
                     artifact = None
                 else:
                     artifacts[name] = artifact
-                    if not _up_to_date(artifact, found):
+                    if recipe in standing.edited or ("preference_pairs", f"{recipe}|{name}") in standing.old:
                         stale.append(name)
-                key = (
-                    shard.prompts.fingerprint,
-                    shard.candidates and shard.candidates.fingerprint,
-                    artifact and artifact.key,
-                )
+                key = (name, *map(_content, (shard.prompts, shard.candidates, artifact)), recipe)
                 if key not in self._pairs:
                     report(f"reading the pairs of {recipe} in shard {name}")
                     self._pairs[key] = read_pairs(shard, artifact)
                 used.add(key)
                 parts.append(self._pairs[key])
-            recipes[recipe] = merged(parts, artifacts, stale)
+            recipes[recipe] = merged(parts, artifacts, stale, _why_stale(recipe, stale, standing))
         self._pairs = {key: self._pairs[key] for key in used}
-        self._artifacts = {artifact.key: artifact for artifact in found.values()}
+        self._artifacts = {(*part, artifact.fingerprint): artifact for part, artifact in found.items()}
         self._number += 1
         return Catalogue(
             number=self._number,
@@ -83,11 +80,16 @@ class Reader:
             recipes=recipes,
             scores={r: found["benchmark_scores", r] for r in study.recipes if ("benchmark_scores", r) in found},
             missing=tuple(_missing(study, found, shards)),
+            stale=standing.sentences,
         )
 
     def _artifact(self, part: Part, head: Head) -> Artifact | None:
+        """What the head names, as far as the store holds just that: not what was made anew and not yet reported."""
         key = (*part, head.fingerprint)
-        return self._artifacts.get(key) or self._store.find(*key)
+        known = self._artifacts.get(key)
+        if known is None or known.data_version != head.data_version or not self._store.holds(*key):
+            known = self._store.find(*key)
+        return known if known is not None and known.data_version == head.data_version else None
 
     def _shard(self, name: str, found: Mapping[Part, Artifact]) -> Shard:
         prompts = found["filtered_instructions", name]
@@ -96,20 +98,23 @@ class Reader:
             candidates = None
         mas, logprobs = (found.get((asset, name)) for asset in ("mas_table", "logprob_table"))
         mas, logprobs = (item if matches(item, candidates) else None for item in (mas, logprobs))
-        key = (name, *(item and item.fingerprint for item in (prompts, candidates, mas, logprobs)))
+        key = (name, *map(_content, (prompts, candidates, mas, logprobs)))
         if key not in self._shards:
             self._shards[key] = read_shard(name, prompts, candidates, mas, logprobs)
         self._shards = {old: shard for old, shard in self._shards.items() if old[0] != name or old == key}
         return self._shards[key]
 
 
-def _up_to_date(artifact: Artifact, found: Mapping[Part, Artifact]) -> bool:
-    """Whether every input is the one that is current."""
-    for item in artifact.manifest.inputs.values():
-        current = found.get((item.asset, item.partition))
-        if current is not None and current.data_version != item.data_version:
-            return False
-    return True
+def _content(artifact: Artifact | None) -> tuple[str, str] | None:
+    """Changes with what an artifact holds; the fingerprint alone says only what it was made from."""
+    return None if artifact is None else (artifact.fingerprint, artifact.data_version)
+
+
+def _why_stale(recipe: str, stale: list[str], standing: Age) -> str:
+    """What is wrong with a recipe's pairs that are not up to date."""
+    if recipe in standing.edited:
+        return f"the recipe was edited since: {standing.edited[recipe]}"
+    return "; ".join(dict.fromkeys(standing.old["preference_pairs", f"{recipe}|{name}"] for name in stale))
 
 
 def _missing(study: Study, found: Mapping[Part, Artifact], shards: Mapping[str, Shard]) -> list[str]:
@@ -149,5 +154,4 @@ def _missing(study: Study, found: Mapping[Part, Artifact], shards: Mapping[str, 
 
 
 def _some(names: list[str], of: int, what: str) -> str:
-    shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-    return f"{len(names)} of {of} {what} ({shown})"
+    return f"{len(names)} of {of} {what} ({some(names)})"

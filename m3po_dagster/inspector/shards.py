@@ -43,9 +43,10 @@ class Shard:
         return self.candidates is not None and self.mas is not None and self.logprobs is not None
 
     @property
-    def fingerprints(self) -> tuple[str, ...]:
-        """Of the artifacts that selection reads; only for a shard that is `scored`."""
-        return tuple(artifact.fingerprint for artifact in (self.candidates, self.mas, self.logprobs))
+    def content(self) -> tuple[str, ...]:
+        """Fingerprints and data versions of what selection reads; only for a shard that is `scored`."""
+        read = (self.candidates, self.mas, self.logprobs)
+        return tuple(text for artifact in read for text in (artifact.fingerprint, artifact.data_version))
 
 
 def read_shard(

@@ -15,7 +15,7 @@ from m3po_dagster.current import read_heads
 from m3po_dagster.inspector.answers import AnswerLists
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.fronts import Fronts, build_fronts, file_name, front_key
-from m3po_dagster.inspector.reading import SHOWN_ASSETS, Reader
+from m3po_dagster.inspector.reading import Reader
 from m3po_dagster.inspector.tokens import Decoder, decoder
 from m3po_dagster.inspector.tune import Tuner
 from m3po_dagster.method.selection_settings import SelectionSettings
@@ -110,7 +110,7 @@ class Watch:
     def _read(self) -> None:
         try:
             self._report("reading Dagster's event log")
-            heads = read_heads(self._instance, SHOWN_ASSETS)
+            heads = read_heads(self._instance)
             self._catalogue = self._reader.read(heads, self._report)
             self.problem = ""
             self._catalogue_read.set()

@@ -1,5 +1,7 @@
 """Writes a study's artifacts and tells the event log, as the graph's steps do, from texts and scores a test chooses."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,8 @@ import yaml
 from PIL import Image
 
 from m3po_dagster.current import DATA_VERSION_TAG, FINGERPRINT_METADATA
+from m3po_dagster.graph import Head, Part, part_fingerprint
+from m3po_dagster.identity import Identities, portable
 from m3po_dagster.method.selection import select_pairs
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.fingerprint import fingerprint
@@ -19,6 +23,7 @@ from m3po_dagster.storage.tables import (
     CANDIDATES,
     DROPPED,
     FILTERED_INSTRUCTIONS,
+    IDENTITY,
     LOGPROBS,
     PAIRS,
     SCORES,
@@ -30,6 +35,7 @@ from m3po_dagster.study import load_study
 PORT = 3001
 WEIGHTS = Path(__file__).parents[2] / "m3po_dagster" / "world" / "weights"
 MAS = mas_schema(["judge"], ["accuracy"])
+OUTSIDE = ("source_dataset", "base_model", "judge_probe", "judge_identity", "benchmark_data")
 RECIPES = {
     "base": {},
     "sft": {"selection": {"rule": "best_only"}, "training": {"kind": "sft"}},
@@ -82,6 +88,7 @@ class MadeStudy:
 
     def __init__(self, folder: Path, instance: dg.DagsterInstance) -> None:
         self.folder, self.instance = folder, instance
+        self.heads: dict[Part, Head] = {}
         self.path = folder / "study.yaml"
         self.store = ArtifactStore(folder / "store")
         self.images = folder / "images"
@@ -96,6 +103,8 @@ class MadeStudy:
             "benchmarks": {"pope": {"kind": "pope", "labels": {"random": "./none.json"}, "image_root": "./images"}},
         }
         self.write()
+        for asset in OUTSIDE:
+            self.report(asset, "", "0" * 64, f"the {asset} of the tests")
 
     def write(self) -> None:
         """Writes the study file."""
@@ -109,7 +118,10 @@ class MadeStudy:
         inputs: Sequence[Artifact] = (),
         settings: object = None,
     ) -> Artifact:
-        """Commits an artifact and makes it current."""
+        """Commits an artifact and makes it current, under the fingerprint that the graph gives it.
+
+        Other content under a fingerprint that is there replaces it, as after `m3po gc` or a damaged file.
+        """
         made_from = {
             f"{item.key.asset}[{item.key.partition}]": {
                 "asset": item.key.asset,
@@ -119,22 +131,41 @@ class MadeStudy:
             }
             for item in inputs
         }
-        key = fingerprint(
-            asset, partition, "1", settings, {name: item["data_version"] for name, item in made_from.items()}
-        )
+        key = self.fingerprint(asset, partition)
+        known = self.store.find(asset, partition, key)
+        if known is not None and any(known.table(name) != table for name, (table, _) in tables.items()):
+            shutil.rmtree(known.folder)
         with self.store.open(asset, partition, key) as draft:
             artifact = draft.committed or draft.commit(
                 tables, code_version="1", settings=settings, inputs=made_from, metadata={"checks": {}}
             )
+        self.report(asset, partition, key, artifact.data_version)
+        return artifact
+
+    def fingerprint(self, asset: str, partition: str) -> str:
+        """What the graph wants the part to carry; of a part whose inputs were not made, one of no meaning."""
+        identities = Identities(lambda path: "0" * 64)
+        wanted = part_fingerprint((asset, partition), load_study(self.path), identities, self.heads)
+        return wanted or fingerprint(asset, partition, "1", {}, {})
+
+    def report(self, asset: str, partition: str, key: str, data_version: str) -> None:
+        """Tells the event log what is current."""
+        self.heads[asset, partition] = Head(key, data_version)
         self.instance.report_runless_asset_event(
             dg.AssetMaterialization(
                 asset,
                 partition=partition or None,
                 metadata={FINGERPRINT_METADATA: key},
-                tags={DATA_VERSION_TAG: artifact.data_version},
+                tags={DATA_VERSION_TAG: data_version},
             )
         )
-        return artifact
+
+    def add_recipe_config(self, recipe: str) -> Artifact:
+        """recipe_config of a recipe as the study file has it."""
+        settings = portable(load_study(self.path).recipes[recipe], exclude={"description"})
+        rows = [{"fact": name, "value": json.dumps(value)} for name, value in settings.items()]
+        table = pa.Table.from_pylist(rows, schema=IDENTITY.schema)
+        return self.commit("recipe_config", recipe, {"data": (table, IDENTITY)}, settings=settings)
 
     def add_prompts(self, shard: str, prompts: list[Asked]) -> Artifact:
         """filtered_instructions of a shard."""
@@ -215,8 +246,8 @@ class MadeStudy:
         found = select_pairs(table, selection)
         dropped = found.dropped.rename_columns(DROPPED.schema.names).cast(DROPPED.schema)
         tables = {"data": (found.pairs.cast(PAIRS.schema), PAIRS), "dropped": (dropped, DROPPED)}
-        settings = selection.model_dump(mode="json")
-        return self.commit("preference_pairs", f"{recipe}|{shard}", tables, [candidates, mas, logprobs], settings)
+        inputs = [candidates, mas, logprobs, self.add_recipe_config(recipe)]
+        return self.commit("preference_pairs", f"{recipe}|{shard}", tables, inputs)
 
     def add_shard(self, shard: str, prompts: list[Asked], recipes: Sequence[str] = ("sft", "plain", "m3po")) -> None:
         """Everything of a shard up to the pairs."""
@@ -239,4 +270,5 @@ class MadeStudy:
             "data": (pa.Table.from_pylist(scores, schema=SCORES.schema), SCORES),
             "answers": (pa.Table.from_pylist(rows, schema=ANSWERS.schema), ANSWERS),
         }
+        self.report("lora_adapter", recipe, self.fingerprint("lora_adapter", recipe), "an adapter of the tests")
         return self.commit("benchmark_scores", recipe, tables, settings=rows)

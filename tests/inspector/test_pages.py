@@ -243,6 +243,60 @@ def test_pairs_of_an_older_judge_are_said_to_be_out_of_date(made_study, client):
     assert "not up to date in s0" in shown(client, "/")
 
 
+def test_pairs_of_an_edited_recipe_are_said_to_be_of_the_old_one(small):
+    assert "up to date" not in shown(small, "/") + shown(small, "/prompts/prompt000?recipe=m3po")
+    recipes = small.study.settings["recipes"]
+    edited = {**recipes["m3po"], "selection": {**recipes["m3po"]["selection"], "alpha": 5}}
+    small.study.settings["recipes"] = {**recipes, "m3po": edited}
+    small.study.write()
+    small.watch.settle()
+    sentence = "Recipe m3po was edited since its results were made (selection.alpha was 0.5, now 5.0)"
+    for address in ("/", "/prompts", "/tune?recipe=m3po", "/answers"):
+        assert sentence in shown(small, address)
+    page = shown(small, "/prompts/prompt000?recipe=m3po")
+    assert "pair is not up to date: the recipe was edited since: selection.alpha was 0.5, now 5.0." in page
+    assert "up to date" not in shown(small, "/prompts/prompt000?recipe=plain")
+
+
+def test_what_another_base_model_made_is_said_to_be_out_of_date(small):
+    small.study.report("base_model", "", "1" * 64, "another model")
+    small.watch.settle()
+    page = shown(small, "/")
+    assert "candidates is not up to date for s0: its inputs, settings or code changed since." in page
+    assert "mas_table is not up to date for s0: something that it stands on is not up to date." in page
+    assert "filtered_instructions is not up to date" not in page
+
+
+def test_other_scores_under_the_same_fingerprint_are_read_anew(made_study, client):
+    prompts = some_prompts(3)
+    made_study.add_shard("s0", prompts)
+    client.watch.settle()
+    assert "of 2 pairs change" in shown(client, "/tune?recipe=m3po")
+    before = client.watch.catalogue()
+    prompts[0].answers[0].mas, prompts[0].answers[4].mas = 0.2, 0.95
+    made_study.add_shard("s0", prompts)
+    client.watch.settle()
+    after = client.watch.catalogue()
+    assert after.shards[0].mas.fingerprint == before.shards[0].mas.fingerprint
+    assert (before.recipes["m3po"].chosen[0], after.recipes["m3po"].chosen[0]) == (0, 4)
+    (fronts,) = client.watch.fronts(after, after.study.recipes["m3po"].selection)
+    assert fronts.winner[list(fronts.prompt).index(0)] == 4
+    page = shown(client, "/prompts/prompt000?recipe=m3po")
+    assert '<article class="candidate chosen" id="k4"' in page
+
+
+def test_answers_made_anew_under_the_same_fingerprint_are_read_anew(made_study, client):
+    question = [{"question_id": "q", "image_uri": "red.png", "question": "A cat?", "expected": "yes"}]
+    made_study.add_answers("base", {0: ["No."]}, question)
+    client.watch.settle()
+    assert "No." in shown(client, "/answers")
+    first = made_study.heads["benchmark_scores", "base"]
+    made_study.add_answers("base", {0: ["Yes, two."]}, question)
+    assert made_study.heads["benchmark_scores", "base"].fingerprint == first.fingerprint
+    client.watch.settle()
+    assert "Yes, two." in shown(client, "/answers")
+
+
 def test_an_edited_study_file_is_noticed(small):
     small.study.settings["recipes"] = {
         **small.study.settings["recipes"],

@@ -26,6 +26,7 @@ def answers(site: Site):
             recipes=[name for name in catalogue.study.recipes if name != BASE_RECIPE],
             benchmarks=list(catalogue.study.benchmarks),
             shows=SHOWS,
+            stale=catalogue.stale,
             base=BASE_RECIPE,
         )
 

@@ -92,6 +92,7 @@ def overview(site: Site):
             shards=shard_rows(catalogue),
             recipes=recipe_rows(catalogue),
             missing=catalogue.missing,
+            stale=catalogue.stale,
         )
 
     return view

@@ -101,6 +101,7 @@ def prompt_list(site: Site):
             states=states,
             sorts=SORTS,
             missing=catalogue.missing,
+            stale=catalogue.stale,
         )
 
     return view
@@ -139,9 +140,16 @@ def prompt_page(site: Site):
             before=before,
             after=after,
             at=at,
+            why_stale=_why_stale(catalogue, query.recipe, prompt.shard),
         )
 
     return view
+
+
+def _why_stale(catalogue: Catalogue, recipe: str, shard: str) -> str:
+    """What is wrong with the recipe's pairs in the shard; empty where they are up to date."""
+    found = catalogue.recipes.get(recipe)
+    return found.why_stale if found is not None and shard in found.stale else ""
 
 
 def answer_text(site: Site):

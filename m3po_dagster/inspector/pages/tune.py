@@ -45,6 +45,7 @@ def _values(site: Site, catalogue: Catalogue, recipe: str, given) -> dict:
         "recipes": selectable,
         "why_not": why_not,
         "missing": catalogue.missing,
+        "stale": catalogue.stale,
         "move": None,
         "building": False,
         "saved_as": given.get("saved", ""),
