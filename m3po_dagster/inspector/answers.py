@@ -34,7 +34,7 @@ class AnswerQuery:
 
     recipes: tuple[str, ...]
     benchmark: str
-    seed: int
+    seed: int | None  # None for the first that each recipe has
     show: str
     q: str
 
@@ -53,8 +53,8 @@ class AnswerQuery:
         name = values.get("benchmark", "") or next(iter(catalogue.study.benchmarks))
         if name not in catalogue.study.benchmarks:
             raise QueryError(f"there is no benchmark {name!r}; there are {', '.join(catalogue.study.benchmarks)}")
-        seed = values.get("seed", "0") or "0"
-        if not seed.isdecimal() or len(seed) > 18:
+        seed = values.get("seed", "")
+        if seed and (not seed.isdecimal() or len(seed) > 18):
             raise QueryError(f"seed: {seed!r} is no seed")
         show = values.get("show", "")
         if show not in SHOWS:
@@ -64,7 +64,7 @@ class AnswerQuery:
             answered = [item for item in catalogue.recipes if item in catalogue.scores]
             m3p = [item for item in answered if catalogue.study.recipes[item].selection.rule == "m3p"]
             recipes = tuple((m3p or answered or list(catalogue.recipes))[-1:])
-        return cls(recipes, name, int(seed), show, values.get("q", "")[:500])
+        return cls(recipes, name, int(seed) if seed else None, show, values.get("q", "")[:500])
 
     def url(self, **changes: object) -> str:
         """The query as a URL's query string, with other or further fields."""
@@ -131,7 +131,7 @@ class AnswerLists:
                 continue
             available = _seeds(artifact)
             seeds |= set(available) if recipe != BASE_RECIPE else set()
-            seed = available[0] if recipe == BASE_RECIPE else query.seed
+            seed = available[0] if recipe == BASE_RECIPE or query.seed is None else query.seed
             if seed not in available:
                 shown = ", ".join(map(str, available))
                 problems.append(f"Recipe {recipe} has no adapter of seed {seed}; it has {shown}.")
@@ -181,7 +181,11 @@ class AnswerLists:
 
         def read() -> tuple[pa.Table, np.ndarray | None, str]:
             filters = [("benchmark", "=", name), ("seed", "=", seed)]
-            table = pq.read_table(artifact.path("answers.parquet"), filters=filters)
+            path = artifact.path("answers.parquet")
+            try:
+                table = pq.read_table(path, filters=filters)
+            except pa.ArrowException as error:
+                raise ValueError(f"{path} can't be read or is damaged ({error}): remove its folder, then run") from None
             try:
                 return table, _right(study, name, table), ""
             except (BenchmarkError, OSError) as error:
@@ -237,7 +241,8 @@ def _fits(query: AnswerQuery, base, base_right, others, rows) -> np.ndarray:
     """Which of base's questions are shown: those where any of the other recipes does what `show` says."""
     if query.q:
         found = pc.or_(
-            pc.match_substring(base["question"], query.q, ignore_case=True), pc.equal(base["image_uri"], query.q)
+            pc.match_substring(base["question"], query.q, ignore_case=True),
+            pc.match_substring(base["image_uri"], query.q, ignore_case=True),
         )
         fits = found.combine_chunks().to_numpy(zero_copy_only=False)
     else:

@@ -153,10 +153,10 @@ def _recipe_filter(recipe: Recipe, query: PromptQuery) -> np.ndarray:
 
 
 def _search(catalogue: Catalogue, text: str) -> np.ndarray:
-    """Prompts whose question holds the text whatever its letter case, or whose id or image begins with or is it."""
+    """Prompts whose question or image path holds the text whatever its letter case, or whose id begins with it."""
     found = pc.match_substring(catalogue.questions, text, ignore_case=True)
     found = pc.or_(found, pc.starts_with(catalogue.prompt_ids, text))
-    found = pc.or_(found, pc.equal(catalogue.image_uris, text))
+    found = pc.or_(found, pc.match_substring(catalogue.image_uris, text, ignore_case=True))
     return found.combine_chunks().to_numpy(zero_copy_only=False)
 
 

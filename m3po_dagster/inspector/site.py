@@ -73,7 +73,13 @@ class Site:
                 return self.render("error.html", 404, title="Not here", message=str(error), study_name=name)
             except (OSError, ValueError, IndexError, pa.ArrowException) as error:
                 self.watch.look_soon()
-                message = f"{error}. What is shown may just have changed: load the page again."
+                message = f"{_sentence(error)} What is left is read anew: load the page again."
                 return self.render("error.html", 500, title="This can't be read", message=message, study_name=name)
 
         return endpoint
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "A file of the store that was there before is gone."
+    return f"{text.reason(error)}."

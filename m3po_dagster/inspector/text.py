@@ -16,6 +16,9 @@ _C0_PICTURES = 0x2400
 _DEL, _DEL_PICTURE = 0x7F, "\u2421"
 
 
+_NUMBERS = re.compile(r"\[errno \d+\] ?", re.IGNORECASE)
+
+
 def visible(text: object) -> str:
     """The text with control, direction and zero-width characters replaced by marks that can be seen.
 
@@ -73,3 +76,10 @@ def count(value: int) -> str:
 def words(name: str) -> str:
     """A name in code as words: no_loser_above_min_gap -> no loser above min gap."""
     return name.replace("_", " ")
+
+
+def reason(error: Exception) -> str:
+    """An error as a person reads it: without the system's numbers, with the file where it is known."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return _NUMBERS.sub("", str(error))

@@ -4,6 +4,8 @@ import logging
 import threading
 import time
 import zipfile
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import dagster as dg
@@ -12,6 +14,7 @@ import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
 from m3po_dagster.current import read_heads
+from m3po_dagster.inspector import text
 from m3po_dagster.inspector.answers import AnswerLists
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.fronts import Fronts, build_fronts, file_name, front_key
@@ -80,8 +83,8 @@ class Watch:
                 raise TimeoutError(f"still {self.progress} after {timeout:g} s")
 
     def look_soon(self) -> None:
-        """The next request looks, however short ago the last one did: something was changed from here."""
-        self._looked = float("-inf")
+        """The next request reads anew what changed, also in the store, however short ago the last one did."""
+        self._looked = self._again = float("-inf")
 
     def _look(self) -> bool:
         """Whether something changed that is not read yet; starts reading it."""
@@ -109,23 +112,41 @@ class Watch:
 
     def _read(self) -> None:
         try:
+            self.problem = ""
             self._report("reading Dagster's event log")
             heads = read_heads(self._instance)
             self._catalogue = self._reader.read(heads, self._report)
-            self.problem = ""
             self._catalogue_read.set()
-            self._report("loading the model's tokenizer")
-            self.decoder = decoder(self._catalogue.study.model)
-            self._report("reading benchmark answers")
-            self.answers.prepare(self._catalogue)
-            self._build_fronts(self._catalogue)
         except Exception as error:  # noqa: BLE001  (a thread has nobody to raise to: the pages show it)
-            self.problem = str(error) or type(error).__name__
-            self._again = time.monotonic() + SECONDS_TO_NEXT_TRY
-            _LOG.warning("%s", self.problem, exc_info=None if isinstance(error, _EXPLAINED) else error)
+            self._failed("", error)
+        else:
+            self._prepare(self._catalogue)
         finally:
             self._catalogue_read.set()
             self.progress = ""
+
+    def _prepare(self, catalogue: Catalogue) -> None:
+        """What the first request of a page needs. One that fails does not keep the others from being made."""
+        steps: tuple[tuple[str, Callable[[Catalogue], None]], ...] = (
+            ("loading the model's tokenizer", self._load_decoder),
+            ("indexing candidates for the sliders", self._build_fronts),
+            ("reading benchmark answers", self.answers.prepare),
+        )
+        for what, step in steps:
+            self._report(what)
+            try:
+                step(catalogue)
+            except Exception as error:  # noqa: BLE001  (see above)
+                self._failed(f"{what}: ", error)
+
+    def _load_decoder(self, catalogue: Catalogue) -> None:
+        self.decoder = decoder(catalogue.study.model)
+
+    def _failed(self, what: str, error: Exception) -> None:
+        problem = what + (text.reason(error) or type(error).__name__)
+        self.problem = f"{self.problem}; {problem}" if self.problem else problem
+        self._again = time.monotonic() + SECONDS_TO_NEXT_TRY
+        _LOG.warning("%s", problem, exc_info=None if isinstance(error, _EXPLAINED) else error)
 
     def _report(self, what: str) -> None:
         self.progress = what
@@ -150,7 +171,14 @@ class Watch:
                     kept[name] = front
             if lacking:
                 self._report(f"indexing shard {shard.name} for the sliders")
-                for name, front in zip(lacking, build_fronts(shard, list(lacking.values())), strict=True):
+                try:
+                    built = build_fronts(shard, list(lacking.values()))
+                except pa.ArrowException as error:
+                    read = ", ".join(
+                        str(item.path("data.parquet")) for item in (shard.candidates, shard.mas, shard.logprobs)
+                    )
+                    raise ValueError(f"one of {read} is damaged ({error}): remove its folder, then run") from None
+                for name, front in zip(lacking, built, strict=True):
                     _save(front, folder / name)
                     kept[name] = front
             self._fronts = {**self._fronts, **kept}
@@ -211,17 +239,12 @@ def _file_states(path: Path) -> list[tuple]:
     return states
 
 
-_PARENTS: dict[tuple[Path, int], str | None] = {}
-
-
+@lru_cache(maxsize=64)
 def _extends(path: Path, changed: int) -> str | None:
-    """What a study file says it extends."""
-    if (path, changed) not in _PARENTS:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
-            content = None
-        parent = content.get("extends") if isinstance(content, dict) else None
-        _PARENTS.clear()
-        _PARENTS[path, changed] = parent if isinstance(parent, str) else None
-    return _PARENTS[path, changed]
+    """What a study file says it extends; `changed` is its time of change."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None
+    parent = content.get("extends") if isinstance(content, dict) else None
+    return parent if isinstance(parent, str) else None

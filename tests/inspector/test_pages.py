@@ -31,7 +31,7 @@ def test_filters_search_and_order(complete):
     assert listed(shown(complete, "/prompts?shard=s1")) == [f"prompt{n:03d}" for n in range(6, 12)]
     assert listed(shown(complete, "/prompts?q=PICTURE+7")) == ["prompt007"]
     assert listed(shown(complete, "/prompts?q=prompt00")) == [f"prompt{n:03d}" for n in range(10)]
-    assert len(listed(shown(complete, "/prompts?q=red.png"))) == 12
+    assert len(listed(shown(complete, "/prompts?q=Red.p"))) == 12
     assert listed(shown(complete, "/prompts?reason=none")) == ["prompt002", "prompt005", "prompt008", "prompt011"]
     assert listed(shown(complete, "/prompts?reason=one_distinct_candidate&shard=s0")) == ["prompt002", "prompt005"]
     assert len(listed(shown(complete, "/prompts?recipe=sft&reason=pair"))) == 12
@@ -354,8 +354,49 @@ def test_the_index_is_kept_and_a_damaged_one_is_made_again(small, caplog):
     assert "can't be used and is made again" in caplog.text
 
 
-def test_an_artifact_removed_from_the_store_is_said(small):
+def test_an_artifact_removed_from_the_store_is_said_once_then_the_rest_is_shown(small):
     import shutil
 
     shutil.rmtree(small.study.store.root / "candidates")
-    assert "This can&#39;t be read" in shown(small, "/prompts/prompt000", 500).replace("'", "&#39;")
+    page = shown(small, "/prompts/prompt000", 500)
+    assert "A file of the store that was there before is gone." in page and "rrno" not in page
+    shown(small, "/")  # the next request reads anew
+    small.watch.settle()
+    assert "There are no candidates of this prompt" in shown(small, "/prompts/prompt000")
+    assert "candidates was not made yet for" in shown(small, "/")
+
+
+def test_damaged_answers_are_named_and_the_sliders_work(made_study, client):
+    made_study.add_shard("s0", some_prompts(1))
+    question = [{"question_id": "q", "image_uri": "red.png", "question": "A cat?", "expected": "yes"}]
+    path = made_study.add_answers("base", {0: ["No."]}, question).path("answers.parquet")
+    path.write_bytes(b"x" * path.stat().st_size)
+    client.watch.settle()
+    page = shown(client, "/tune?recipe=m3po")
+    assert "of 1 pairs change" in page and "being built" not in page
+    assert f"reading benchmark answers: {path} can&#39;t be read or is damaged" in page
+
+
+def test_an_index_that_fails_is_not_said_to_be_built(made_study, client):
+    made_study.add_shard("s0", some_prompts(1))
+    candidates = made_study.heads["candidates", "s0"].fingerprint
+    path = made_study.store.find("candidates", "s0", candidates).path("data.parquet")
+    client.watch.settle()
+    client.watch._fronts = {}
+    for cached in (made_study.store.root / ".cache" / "inspector").iterdir():
+        cached.unlink()
+    path.write_bytes(b"x" * path.stat().st_size)
+    client.watch.look_soon()
+    client.watch.settle()
+    page = shown(client, "/tune?recipe=m3po")
+    assert "There is no index for the sliders" in page and "being built" not in page and "refresh" not in page
+    assert "indexing candidates for the sliders: " in page and str(path) in page
+
+
+def test_the_first_seed_that_there_is_is_shown(made_study, client):
+    question = [{"question_id": "q", "image_uri": "a/red.png", "question": "A cat?", "expected": "yes"}]
+    made_study.add_answers("base", {7: ["No."]}, question)
+    made_study.add_answers("m3po", {7: ["Yes."]}, question)
+    client.watch.settle()
+    page = shown(client, "/answers?recipe=m3po&q=RED")
+    assert "1 question" in page and "Yes." in page and "no adapter of seed" not in page
