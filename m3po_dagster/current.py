@@ -36,6 +36,19 @@ def read_heads(instance: dg.DagsterInstance, assets: Iterable[str] = tuple(STAGE
     return heads
 
 
+def read_studies(instance: dg.DagsterInstance, asset: str) -> dict[Part, str]:
+    """The study whose run made each head of a partitioned asset; a head whose run or its tag is gone is left out."""
+    key = dg.AssetKey(asset)
+    ids = instance.event_log_storage.get_latest_storage_id_by_partition(key, DagsterEventType.ASSET_MATERIALIZATION)
+    if not ids:
+        return {}
+    wanted = AssetRecordsFilter(asset_key=key, storage_ids=list(ids.values()))
+    made_in = {(asset, e.partition_key): e.run_id for e in instance.fetch_materializations(wanted, len(ids)).records}
+    runs = instance.get_runs(dg.RunsFilter(run_ids=sorted(set(made_in.values()))))
+    studies = {run.run_id: run.tags[run_tags.STUDY] for run in runs if run_tags.STUDY in run.tags}
+    return {part: studies[run_id] for part, run_id in made_in.items() if run_id in studies}
+
+
 def _latest(instance: dg.DagsterInstance, asset: str) -> _Seen:
     key = dg.AssetKey(asset)
     if not STAGES[asset].dimensions:

@@ -1,6 +1,7 @@
 """`m3po lineage`: what an adapter came from, where a pair or an image went, what differs between two adapters."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ from typing import Annotated
 import pyarrow as pa
 import typer
 
-from m3po_dagster.cli.options import JsonOption, StoreOption, explained
+from m3po_dagster.cli.options import JsonOption, StoreOption, explained, fail
 from m3po_dagster.cli.store import console, opened
 from m3po_dagster.home import DEFAULT_STORE, dagster_home
 from m3po_dagster.identity import Identities
@@ -37,6 +38,8 @@ from m3po_dagster.study_errors import StudyError
 app = typer.Typer(
     no_args_is_help=True, help="What an adapter came from, and where a pair or an image went: from manifests alone."
 )
+
+WHY_LENGTH = 200
 
 AdapterArgument = Annotated[
     str, typer.Argument(help="A recipe, RECIPE|SEED, or how the adapter's fingerprint begins.", metavar="ADAPTER")
@@ -100,8 +103,9 @@ def image(
     with explained(StoreError, OSError, status=1):
         manifests = Manifests(opened(folder))
         file = Path(sha256)
-        digits = file_sha256(file) if file.is_file() else sha256
-        found = find_image(manifests, digits)
+        if not file.exists() and (file.suffix or len(file.parts) > 1):
+            fail(f"there is no file {sha256!r}", status=1)
+        found = find_image(manifests, file_sha256(file) if file.is_file() else sha256)
     _print_found(found, as_json)
 
 
@@ -139,18 +143,31 @@ def _current(manifests: Manifests, study: Path | None) -> Current | None:
 
 
 def _event_log() -> Current | None:
+    """None where there is no event log, and where there is one that can't be read, after a line that says so."""
     home = dagster_home()
-    if not (home / "dagster.yaml").exists():
+    if not os.path.exists(home / "dagster.yaml"):
         return None
     import dagster as dg
+    import yaml
+    from dagster_shared.check import CheckError
+    from sqlalchemy.exc import SQLAlchemyError
 
-    from m3po_dagster.current import read_heads
+    from m3po_dagster.current import read_heads, read_studies
     from m3po_dagster.home import ensure_home
 
-    ensure_home()
-    with dg.DagsterInstance.get() as instance:
-        heads = read_heads(instance, [RECIPE_ADAPTERS])
-    return Current({part: head.fingerprint for part, head in heads.items()}, f"Dagster's event log in {home}")
+    try:
+        ensure_home()
+        with dg.DagsterInstance.get() as instance:
+            heads = read_heads(instance, [RECIPE_ADAPTERS])
+            studies = read_studies(instance, RECIPE_ADAPTERS)
+    except (dg.DagsterError, CheckError, SQLAlchemyError, yaml.YAMLError, OSError) as error:
+        why = " ".join(str(error).split())[:WHY_LENGTH]
+        typer.echo(
+            f"warning: Dagster's event log in {home} can't be read, so nothing is called current: {why}", err=True
+        )
+        return None
+    fingerprints = {part: head.fingerprint for part, head in heads.items()}
+    return Current(fingerprints, f"Dagster's event log in {home}", studies=studies)
 
 
 def _print_pairs(chosen: Chosen, shards: dict[str, str], table: pa.Table, as_json: bool) -> None:

@@ -2,11 +2,12 @@
 
 A recipe's name is no identity: a recipe that was edited has several adapters, and studies that share a store may use
 the same name. What is current (by Dagster's event log, or by a study file) decides; where nothing says what is current,
-a name with several adapters is refused with their list, never guessed.
+a name with several adapters is refused with their list, never guessed. An event log knows one current adapter of a
+name, that of the study that was run last: the reason names this study.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from m3po_dagster.graph import Part
 from m3po_dagster.lineage.manifests import ADAPTER, RECIPE_ADAPTERS, Manifests, key_of, recipe_of
@@ -23,12 +24,13 @@ class Current:
     """Which adapters are current: {(lora_adapter, recipe): fingerprint}, and who says so.
 
     `binding` tells whether what it doesn't name counts as not made (a study file), or as not known (an event log, which
-    may belong to another study's project).
+    may belong to another study's project). `studies` names the study that each was made for, where that is known.
     """
 
     fingerprints: Mapping[Part, str]
     source: str
     binding: bool = False
+    studies: Mapping[Part, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def choose(manifests: Manifests, name: str, current: Current | None = None) -> C
             f"or name one of these by its fingerprint: {_listed(named)}"
         )
     if chosen is not None:
-        reason = f"current by {current.source}"
+        study = current.studies.get((RECIPE_ADAPTERS, recipe_of(name)))
+        reason = f"current by {current.source}" + (f", from a run of the study {study}" if study else "")
     elif len(named) == 1:
         chosen, reason = named[0], "the only one of this name in the store"
     else:
@@ -102,6 +105,13 @@ def _by_fingerprint(manifests: Manifests, name: str) -> Chosen:
         return Chosen(fitting[0], f"the only adapter whose fingerprint begins with {name[:16]}")
     if fitting:
         raise StoreError(f"{name!r} fits {len(fitting)} adapters: {_listed(fitting)}; give more digits")
+    recipe = recipe_of(name)
+    seeds = sorted({a.key.partition for a in manifests.all(ADAPTER) if recipe_of(a.key.partition) == recipe})
+    if name != recipe and seeds:
+        raise StoreError(
+            f"no adapter in {manifests.store.root} is called {name!r}: of the recipe {recipe!r} there are "
+            f"{', '.join(seeds)}"
+        )
     recipes = sorted({recipe_of(artifact.key.partition) for artifact in adapters})
     raise StoreError(
         f"no adapter in {manifests.store.root} is of a recipe {name!r} or has a fingerprint that begins so: there are "

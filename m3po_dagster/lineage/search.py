@@ -144,7 +144,7 @@ def find_image(manifests: Manifests, digits: str) -> Found:
 def _checked(digits: str, what: str) -> str:
     lower = digits.lower()
     if len(lower) < SHORTEST or not _HEX.fullmatch(lower):
-        raise StoreError(f"{digits!r} is not how the id of a {what} begins: give at least {SHORTEST} hex digits")
+        raise StoreError(f"{digits!r} is not how {what} ids begin: give at least {SHORTEST} hex digits")
     return lower
 
 
@@ -155,7 +155,7 @@ def _only_one(manifests: Manifests, digits: str, what: str, ids: Iterable[str]) 
     if len(known) > 1:
         more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
         listed = ", ".join(known[:_LISTED])
-        raise StoreError(f"{digits!r} fits {len(known)} ids of a {what}: {listed}{more}; give more digits")
+        raise StoreError(f"{digits!r} fits {len(known)} {what} ids: {listed}{more}; give more digits")
     return known[0]
 
 

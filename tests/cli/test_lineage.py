@@ -2,10 +2,14 @@
 
 import json
 
+import dagster as dg
 import pytest
 from typer.testing import CliRunner
 
 from m3po_dagster.cli.main import app
+from m3po_dagster.current import FINGERPRINT_METADATA
+from m3po_dagster.home import SETTINGS
+from m3po_dagster.run_tags import STUDY
 from tests.lineage.lineage_world import Wanted, World, digest
 
 
@@ -106,9 +110,55 @@ def test_a_name_that_could_mean_two_studies_is_refused_with_both(world):
         assert all(made["lora_adapter", "m3po"].fingerprint[:16] in message for made in (first, second))
 
 
+def study_run(home, study: str, adapter) -> None:
+    """A run of a study whose event makes `adapter` the current one of its recipe."""
+
+    @dg.asset(name="lora_adapter", partitions_def=dg.StaticPartitionsDefinition(["m3po"]))
+    def lora_adapter() -> dg.MaterializeResult:
+        version = dg.DataVersion(adapter.data_version)
+        return dg.MaterializeResult(metadata={FINGERPRINT_METADATA: adapter.fingerprint}, data_version=version)
+
+    home.mkdir(exist_ok=True)
+    (home / "dagster.yaml").write_text(SETTINGS)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        assert dg.materialize([lora_adapter], instance=instance, partition_key="m3po", tags={STUDY: study}).success
+
+
+def test_what_the_event_log_calls_current_names_the_study_it_was_run_for(world, tmp_path, monkeypatch):
+    made = {"scenes": world.make(Wanted()), "streets": world.make(Wanted(dataset="streets"))}
+    home = tmp_path / "home"
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    for study in ("streets", "scenes"):
+        study_run(home, study, made[study]["lora_adapter", "m3po"])
+        for name, part in (("m3po", ("lora_adapter", "m3po")), ("m3po|0", ("adapter", "m3po|0"))):
+            answer = asked(world, "adapter", name)["adapter"]
+            assert answer["fingerprint"] == made[study][part].fingerprint
+            assert answer["chosen_because"].endswith(f"event log in {home}, from a run of the study {study}")
+            assert len(answer["others_of_this_name"]) == 1
+
+
+@pytest.mark.parametrize("text", ["a: [", "nonsense: 1", "- 1", "storage: {sqlite: {base_dir: /proc/none}}", None])
+def test_an_event_log_that_can_not_be_read_is_one_line_and_the_answer_comes(world, tmp_path, monkeypatch, text):
+    home = tmp_path / "home"
+    (home / "history" / "runs").mkdir(parents=True)
+    (home / "dagster.yaml").write_text(SETTINGS if text is None else text)
+    for database in ("history/runs.db", "history/runs/index.db"):
+        (home / database).write_text("no database" * 100)
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    row = world.make(Wanted())["preference_pairs", "m3po|s0"].table().to_pylist()[0]
+    for arguments in (("pair", row["pair_id"]), ("adapter", "m3po")):
+        result = call(world, *arguments)
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"warning: Dagster's event log in {home} can't be read, so nothing is called current: ")
+        assert row["pair_id"] in result.stdout or "the only one of this name" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("image", "xyz"), "'xyz' is not how image ids begin: give at least 6 hex digits"),
+        (("image", "images/none.png"), "there is no file 'images/none.png'"),
+        (("adapter", "m3po|7"), "of the recipe 'm3po' there are m3po|0"),
         (("adapter", "nobody"), "no adapter"),
         (("pair", "xyz"), "at least 6 hex digits"),
         (("pair", "0123456789"), "no pair or prompt"),

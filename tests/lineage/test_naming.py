@@ -33,6 +33,14 @@ def test_an_unknown_name_lists_the_recipes(world, wanted):
         named(world, made["candidates", "s0"].fingerprint)
 
 
+def test_a_seed_that_was_not_trained_lists_those_that_were(world, wanted):
+    world.make(wanted.but(recipes={"m3po": 0.5, "vanilla": 0.0}, seeds=(0, 3)))
+    with pytest.raises(StoreError, match=r"called 'm3po\|7': of the recipe 'm3po' there are m3po\|0, m3po\|3$"):
+        named(world, "m3po|7")
+    with pytest.raises(StoreError, match=r"recipe 'nobody\|7'.*\['m3po', 'vanilla'\]"):
+        named(world, "nobody|7")
+
+
 def test_digits_that_fit_several_list_them(world, wanted):
     one = world.make(wanted)["adapter", "m3po|0"].fingerprint
     twin = one[:6] + "0" * 58

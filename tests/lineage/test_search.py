@@ -203,7 +203,7 @@ def test_unknown_and_ambiguous_ids_are_errors(world, wanted):
     twin = {**row, "pair_id": row["pair_id"][:8] + "0" * 56}
     with world.store.open("preference_pairs", "twin|s0", digest("twin")) as draft:
         draft.commit({"data": table([twin], PAIRS), "dropped": table([], DROPPED)}, code_version="1")
-    with pytest.raises(StoreError, match=rf"fits 2 ids.*{row['pair_id'][:8]}.*give more digits"):
+    with pytest.raises(StoreError, match=rf"fits 2 pair or prompt ids: .*{row['pair_id'][:8]}.*give more digits"):
         find_pair(Manifests(world.store), row["pair_id"][:8])
     assert find_pair(Manifests(world.store), row["pair_id"]).selected[0].shard == "s0"
 
