@@ -15,6 +15,7 @@ from m3po_dagster.automation.active_runs import at_work
 from m3po_dagster.automation.wanted import Ask, Ending, Held, asks, changed_outside, obsolete, study_version, wanted_now
 from m3po_dagster.current import held_heads
 from m3po_dagster.graph import STAGES, Head, Part, due, label, made_from, partition_keys, standings
+from m3po_dagster.identity import Identities
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.study import Study
@@ -225,13 +226,18 @@ def _how(run: DagsterRun, started: bool) -> str:
 
 
 def held_back(
-    instance: dg.DagsterInstance, study: Study, store: StoreResource, heads: Mapping[Part, Head], busy: Collection[Part]
+    instance: dg.DagsterInstance,
+    study: Study,
+    store: ArtifactStore,
+    identities: Identities,
+    heads: Mapping[Part, Head],
+    busy: Collection[Part],
 ) -> dict[Part, str]:
     """What the sensors don't start although it is due, and why."""
     outside = [(name, key) for name in OUTSIDE for key in partition_keys(STAGES[name], study)]
-    todo, _ = changed_outside(study, store.identities(), heads, busy, outside)
+    todo, _ = changed_outside(study, identities, heads, busy, outside)
     todo += [(part, wanted_now(part, study, heads)) for part in due(study, None, heads, busy) if part[0] in INSIDE]
-    _, held = decided(instance, study, store.open(), heads, todo)
+    _, held = decided(instance, study, store, heads, todo)
     found = {
         item.part: item.why if item.later else f"held, {item.why}: mend it and materialise it by hand" for item in held
     }

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from m3po_dagster.cli.options import explained
 from m3po_dagster.home import ensure_home, store_root
 
+PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+"""Busy-waiting OpenMP threads make a small model several times slower wherever something else is at work too."""
+
 if TYPE_CHECKING:
     from m3po_dagster.graph import Part, Standing
     from m3po_dagster.study import Study
@@ -18,6 +21,8 @@ def prepare(study: Path) -> "Study":
     from m3po_dagster.study_errors import StudyError
 
     os.environ["M3PO_STUDY"] = str(study.absolute())
+    for name, value in PATIENT_THREADS.items():
+        os.environ.setdefault(name, value)
     with explained(StudyError):
         loaded = load_study(study)
     with explained(OSError, status=1):
@@ -27,35 +32,35 @@ def prepare(study: Path) -> "Study":
 
 def how_it_stands(study: "Study") -> list["Standing"]:
     """Every part's standing, whatever runs are at work on."""
-    from m3po_dagster.graph import standings
+    import dagster as dg
 
-    store, heads, _, _ = _look(study)
+    from m3po_dagster.current import held_heads
+    from m3po_dagster.graph import standings
+    from m3po_dagster.resources.study import StoreResource
+
+    store = StoreResource(root=store_root())
     with explained(*_mendable(), status=1):
+        with dg.DagsterInstance.get() as instance:
+            heads = held_heads(instance, store.open())
         return standings(study, store.identities(), heads)
 
 
 def how_it_stands_now(study: "Study") -> tuple[list["Standing"], dict["Part", str]]:
     """Every part's standing with what runs are at work on, and what the sensors don't start, with the reason."""
-    from m3po_dagster.graph import standings
-
-    store, heads, busy, held = _look(study)
-    with explained(*_mendable(), status=1):
-        return standings(study, store.identities(), heads, busy), held
-
-
-def _look(study: "Study"):
-    """The store, what is current and held by it, what runs are at work on, and what the sensors hold back."""
     import dagster as dg
 
     from m3po_dagster.automation.active_runs import at_work
     from m3po_dagster.automation.sensors import held_back
     from m3po_dagster.current import held_heads
+    from m3po_dagster.graph import standings
     from m3po_dagster.resources.study import StoreResource
 
-    store = StoreResource(root=store_root())
+    resource = StoreResource(root=store_root())
+    store, identities = resource.open(), resource.identities()
     with explained(*_mendable(), status=1), dg.DagsterInstance.get() as instance:
-        busy, heads = at_work(instance, report=False), held_heads(instance, store.open())
-        return store, heads, busy, held_back(instance, study, store, heads, busy)
+        busy, heads = at_work(instance, report=False), held_heads(instance, store)
+        held = held_back(instance, study, store, identities, heads, busy)
+        return standings(study, identities, heads, busy), held
 
 
 def _mendable() -> tuple[type[Exception], ...]:

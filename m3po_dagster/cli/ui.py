@@ -43,7 +43,7 @@ def ui(
     # Groups of their own: Ctrl-C reaches this process alone, which ends them in order.
     children = [subprocess.Popen(command, start_new_session=True) for command in (dagster, inspect)]
     try:
-        raise typer.Exit(_watch(children[0], study, loaded, port))
+        raise typer.Exit(_watch(*children, study, loaded, port))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     finally:
@@ -54,14 +54,17 @@ def _stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _watch(dagster: subprocess.Popen, path: Path, loaded: Study, port: int) -> int:
+def _watch(dagster: subprocess.Popen, inspector: subprocess.Popen, path: Path, loaded: Study, port: int) -> int:
     """Waits for the web interface to end; an edited study reloads its definitions.
 
     Steps read the study themselves. Partitions, code versions and the sensors' settings are fixed in the definitions.
     """
-    known = loaded
+    known, inspected = loaded, True
     while dagster.poll() is None:
         time.sleep(SECONDS_BETWEEN_LOOKS)
+        if inspected and inspector.poll() is not None:
+            inspected = False
+            typer.echo("the inspector has ended, see above; `m3po inspect` starts it again", err=True)
         try:
             now = load_study(path)
         except StudyError:
