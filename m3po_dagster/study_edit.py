@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from m3po_dagster.study_errors import StudyError
 _STEP = 2
 
 
+_ONE_AT_A_TIME = threading.Lock()
+
+
 def add_recipe(path: str | Path, name: str, recipe_settings: Mapping[str, Any], unchanged_since: str = "") -> Study:
     """Adds recipe `name` with these settings to the study file and gives the study as it is then.
 
@@ -31,12 +35,16 @@ def add_recipe(path: str | Path, name: str, recipe_settings: Mapping[str, Any], 
     StudyError, and leaves the file alone, when the name is taken, the file changed since, or the result would not be
     valid; OSError when the file can't be read or its folder not written.
     """
-    path = Path(path)
+    with _ONE_AT_A_TIME:
+        return _added(Path(path), name, recipe_settings, unchanged_since)
+
+
+def _added(path: Path, name: str, recipe_settings: Mapping[str, Any], unchanged_since: str) -> Study:
     target = path.resolve()
     before = load_study(path)
     content = target.read_bytes()
     if unchanged_since and hashlib.sha256(content).hexdigest() != unchanged_since:
-        raise StudyError(f"{path} was changed since it was shown: load the page again, then save")
+        raise StudyError(f"{path} was changed since it was shown: open Tune again, then save")
     if name in before.recipes:
         raise StudyError(f"{path} has a recipe {name!r} already: choose another name")
     text = _inserted(content.decode("utf-8"), name, recipe_settings, path)
@@ -54,7 +62,7 @@ def add_recipe(path: str | Path, name: str, recipe_settings: Mapping[str, Any], 
         if after != expected or after.recipes[name] != Recipe.model_validate(dict(recipe_settings)):
             raise StudyError(f"{path}: the recipe can't be added without changing others; add it by hand")
         if target.read_bytes() != content:
-            raise StudyError(f"{path} was changed by another program just now: load the page again, then save")
+            raise StudyError(f"{path} was changed by another program just now: open Tune again, then save")
         shutil.copymode(target, unfinished)
         os.replace(unfinished, target)
     finally:

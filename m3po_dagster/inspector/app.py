@@ -38,7 +38,7 @@ def build_app(watch: Watch, port: int) -> ASGIApp:
             Route("/prompts/{prompt_id}/answers/{k}", answer_text(site)),
             Route("/tune", tune(site)),
             Route("/tune/point", tune(site, fragment=True)),
-            Route("/tune/save", save(site), methods=["POST"]),
+            Route("/tune/save", save(site), methods=["GET", "POST"]),
             Route("/answers", answers(site)),
             Route("/images/{prompt_id}", prompt_image(site)),
             Route("/benchmark-images/{benchmark}/{uri:path}", benchmark_image(site)),

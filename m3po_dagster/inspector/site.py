@@ -56,25 +56,34 @@ class Site:
         shown = {"progress": self.watch.progress, "problem": self.watch.problem, "study_name": "", "here": "", **values}
         return HTMLResponse(self._templates.get_template(template).render(shown), status)
 
-    def page(self, view: Callable[[Request, Catalogue], Response]) -> Callable[[Request], Response]:
-        """A view as an endpoint. While nothing is read yet it is a page that says so; errors become pages too."""
+    def page(
+        self, view: Callable[[Request, Catalogue], Response], fragment: bool = False
+    ) -> Callable[[Request], Response]:
+        """A view as an endpoint. While nothing is read yet it is a page that says so; errors become pages too.
+
+        Those of a `fragment`, which is put into a page, are one paragraph.
+        """
+        error_page = "error_fragment.html" if fragment else "error.html"
 
         @wraps(view)
         def endpoint(request: Request) -> Response:
             catalogue = self.watch.catalogue()
             if catalogue is None:
+                if fragment:
+                    message = self.watch.problem or "The study is being read."
+                    return self.render(error_page, 503, message=message)
                 return self.render("reading.html", 503)
             name = catalogue.study.name
             try:
                 return view(request, catalogue)
             except QueryError as error:
-                return self.render("error.html", 400, title="This can't be shown", message=str(error), study_name=name)
+                return self.render(error_page, 400, title="This can't be shown", message=str(error), study_name=name)
             except NotFound as error:
-                return self.render("error.html", 404, title="Not here", message=str(error), study_name=name)
+                return self.render(error_page, 404, title="Not here", message=str(error), study_name=name)
             except (OSError, ValueError, IndexError, pa.ArrowException) as error:
                 self.watch.look_soon()
                 message = f"{_sentence(error)} What is left is read anew: load the page again."
-                return self.render("error.html", 500, title="This can't be read", message=message, study_name=name)
+                return self.render(error_page, 500, title="This can't be read", message=message, study_name=name)
 
         return endpoint
 

@@ -48,7 +48,7 @@ def form(client, **changes: str) -> dict[str, str]:
         ("GET", "/nothing", 404),
         ("GET", "/static/../app.py", 404),
         ("GET", "/static/%2e%2e%2fapp.py", 404),
-        ("GET", "/tune/save", 405),
+        ("GET", "/tune/save?a=b", 200),
         ("POST", "/prompts", 403),
         ("PUT", "/", 405),
         ("DELETE", "/", 405),
@@ -143,8 +143,37 @@ def test_a_study_changed_since_the_page_was_loaded_is_not_overwritten(small):
     values = form(small)
     small.study.path.write_text(small.study.path.read_text() + "# edited by hand\n")
     answer = small.post("/tune/save", data=values, headers=FORM)
-    assert answer.status_code == 409 and "was changed since it was shown" in answer.text
+    assert answer.status_code == 409 and "was changed since it was shown: open Tune again" in answer.text
+    assert small.get("/tune/save", follow_redirects=False).headers["location"] == "/tune"
     assert small.study.path.read_text().endswith("# edited by hand\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"alpha": ""}, "Not saved: alpha is empty"),
+        ({"delta": " "}, "Not saved: delta is empty"),
+        ({"alpha": "-3"}, "Not saved: alpha: Input should be greater than or equal to 0"),
+        ({"delta": "x"}, "Not saved: delta: &#39;x&#39; is no number"),
+    ],
+)
+def test_a_point_that_is_none_is_not_saved_and_the_name_is_kept(small, changes, words):
+    before = small.study.path.read_bytes()
+    answer = small.post("/tune/save", data=form(small, **changes), headers=FORM)
+    assert answer.status_code == 400 and words in answer.text
+    assert 'name="name" value="new"' in answer.text and 'id="sliders"' in answer.text
+    assert small.study.path.read_bytes() == before
+
+
+def test_only_a_recipe_of_the_file_is_said_to_be_saved(small):
+    assert "is in the study file" not in small.get("/tune?saved=ghost").text
+    assert "Recipe plain is in the study file" in small.get("/tune?saved=plain").text
+
+
+def test_a_refused_move_is_a_paragraph(small):
+    answer = small.get("/tune/point?recipe=m3po&alpha=2000000")
+    assert answer.status_code == 400 and answer.text.startswith('<p class="note bad"') and "<html" not in answer.text
+    assert small.get("/tune?recipe=m3po").text.count('max="1000000"') == 2
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -11,8 +11,10 @@ from m3po_dagster.inspector.curves import HEIGHT, WIDTH
 from m3po_dagster.inspector.query import QueryError, default_recipe, page_number
 from m3po_dagster.inspector.security import FormError, read_form
 from m3po_dagster.inspector.site import Site
+from m3po_dagster.inspector.text import reason
 from m3po_dagster.inspector.tune import figure_rows, no_sliders, point
-from m3po_dagster.study import Recipe
+from m3po_dagster.method.selection_settings import SelectionSettings
+from m3po_dagster.study import Recipe, load_study
 from m3po_dagster.study_edit import add_recipe
 from m3po_dagster.study_errors import StudyError
 
@@ -23,7 +25,6 @@ SLIDER_ALPHA, SLIDER_DELTA = 2.0, 1.0
 def tune(site: Site, fragment: bool = False):
     """GET /tune, and GET /tune/point: the part of the page that a moved slider replaces."""
 
-    @site.page
     def view(request: Request, catalogue: Catalogue) -> Response:
         given = request.query_params
         recipe = given.get("recipe") or default_recipe(catalogue)
@@ -32,7 +33,7 @@ def tune(site: Site, fragment: bool = False):
         values = _values(site, catalogue, recipe, given)
         return site.render("tune_point.html" if fragment else "tune.html", **values)
 
-    return view
+    return site.page(view, fragment)
 
 
 def _values(site: Site, catalogue: Catalogue, recipe: str, given) -> dict:
@@ -48,7 +49,7 @@ def _values(site: Site, catalogue: Catalogue, recipe: str, given) -> dict:
         "stale": catalogue.stale,
         "move": None,
         "building": False,
-        "saved_as": given.get("saved", ""),
+        "saved_as": _in_file(site, given.get("saved", "")),
         "save_problem": "",
         "name": "",
         "token": site.token.value,
@@ -77,7 +78,7 @@ def _values(site: Site, catalogue: Catalogue, recipe: str, given) -> dict:
 
 
 def save(site: Site):
-    """POST /tune/save: adds the point as a recipe to the study file."""
+    """POST /tune/save: adds the point as a recipe to the study file. GET leads back to the sliders."""
 
     def work(request: Request, form: dict[str, str]) -> Response:
         @site.page
@@ -85,17 +86,20 @@ def save(site: Site):
             recipe, name = form.get("recipe", ""), form.get("name", "").strip()
             if recipe not in catalogue.study.recipes or no_sliders(catalogue, recipe):
                 raise QueryError(f"recipe {recipe!r} has no alpha and delta to save")
-            moved = point(catalogue, recipe, form)
             try:
+                moved = _whole_point(catalogue, recipe, form)
                 add_recipe(
                     site.watch.study_path,
                     name,
                     derived_recipe(catalogue.study.recipes[recipe], recipe, moved.alpha, moved.delta),
                     unchanged_since=form.get("study", ""),
                 )
-            except (StudyError, OSError) as error:
-                values = _values(site, catalogue, recipe, form)
-                return site.render("tune.html", 409, **values | {"save_problem": str(error), "name": name})
+            except (StudyError, OSError, QueryError) as error:
+                status = 400 if isinstance(error, QueryError) else 409
+                # What can't be used stands in no field of the page: the sliders begin again at the saved setting.
+                given = {} if isinstance(error, QueryError) else form
+                values = _values(site, catalogue, recipe, given)
+                return site.render("tune.html", status, **values | {"save_problem": reason(error), "name": name})
             site.watch.look_soon()
             query = {"recipe": recipe, "alpha": repr(moved.alpha), "delta": repr(moved.delta), "saved": name}
             return RedirectResponse(f"/tune?{urlencode(query)}", 303)
@@ -103,6 +107,8 @@ def save(site: Site):
         return view(request)
 
     async def endpoint(request: Request) -> Response:
+        if request.method != "POST":  # the address of a form that was refused, entered or loaded again
+            return RedirectResponse("/tune", 303)
         try:
             form = await read_form(request)
         except FormError as error:
@@ -113,6 +119,24 @@ def save(site: Site):
         return await run_in_threadpool(work, request, form)
 
     return endpoint
+
+
+def _whole_point(catalogue: Catalogue, recipe: str, form: dict[str, str]) -> SelectionSettings:
+    """The point of a form that must name both values. Raises QueryError."""
+    for name in ("alpha", "delta"):
+        if not form.get(name, "").strip():
+            raise QueryError(f"{name} is empty: give it a number")
+    return point(catalogue, recipe, form)
+
+
+def _in_file(site: Site, name: str) -> str:
+    """The name, if the study file has a recipe of it now; else nothing."""
+    if not name:
+        return ""
+    try:
+        return name if name in load_study(site.watch.study_path).recipes else ""
+    except StudyError:
+        return ""
 
 
 def derived_recipe(recipe: Recipe, name: str, alpha: float, delta: float) -> dict:

@@ -22,8 +22,9 @@ if (sliders) {
     const query = new URLSearchParams(new FormData(sliders));
     try {
       const answer = await fetch(`${sliders.dataset.point}?${query}`, { signal: asked.signal });
-      // The server escapes what it sends; the content security policy lets no script of it run.
+      // The server escapes what it sends, also a refusal's sentence; the content security policy lets no script run.
       point.innerHTML = await answer.text();
+      if (!answer.ok) return;
       history.replaceState(null, "", `${location.pathname}?${query}`);
     } catch (error) {
       if (error.name !== "AbortError") point.textContent = "The inspector does not answer: is it still running?";
@@ -38,5 +39,9 @@ if (sliders) {
     save.querySelector(`[data-follows="${name}"]`).value = document.getElementById(name).value;
     clearTimeout(waiting);
     waiting = setTimeout(reselect, 60);
+  });
+
+  save.addEventListener("submit", (event) => {
+    if (!sliders.reportValidity()) event.preventDefault();
   });
 }
