@@ -14,7 +14,6 @@ import argparse
 import http.client
 import json
 import os
-import platform
 import random
 import re
 import shutil
@@ -32,6 +31,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import yaml
+from machine import machine
 from PIL import Image
 
 from m3po_dagster.current import DATA_VERSION_TAG, FINGERPRINT_METADATA
@@ -80,12 +80,7 @@ class Made:
     ) -> Artifact:
         """Commits tables under a fingerprint of their inputs and makes them current."""
         made_from = {
-            f"{item.key.asset}[{item.key.partition}]": {
-                "asset": item.key.asset,
-                "partition": item.key.partition,
-                "fingerprint": item.fingerprint,
-                "data_version": item.data_version,
-            }
+            f"{item.key.asset}[{item.key.partition}]": {**item.key._asdict(), "data_version": item.data_version}
             for item in inputs
         }
         versions = {name: item["data_version"] for name, item in made_from.items()}
@@ -399,21 +394,6 @@ def duckdb_ms(folder: Path) -> dict[str, float]:
                 best = min(best, 1e3 * (time.perf_counter() - start))
             found[view] = round(best, 1)
     return found
-
-
-def machine() -> dict:
-    """What the figures were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "pyarrow": pa.__version__,
-        "duckdb": duckdb.__version__,
-    }
 
 
 def run(folder: Path, prompts: int, candidates: int) -> dict:

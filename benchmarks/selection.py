@@ -11,8 +11,6 @@ on the machine does not count. Peak memory of one repeat.
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -25,6 +23,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from machine import machine
 
 from m3po_dagster.method.selection import SelectionSettings, select_pairs, sweep
 from m3po_dagster.method.selection_matrix import ScoreMatrix, read_scores
@@ -138,21 +137,6 @@ def measure(name: str, path: Path) -> dict:
         seconds.append(time.process_time() - start)
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
     return {"cpu_s": min(seconds), "peak_memory_mb": peaks[0], "result": result}
-
-
-def machine() -> dict:
-    """What the figures were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "pyarrow": pa.__version__,
-        "duckdb": duckdb.__version__,
-    }
 
 
 def run(prompts: int, candidates: int) -> dict:
