@@ -20,7 +20,9 @@ HOST = "127.0.0.1"
 
 def hosts(port: int) -> tuple[str, ...]:
     """The Host headers that a server on this port answers to."""
-    return f"{HOST}:{port}", f"localhost:{port}"
+    with_port = (f"{HOST}:{port}", f"localhost:{port}")
+    # A browser leaves out the port of http.
+    return (*with_port, HOST, "localhost") if port == 80 else with_port
 
 
 def build_app(watch: Watch, port: int) -> ASGIApp:

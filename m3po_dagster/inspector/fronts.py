@@ -38,11 +38,6 @@ class Fronts:
     length_difference: np.ndarray  # (E,) tokens of R_w minus tokens of R_j
     k: np.ndarray  # (E,) k of R_j
 
-    @property
-    def places(self) -> int:
-        """Length of the longest front."""
-        return len(self.begins) - 1
-
     def save(self, path: Path) -> None:
         """Writes the arrays; another process never sees half a file."""
         path.parent.mkdir(parents=True, exist_ok=True)

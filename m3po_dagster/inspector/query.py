@@ -183,7 +183,12 @@ def _number(name: str, text: str) -> float | None:
 def page_number(given: Mapping[str, str], total: int, size: int) -> tuple[int, int]:
     """The page asked for, kept within what there is, and the number of pages (at least 1). Raises QueryError."""
     pages = max(1, -(-total // size))
+    return min(asked_page(given), pages), pages
+
+
+def asked_page(given: Mapping[str, str]) -> int:
+    """The page asked for, at least 1, whether or not there is one. Raises QueryError."""
     text = given.get("page", "1") or "1"
     if not text.isdecimal() or len(text) > 9:
         raise QueryError(f"page: {text!r} is no page number")
-    return min(max(1, int(text)), pages), pages
+    return max(1, int(text))

@@ -33,7 +33,6 @@ _KEPT_GRIDS = 128
 class Changed:
     """A prompt whose loser changes: k of R_w and of R_l before and after, and how S weighs them."""
 
-    number: int
     prompt_id: str
     question: str
     chosen: int
@@ -171,8 +170,8 @@ def _changed(
 ) -> list[Changed]:
     """Some of the prompts whose pick changes, in the study's order."""
     found = []
-    scored = [(shard, begin) for shard, begin in zip(catalogue.shards, catalogue.begins, strict=False) if shard.scored]
-    for (shard, begin), front, old, new in zip(scored, fronts, before, after, strict=True):
+    scored = [shard for shard in catalogue.shards if shard.scored]
+    for shard, front, old, new in zip(scored, fronts, before, after, strict=True):
         differs = np.flatnonzero(old != new)
         if skip >= len(differs):
             skip -= len(differs)
@@ -182,7 +181,6 @@ def _changed(
             position = int(front.prompt[entry])
             found.append(
                 Changed(
-                    number=int(begin) + position,
                     prompt_id=shard.prompt_ids[position].as_py(),
                     question=shard.questions[position].as_py(),
                     chosen=int(front.winner[entry]),

@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from m3po_dagster.inspector.answers import SHOWS, AnswerQuery
 from m3po_dagster.inspector.catalogue import Catalogue
-from m3po_dagster.inspector.query import page_number
+from m3po_dagster.inspector.query import asked_page
 from m3po_dagster.inspector.site import Site
 from m3po_dagster.study import BASE_RECIPE
 
@@ -16,13 +16,12 @@ def answers(site: Site):
     @site.page
     def view(request: Request, catalogue: Catalogue) -> Response:
         query = AnswerQuery.parse(request.query_params.multi_items(), catalogue)
-        asked, _ = page_number(request.query_params, 10**9, 1)
         return site.render(
             "answers.html",
             here="answers",
             study_name=catalogue.study.name,
             query=query,
-            found=site.watch.answers.page(catalogue, query, asked),
+            found=site.watch.answers.page(catalogue, query, asked_page(request.query_params)),
             recipes=[name for name in catalogue.study.recipes if name != BASE_RECIPE],
             benchmarks=list(catalogue.study.benchmarks),
             shows=SHOWS,

@@ -25,6 +25,7 @@ from m3po_dagster.inspector.site import NotFound, Site
 from m3po_dagster.inspector.text import words
 from m3po_dagster.inspector.tokens import SHADES, Piece
 from m3po_dagster.inspector.tune import no_sliders, point
+from m3po_dagster.method.selection_settings import SelectionSettings
 
 ORDERS = {"mas": "best MAS first", "k": "as sampled", "logp": "likeliest first", "s": "highest S first"}
 
@@ -129,7 +130,8 @@ def prompt_page(site: Site):
             prompt=prompt,
             order=order if order in ORDERS else "mas",
             orders=ORDERS,
-            kept=[item for item in parse_qsl(query.url()) if item[0] != "recipe"],
+            way=_way(query, request.query_params, order, moved),
+            kept=[item for item in parse_qsl(_way(query, request.query_params, "", moved)) if item[0] != "recipe"],
             selection=selection,
             recipes=list(catalogue.recipes),
             pieces=pieces,
@@ -144,6 +146,12 @@ def prompt_page(site: Site):
         )
 
     return view
+
+
+def _way(query: PromptQuery, given: Mapping[str, str], order: str, moved: SelectionSettings | None) -> str:
+    """What the links to the prompts before and after carry: the list, the order of candidates, the sliders' point."""
+    point = {name: given.get(name, "") for name in ("alpha", "delta")} if moved else {}
+    return query.url(order=order if order in ORDERS and order != "mas" else "", **point)
 
 
 def _why_stale(catalogue: Catalogue, recipe: str, shard: str) -> str:
@@ -175,7 +183,7 @@ def _pieces(site: Site, prompt: PromptView) -> tuple[dict[int, list[Piece]], str
         if candidate.token_logps and len(candidate.token_ids) == len(candidate.token_logps)
     ]
     if not known:
-        return {}, ""
+        return {}, "no candidate here has log-probs of its tokens" if prompt.candidates else ""
     decoder = site.watch.decoder
     if decoder is None or decoder.problem:
         return {}, decoder.problem if decoder else "the model's tokenizer is still being loaded"

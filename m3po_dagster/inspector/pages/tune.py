@@ -8,7 +8,7 @@ from starlette.responses import RedirectResponse, Response
 
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.curves import HEIGHT, WIDTH
-from m3po_dagster.inspector.query import QueryError, default_recipe, page_number
+from m3po_dagster.inspector.query import QueryError, asked_page, default_recipe
 from m3po_dagster.inspector.security import FormError, read_form
 from m3po_dagster.inspector.site import Site
 from m3po_dagster.inspector.text import reason
@@ -72,9 +72,8 @@ def _values(site: Site, catalogue: Catalogue, recipe: str, given) -> dict:
     fronts = site.watch.fronts(catalogue, saved)
     if fronts is None:
         return values | {"building": True}
-    page, _ = page_number(given, 10**9, 1)
-    move = site.watch.tuner.move(catalogue, recipe, fronts, moved, page)
-    return values | {"move": move, "figures": figure_rows(move), "scored": sum(s.scored for s in catalogue.shards)}
+    move = site.watch.tuner.move(catalogue, recipe, fronts, moved, asked_page(given))
+    return values | {"move": move, "figures": figure_rows(move)}
 
 
 def save(site: Site):
