@@ -89,6 +89,7 @@ class MadeStudy:
     def __init__(self, folder: Path, instance: dg.DagsterInstance) -> None:
         self.folder, self.instance = folder, instance
         self.heads: dict[Part, Head] = {}
+        self.token_logps = True
         self.path = folder / "study.yaml"
         self.store = ArtifactStore(folder / "store")
         self.images = folder / "images"
@@ -187,6 +188,11 @@ class MadeStudy:
         tables = {"data": (table, FILTERED_INSTRUCTIONS), "dropped": (DROPPED.schema.empty_table(), DROPPED)}
         return self.commit("filtered_instructions", shard, tables, settings=[item.prompt_id for item in prompts])
 
+    def _token_logps(self, answer: Answer) -> list | None:
+        if not self.token_logps:
+            return None
+        return answer.token_logps or [answer.sum_logp / answer.n_tokens] * answer.n_tokens
+
     def add_candidates(self, shard: str, prompts: list[Asked], filtered: Artifact) -> Artifact:
         """candidates of a shard."""
         rows = [
@@ -200,7 +206,7 @@ class MadeStudy:
                 "finish_reason": answer.finish_reason,
                 "multiplicity": 1,
                 "seed": 0,
-                "token_logps": answer.token_logps or [answer.sum_logp / answer.n_tokens] * answer.n_tokens,
+                "token_logps": self._token_logps(answer),
                 "sum_logp": answer.sum_logp,
                 "eos_logp": None,
             }

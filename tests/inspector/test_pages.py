@@ -146,6 +146,21 @@ def test_tokens_are_shaded_with_the_models_tokenizer(made_study, client):
     assert page.count("shaded") == 1 and "not these tokens" in page
 
 
+def test_it_is_said_that_there_are_no_log_probs_of_tokens(made_study, client):
+    made_study.token_logps = False
+    made_study.add_shard("s0", some_prompts(1))
+    client.watch.settle()
+    assert "shaded: no candidate here has log-probs of its tokens." in shown(client, "/prompts/prompt000?recipe=m3po")
+
+
+def test_links_to_the_next_prompt_keep_order_and_point_and_lead_back_to_tune(complete):
+    page = shown(complete, "/prompts/prompt001?recipe=m3po&order=k&alpha=0.0&delta=0.1")
+    for neighbour in ("prompt000", "prompt002"):
+        assert f'<a href="/prompts/{neighbour}?recipe=m3po&amp;order=k&amp;alpha=0.0&amp;delta=0.1"' in page
+    assert '<a href="/tune?recipe=m3po&amp;alpha=0.0&amp;delta=0.1">Back to Tune' in page
+    assert '<input type="hidden" name="alpha" value="0.0">' in page
+
+
 def test_without_the_tokenizer_the_text_is_shown_and_it_is_said(made_study, client):
     made_study.settings["model"] = {"path": str(made_study.folder / "nowhere"), "device": "cpu"}
     made_study.write()

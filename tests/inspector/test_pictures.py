@@ -1,6 +1,8 @@
 """Images: from below the root alone, images alone, never large."""
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
@@ -50,16 +52,22 @@ def test_links_that_leave_the_root(root):
         ("empty.png", b""),
         ("half.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
         ("a.pdf", b"%PDF-1.4"),
+        ("cut.png", "noise"),
     ],
 )
 def test_what_is_no_image_is_not_sent(root, name, content):
+    if content == "noise":  # an image that goes on as markup where it was cut
+        buffer = io.BytesIO()
+        Image.effect_noise((60, 60), 90).save(buffer, format="PNG")
+        content = buffer.getvalue()[:1500] + b"<html><script>alert(1)</script></html>"
     (root / name).write_bytes(content)
     with pytest.raises(PictureError, match="can't be read as an image"):
         picture(root, name)
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"), [("PNG", "RGBA"), ("JPEG", "CMYK"), ("TIFF", "RGB"), ("BMP", "RGB"), ("PNG", "I;16")]
+    ("kind", "mode"),
+    [("PNG", "RGBA"), ("JPEG", "CMYK"), ("TIFF", "RGB"), ("BMP", "RGB"), ("PNG", "I;16"), ("PNG", "P"), ("PNG", "1")],
 )
 def test_large_images_and_other_formats_are_drawn_anew(root, kind, mode):
     Image.new(mode, (3000, 1500)).save(root / "large", format=kind)
@@ -84,3 +92,24 @@ def test_too_much_is_refused(root, monkeypatch):
     monkeypatch.setattr(pictures, "LARGEST_FILE", 10)
     with pytest.raises(PictureError, match="more than 10"):
         picture(root, "sub/a.png")
+
+
+def test_at_most_two_images_are_decoded_at_once(root, monkeypatch):
+    Image.new("RGB", (1200, 1200)).save(root / "large.png")
+    thumbnail, lock = Image.Image.thumbnail, threading.Lock()
+    inside, most, two = 0, 0, threading.Barrier(2)
+
+    def watched(image, size):
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        two.wait(10)  # both places are taken: a third would be seen
+        thumbnail(image, size)
+        with lock:
+            inside -= 1
+
+    monkeypatch.setattr(Image.Image, "thumbnail", watched)
+    with ThreadPoolExecutor(6) as pool:
+        sizes = list(pool.map(lambda _: len(picture(root, "large.png")[0]), range(6)))
+    assert most == 2 and len(set(sizes)) == 1

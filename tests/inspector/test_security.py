@@ -1,9 +1,13 @@
 """Who may ask, what comes with every answer, and what hostile content can do: nothing."""
 
+from html.parser import HTMLParser
+
 import pytest
 from made_study import PORT, Answer, Asked
 
-from m3po_dagster.inspector.security import CONTENT_POLICY, HEADERS, METHODS
+from m3po_dagster.inspector.app import hosts
+from m3po_dagster.inspector.security import CONTENT_POLICY, HEADERS
+from m3po_dagster.inspector.text import visible
 
 OWN = f"http://127.0.0.1:{PORT}"
 FORM = {"origin": OWN, "content-type": "application/x-www-form-urlencoded"}
@@ -17,6 +21,54 @@ HOSTILE = [
     "&lt;script&gt; stays as it is",
     "<!-- <style>*{display:none}</style>",
 ]
+
+
+class Parsed(HTMLParser):
+    """A page as a browser reads it: its elements with their attributes, its texts and comments."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.comments: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def handle_comment(self, data: str) -> None:
+        self.comments.append(data)
+
+
+def harmless(page: str) -> Parsed:
+    """The page, which has one script, that of the server, and no element that does anything by itself."""
+    parsed = Parsed(page)
+    scripts = [given for tag, given in parsed.elements if tag == "script"]
+    assert scripts == [{"src": "/static/inspector.js", "defer": None}]
+    assert not {"style", "iframe", "object", "embed", "base"} & {tag for tag, _ in parsed.elements}
+    assert parsed.comments == []
+    for tag, given in parsed.elements:
+        assert not [name for name in given if name.startswith("on") or name == "style"], (tag, given)
+        for name in ("href", "src", "action"):
+            assert given.get(name) is None or given[name].startswith(("/", "#")), (tag, given)
+    return parsed
+
+
+def test_what_is_called_harmless_can_be_harmful():
+    script = '<script src="/static/inspector.js" defer></script>'
+    harmless(script)
+    for text in [*HOSTILE[:3], "<a href='javascript:alert(1)'>", "<p style='color: red'>", "<!-- x -->"]:
+        with pytest.raises(AssertionError):
+            harmless(script + text)
+
+
+@pytest.mark.parametrize(("port", "extra"), [(80, ["127.0.0.1", "localhost"]), (3001, [])])
+def test_a_browser_leaves_out_the_port_of_http(port, extra):
+    assert sorted(hosts(port)) == sorted([f"127.0.0.1:{port}", f"localhost:{port}", *extra])
 
 
 def token(page: str) -> str:
@@ -46,6 +98,8 @@ def form(client, **changes: str) -> dict[str, str]:
         ("HEAD", "/", 200),
         ("GET", "/prompts?gap_min=x", 400),
         ("GET", "/nothing", 404),
+        ("GET", "/static/" + "a" * 300, 404),
+        ("GET", "/static/app.py", 404),
         ("GET", "/static/../app.py", 404),
         ("GET", "/static/%2e%2e%2fapp.py", 404),
         ("GET", "/tune/save?a=b", 200),
@@ -76,11 +130,7 @@ def test_the_policy_allows_no_inline_code_and_the_pages_have_none(complete):
     for address in ("/", "/prompts", "/prompts/prompt000", "/tune?recipe=m3po&alpha=0", "/answers"):
         page = complete.get(address).text
         assert page.count("<script") == 1 and '<script src="/static/inspector.js" defer></script>' in page
-        assert (
-            "style=" not in page
-            and "<style" not in page
-            and " on" not in page.lower().replace(" on ", " ").split("<body")[0]
-        )
+        harmless(page)
         assert "http://" not in page.split("<body")[1].replace("http://www.w3.org", "")
 
 
@@ -194,8 +244,11 @@ def test_hostile_texts_are_shown_and_do_nothing(made_study, client, text):
         "/answers?show=differs",
     ):
         page = client.get(address).text
-        assert page.count("<script") == 1 and "<img src=x" not in page and "<svg onload" not in page
-        assert "<b>markup" not in page and "<style" not in page and "49" not in page.split("<main")[1][:200]
+        parsed = harmless(page)
+        assert "b" not in {tag for tag, _ in parsed.elements}
+        if not address.endswith("%3E") and "alpha=3" not in address:  # lists that this text need not be in
+            # What markup and the page's own templates would have made of it stands there letter by letter.
+            assert visible(text) in "".join(parsed.texts)
         assert "\0" not in page and "\u202e" not in page and "\x1b" not in page
     plain = client.get("/prompts/p/answers/0")
     assert plain.text == text and plain.headers["content-type"] == "text/plain; charset=utf-8"
@@ -212,7 +265,3 @@ def test_a_megabyte_of_answer_is_cut_and_there_in_full(made_study, client):
     assert len(page.content) < 60_000 and "more characters" in page.text
     assert client.get("/prompts/p/answers/0").text == huge
     assert len(client.get("/prompts").content) < 20_000
-
-
-def test_only_three_methods_are_answered():
-    assert METHODS == ("GET", "HEAD", "POST")
