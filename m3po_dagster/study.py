@@ -210,6 +210,11 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict:
         raise StudyError(f"{path}: no such study file; name one with --study or M3PO_STUDY") from None
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{path}: can't be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        # Not the line itself, which may hold a key.
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise StudyError(f"{path}: not valid YAML: {error.problem or error.context}{where}") from None
     except yaml.YAMLError as error:
         raise StudyError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
