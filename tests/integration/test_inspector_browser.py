@@ -90,6 +90,20 @@ def test_browse_filter_open_move_and_save(page, address, copy_of_made):
     page.wait_for_url(re.compile(r"delta=0\.3"))
 
     page.get_by_label("Name").fill("bolder")
+    settled = page.url
+    page.get_by_role("spinbutton", name="alpha").fill("2000000")
+    page.get_by_role("button", name="Add to the study file").click()
+    page.wait_for_timeout(300)
+    assert page.url == settled and "bolder" not in load_study(copy_of_made.study_file).recipes
+    # A value that the page lets through and the server refuses is answered by a sentence in its place.
+    page.get_by_role("spinbutton", name="alpha").evaluate("field => field.removeAttribute('max')")
+    page.get_by_role("spinbutton", name="alpha").fill("2000001")
+    expect(page.locator("#point [role=alert]")).to_contain_text("less than or equal to 1000000")
+    assert page.url == settled and page.locator("h1").count() == 1
+    page.get_by_role("spinbutton", name="alpha").fill("0")
+    expect(page.locator("#headline strong")).not_to_have_text("0")
+    assert [error for error in page.console_errors if "400" not in error] == []
+    page.console_errors.clear()
     page.get_by_role("button", name="Add to the study file").click()
     page.get_by_text("Recipe bolder is in the study file").wait_for()
     saved = load_study(copy_of_made.study_file).recipes["bolder"]
