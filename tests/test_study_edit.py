@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,12 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 9
     assert path.read_text() == text
+
+
+def test_two_at_once_are_both_added(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(HEAD + RECIPES["block"] + TAIL, encoding="utf-8")
+    names = [f"r{number}" for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: add_recipe(path, name, RECIPE), names))
+    assert set(load_study(path).recipes) == {"base", "m3po", *names}
