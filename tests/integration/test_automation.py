@@ -188,7 +188,8 @@ def test_a_training_that_became_obsolete_is_stopped(project, automated_study):
         def training():
             return [run for run in daemon.runs(DagsterRunStatus.STARTED) if what(run) == ("lora_adapter", "m3po")]
 
-        daemon.until(lambda: training() and list((project.folder / "store/adapter").glob("m3po*/*/files")))
+        # One adapter's files are there from before; the second's folder is made when its training begins.
+        daemon.until(lambda: training() and len(list((project.folder / "store/adapter").glob("m3po*/*/files"))) == 2)
         (long_one,) = training()
         project.write(edited(automated_study, alpha=5.0))
         daemon.until_settled()
