@@ -134,14 +134,14 @@ def run_selection(
             failures += [f"{what}: {outcome.error}"] if outcome.error else []
     except KeyboardInterrupt:
         raise DagsterExecutionInterruptedError from None
+    if failures:
+        raise dg.Failure(f"{len(failures)} runs failed, the first: {failures[0]}", allow_retries=False)
     heads = held_heads(context.instance, store.open())
     left = [
         item
         for item in standings(loaded, store.identities(), heads)
         if selection.includes(*item.part) and item.state != "fresh"
     ]
-    if failures:
-        raise dg.Failure(f"{len(failures)} runs failed, the first: {failures[0]}", allow_retries=False)
     if left:
         first = f"{label(left[0].part)} is {left[0].state}: {left[0].why}"
         raise dg.Failure(
