@@ -139,6 +139,17 @@ STAGES: dict[str, Stage] = {
 """Every asset, inputs before what is made from them."""
 
 
+def upstream_of(*assets: str) -> tuple[str, ...]:
+    """The assets and all they stand on, inputs first."""
+    wanted, pending = set(), list(assets)
+    while pending:
+        name = pending.pop()
+        if name not in wanted:
+            wanted.add(name)
+            pending += STAGES[name].inputs
+    return tuple(name for name in STAGES if name in wanted)
+
+
 def partition_keys(stage: Stage, study: Study, fixed: Mapping[str, str] | None = None) -> list[str]:
     """The partition keys of an asset, [''] when it has none; `fixed` pins dimensions to one key."""
     values = {"shard": study.shards, "recipe": list(study.recipes)} | {k: [v] for k, v in (fixed or {}).items()}
@@ -199,13 +210,14 @@ class Standing:
     missing (never made, or no longer in the store); blocked (up to date, but it failed a check that forbids to build on
     it); running (a run is at work on it or queued); or pending: nothing it was made from has changed yet, but an input
     is not fresh itself. `waits_for` are the inputs that are not fresh. `problem` says why a thing outside can't be
-    looked at, or which check failed.
+    looked at, or which check failed; `changes` what changed since a stale part was made, where somebody compared.
     """
 
     part: Part
     state: str
     waits_for: tuple[Part, ...]
     problem: str = ""
+    changes: str = ""
 
     @property
     def why(self) -> str:
@@ -215,7 +227,8 @@ class Standing:
         reason = {
             "fresh": "",
             "missing": "never made, or no longer in the store",
-            "stale": "changed outside" if STAGES[self.part[0]].outside else "its inputs, settings or code changed",
+            "stale": self.changes
+            or ("changed outside" if STAGES[self.part[0]].outside else "its inputs, settings or code changed"),
             "running": "a run is at work on it or queued",
             "pending": "may change",
         }[self.state]
@@ -282,11 +295,16 @@ def not_settled(part: Part, study: Study, heads: Mapping[Part, Head]) -> list[St
 
     While there is any, parts of one asset may come from different versions of the judge, a recipe or the base model.
     """
-    found = {item.part: item for item in standings(study, None, heads)}
-    ancestors, pending = set(), list(inputs_of(*part, study))
+    above = ancestors(part, study)
+    return [item for item in standings(study, None, heads) if item.part in above and item.state != "fresh"]
+
+
+def ancestors(part: Part, study: Study) -> set[Part]:
+    """Everything a part stands on, near and far."""
+    found, pending = set(), list(inputs_of(*part, study))
     while pending:
         upstream = pending.pop()
-        if upstream not in ancestors:
-            ancestors.add(upstream)
+        if upstream not in found:
+            found.add(upstream)
             pending += inputs_of(*upstream, study)
-    return [item for item in found.values() if item.part in ancestors and item.state != "fresh"]
+    return found

@@ -274,11 +274,11 @@ def _fingerprint(work: Work, build: Callable[[Work], Built]) -> tuple[str, Built
 def _tag_run(context: dg.AssetExecutionContext, work: Work, fingerprint: str) -> None:
     """Tags the run with what it is about, however it was started, so that runs can be searched for it."""
     asset, partition = work.part
-    keys = dict(zip(STAGES[asset].dimensions, partition.split("|"), strict=False))
-    tags = {f"m3po/{dimension}": key for dimension, key in keys.items()}
-    tags |= {
+    alone = len(context.run.asset_selection or ()) == 1
+    tags = {
+        **run_tags.of_partition(STAGES[asset].dimensions, partition),
         run_tags.STUDY: work.study.name,
-        run_tags.FINGERPRINT: fingerprint[: run_tags.DIGITS],
+        run_tags.FINGERPRINT if alone else f"{run_tags.FINGERPRINT}.{asset}": fingerprint[: run_tags.DIGITS],
         run_tags.MACHINE: this_machine(),
     }
     context.instance.add_run_tags(context.run.run_id, tags)

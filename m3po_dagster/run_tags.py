@@ -1,10 +1,13 @@
 """Tags on runs and materialisations: what a run is about, and what the automation has to know of it."""
 
+from collections.abc import Sequence
+
 STUDY = "m3po/study"
 STUDY_VERSION = "m3po/study_version"
 """Changes with anything in the study file."""
 FINGERPRINT = "m3po/fingerprint"
-"""How the fingerprint of a result begins, to search by; tags are short, so the whole one is metadata."""
+"""How the fingerprint of a result begins, to search by; tags are short, so the whole one is metadata. A run that makes
+several assets has a tag for each, `m3po/fingerprint.candidates` and so on."""
 DIGITS = 32
 """Digits of a fingerprint in a tag."""
 BLOCKED = "m3po/blocked"
@@ -24,3 +27,8 @@ MACHINE = "m3po/machine"
 def of_dimension(dimension: str) -> str:
     """The tag with a run's shard or recipe."""
     return f"m3po/{dimension}"
+
+
+def of_partition(dimensions: Sequence[str], partition: str) -> dict[str, str]:
+    """The tags with the shard and the recipe that a partition key names."""
+    return {of_dimension(dimension): key for dimension, key in zip(dimensions, partition.split("|"), strict=False)}

@@ -14,7 +14,7 @@ import dagster as dg
 from m3po_dagster import run_tags
 from m3po_dagster.automation.machine import this_machine
 from m3po_dagster.current import held_heads
-from m3po_dagster.graph import STAGES, Part, Stage, due, inputs_of, partition_keys
+from m3po_dagster.graph import STAGES, Part, Stage, due, inputs_of, partition_keys, upstream_of
 from m3po_dagster.resources.study import StoreResource
 from m3po_dagster.study import Study
 
@@ -35,6 +35,18 @@ class Selection:
         wanted = {"shard": self.shards, "recipe": self.recipes}
         return all(not wanted[name] or key in wanted[name] for name, key in keys.items())
 
+    def owes(self, asset: str, partition: str) -> bool:
+        """Whether a part of the selection can be up to date by the selection alone.
+
+        What stands on shards or recipes that were not chosen is made too if they happen to be up to date; that it can't
+        be is no failure. An asset that was chosen by name is owed in any case.
+        """
+        if not self.includes(asset, partition):
+            return False
+        above = {dimension for name in upstream_of(asset) for dimension in STAGES[name].dimensions}
+        narrowed = {name for name, chosen in (("shard", self.shards), ("recipe", self.recipes)) if chosen}
+        return asset in self.assets or not narrowed & (above - set(STAGES[asset].dimensions))
+
     def refuse_unknown(self, study: Study) -> None:
         """Raises ValueError with a sentence for a name that the study hasn't."""
         for kind, given, there in (
@@ -47,6 +59,9 @@ class Selection:
 
 
 EVERYTHING = Selection()
+
+WRAPPED_BY = ("DagsterExecutionStepExecutionError", "DagsterUserCodeExecutionError")
+"""What Dagster puts around an error of a step."""
 
 INTERRUPTIONS = ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
 
@@ -148,7 +163,11 @@ class Runner:
 
 
 def _sentence(event: dg.DagsterEvent) -> str:
-    """The message of a failed step without its stack trace."""
-    message = event.event_specific_data.error_display_string.split("\n\nStack Trace")[0].strip().splitlines()[-1]
-    message = message.removeprefix("dagster._core.definitions.events.Failure: ")
-    return message if message.startswith(event.step_key) else f"{event.step_key}: {message}"
+    """The message of a failed step, all its lines, without stack traces and Dagster's own words around it."""
+    error = event.event_specific_data.error
+    while error.cause is not None and error.cls_name in WRAPPED_BY:
+        error = error.cause
+    kind, _, message = error.message.strip().partition(": ")
+    # A failure that was raised for the user to read says all; another error's kind is half of what it says.
+    text = message if kind.endswith(".Failure") else error.message.strip()
+    return text if text.startswith(event.step_key) else f"{event.step_key}: {text}"

@@ -8,6 +8,7 @@ from dagster import DagsterEventType, DagsterRun, DagsterRunStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
 from m3po_dagster import run_tags
+from m3po_dagster.assets.options import MODEL_POOL
 from m3po_dagster.automation.machine import same_machine
 from m3po_dagster.graph import STAGES, Part
 
@@ -20,6 +21,7 @@ ACTIVE = [
 """Not NOT_STARTED: a tick that was cut off between making a run and handing it over leaves one behind. Asked for under
 the same run key, Dagster hands that very run over."""
 BEGUN = (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
+IN_A_POOL = [DagsterRunStatus.STARTING, *BEGUN]
 CLOCK_SECONDS = 60.0
 """By how much a machine's clock may have been set right since a process began."""
 
@@ -33,11 +35,7 @@ def at_work(instance: dg.DagsterInstance, report: bool = True) -> dict[Part, lis
     found: dict[Part, list[DagsterRun]] = {}
     for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE)):
         parts = _planned(instance, run)
-        if (
-            parts
-            and run.status in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
-            and process_gone(instance, run)
-        ):
+        if parts and run.status in BEGUN and process_gone(instance, run):
             if report:
                 instance.add_run_tags(run.run_id, {run_tags.INTERRUPTED: "true"})
                 instance.report_run_failed(run, "The process of this run is gone. What it had finished is kept.")
@@ -45,6 +43,17 @@ def at_work(instance: dg.DagsterInstance, report: bool = True) -> dict[Part, lis
         for part in parts:
             found.setdefault(part, []).append(run)
     return found
+
+
+def model_place_left(instance: dg.DagsterInstance) -> bool:
+    """Whether the pool of the steps that load a model has room for one more run."""
+    pools = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
+    limit = pools.get(MODEL_POOL, instance.get_concurrency_config().pool_config.default_pool_limit)
+    if limit is None:
+        return True
+    runs = instance.get_runs(dg.RunsFilter(statuses=IN_A_POOL))
+    held = [run for run in runs if run.run_op_concurrency and MODEL_POOL in (run.run_op_concurrency.all_pools or ())]
+    return len(held) < limit
 
 
 def _planned(instance: dg.DagsterInstance, run: DagsterRun) -> list[Part]:

@@ -14,7 +14,7 @@ from pydantic import Field
 from m3po_dagster import run_tags
 from m3po_dagster.assets.options import MODEL_POOL
 from m3po_dagster.current import held_heads
-from m3po_dagster.graph import STAGES, label, standings
+from m3po_dagster.graph import label, standings, upstream_of
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.runner import Runner, Selection
 from m3po_dagster.study import Study
@@ -94,17 +94,6 @@ def chosen(selection: Selection) -> dict[str, list[str]]:
     return {"shard": list(selection.shards), "recipe": list(selection.recipes)}
 
 
-def upstream_of(*assets: str) -> tuple[str, ...]:
-    """The assets and all they stand on, inputs first."""
-    wanted, pending = set(), list(assets)
-    while pending:
-        name = pending.pop()
-        if name not in wanted:
-            wanted.add(name)
-            pending += STAGES[name].inputs
-    return tuple(name for name in STAGES if name in wanted)
-
-
 def run_selection(
     context: dg.OpExecutionContext, study: StudyResource, store: StoreResource, selection: Selection
 ) -> None:
@@ -140,7 +129,7 @@ def run_selection(
     left = [
         item
         for item in standings(loaded, store.identities(), heads)
-        if selection.includes(*item.part) and item.state != "fresh"
+        if selection.owes(*item.part) and item.state != "fresh"
     ]
     if left:
         first = f"{label(left[0].part)} is {left[0].state}: {left[0].why}"

@@ -11,8 +11,18 @@ import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus
 
 from m3po_dagster import run_tags
-from m3po_dagster.automation.active_runs import at_work
-from m3po_dagster.automation.wanted import Ask, Ending, Held, asks, changed_outside, obsolete, study_version, wanted_now
+from m3po_dagster.automation.active_runs import at_work, model_place_left
+from m3po_dagster.automation.wanted import (
+    Ask,
+    Ending,
+    Held,
+    asks,
+    changed_outside,
+    in_the_way,
+    obsolete,
+    study_version,
+    wanted_now,
+)
 from m3po_dagster.current import held_heads
 from m3po_dagster.graph import STAGES, Head, Part, due, label, made_from, partition_keys, standings
 from m3po_dagster.identity import Identities
@@ -63,13 +73,26 @@ def sensors(study: Study) -> list[dg.SensorDefinition]:
             return dg.SkipReason(str(error))
         # Runs before heads: a run that ends in between is then seen in at least one of the two.
         busy, heads = at_work(context.instance), held_heads(context.instance, store.open())
-        for part in obsolete(loaded, heads, wanted_by(busy)):
+        for part in no_longer_wanted(context.instance, loaded, heads, busy):
             for run in busy[part]:
                 stop(context, part, run)
         todo = to_start(context, loaded, heads, busy)
         return answer(context, loaded, store.open(), heads, todo, busy, [])
 
     return [watch_outside, keep_up]
+
+
+def no_longer_wanted(
+    instance: dg.DagsterInstance, study: Study, heads: Mapping[Part, Head], busy: Mapping[Part, list[DagsterRun]]
+) -> list[Part]:
+    """The parts whose runs are to be stopped: obsolete, or in the way of what would tell."""
+    wanted = wanted_by(busy)
+    found = obsolete(study, heads, wanted)
+    queued = [part for part, runs in busy.items() if any(run.status == DagsterRunStatus.QUEUED for run in runs)]
+    if queued and not model_place_left(instance):
+        begun = [part for part in wanted if any(run.status == DagsterRunStatus.STARTED for run in busy[part])]
+        found += [part for part in in_the_way(study, heads, begun, queued) if part not in found]
+    return found
 
 
 def to_start(
@@ -174,11 +197,14 @@ def reason(
 def request(study: Study, item: Ask, single_asset: bool = False) -> dg.RunRequest:
     """The run request of one part."""
     asset, partition = item.part
+    tags = {run_tags.WANTED: item.wanted, run_tags.STUDY: study.name, run_tags.STUDY_VERSION: study_version(study)}
+    if not STAGES[asset].outside:
+        tags[run_tags.FINGERPRINT] = item.wanted
     return dg.RunRequest(
         run_key=item.run_key,
         partition_key=partition or None,
         asset_selection=None if single_asset else [dg.AssetKey(asset)],
-        tags={run_tags.WANTED: item.wanted, run_tags.STUDY: study.name, run_tags.STUDY_VERSION: study_version(study)},
+        tags=tags | run_tags.of_partition(STAGES[asset].dimensions, partition),
     )
 
 

@@ -11,13 +11,26 @@ from typing import Literal
 
 from m3po_dagster import run_tags
 from m3po_dagster.automation.settings import AutomationSettings
-from m3po_dagster.graph import STAGES, Head, Part, inputs_of, label, made_from, part_fingerprint, partition_keys
+from m3po_dagster.graph import (
+    STAGES,
+    Head,
+    Part,
+    ancestors,
+    inputs_of,
+    label,
+    made_from,
+    part_fingerprint,
+    partition_keys,
+)
 from m3po_dagster.identity import Identities
 from m3po_dagster.study import Study
 
-MOST_INTERRUPTIONS = 30
+MOST_INTERRUPTIONS = 10
 """A process that ends without a word is usually no fault of the work; this often it is (killed for its memory, say)."""
+FREE_INTERRUPTIONS = 2
+"""So often it is started again at once; then it waits as after a failure, up to LONGEST_WAIT seconds."""
 LONGER_EACH_TIME = 4
+LONGEST_WAIT = 3600.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,8 @@ def decide(
     newest, wait = endings[0], 0.0
     if newest.how == "failed" and failures:
         wait = settings.retry_after * LONGER_EACH_TIME ** (failures - 1)
+    elif newest.how == "interrupted" and interruptions > FREE_INTERRUPTIONS:
+        wait = min(settings.retry_after * LONGER_EACH_TIME ** (interruptions - FREE_INTERRUPTIONS - 1), LONGEST_WAIT)
     elif newest.how == "obsolete":
         # What changed was seen by the step and not yet by the sensor that looks outside.
         wait = settings.look_every
@@ -142,6 +157,24 @@ def obsolete(study: Study, heads: Mapping[Part, Head], running: Mapping[Part, st
             and wanted_now(part, study, heads) != wanted
         )
     ]
+
+
+def in_the_way(
+    study: Study, heads: Mapping[Part, Head], running: Iterable[Part], queued: Collection[Part]
+) -> list[Part]:
+    """The parts whose run should make way, to be asked where no place is left for another run that loads a model.
+
+    A run holds a place while something it stands on, whose settings or inputs have changed, waits for one: it would go
+    on for hours for what is most likely obsolete already, and what would tell could not be made before its end.
+    """
+    waiting = {
+        part
+        for part in queued
+        if STAGES[part[0]].loads_model
+        and all(upstream in heads for upstream in inputs_of(*part, study))
+        and (part not in heads or heads[part].fingerprint != made_from(part, study, None, heads))
+    }
+    return [part for part in running if STAGES[part[0]].loads_model and ancestors(part, study) & waiting]
 
 
 def asks(

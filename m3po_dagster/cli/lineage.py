@@ -9,6 +9,7 @@ from typing import Annotated
 import pyarrow as pa
 import typer
 
+from m3po_dagster.cli.event_log import EventLogError, opened_event_log
 from m3po_dagster.cli.options import JsonOption, StoreOption, explained, fail
 from m3po_dagster.cli.store import console, opened
 from m3po_dagster.home import DEFAULT_STORE, dagster_home
@@ -39,7 +40,6 @@ app = typer.Typer(
     no_args_is_help=True, help="What an adapter came from, and where a pair or an image went: from manifests alone."
 )
 
-WHY_LENGTH = 200
 
 AdapterArgument = Annotated[
     str, typer.Argument(help="A recipe, RECIPE|SEED, or how the adapter's fingerprint begins.", metavar="ADAPTER")
@@ -103,6 +103,8 @@ def image(
     with explained(StoreError, OSError, status=1):
         manifests = Manifests(opened(folder))
         file = Path(sha256)
+        if file.is_dir():
+            fail(f"{sha256} is a folder: name an image file, or how its sha256 begins", status=1)
         if not file.exists() and (file.suffix or len(file.parts) > 1):
             fail(f"there is no file {sha256!r}", status=1)
         found = find_image(manifests, file_sha256(file) if file.is_file() else sha256)
@@ -147,24 +149,14 @@ def _event_log() -> Current | None:
     home = dagster_home()
     if not os.path.exists(home / "dagster.yaml"):
         return None
-    import dagster as dg
-    import yaml
-    from dagster_shared.check import CheckError
-    from sqlalchemy.exc import SQLAlchemyError
-
     from m3po_dagster.current import read_heads, read_studies
-    from m3po_dagster.home import ensure_home
 
     try:
-        ensure_home()
-        with dg.DagsterInstance.get() as instance:
+        with opened_event_log() as instance:
             heads = read_heads(instance, [RECIPE_ADAPTERS])
             studies = read_studies(instance, RECIPE_ADAPTERS)
-    except (dg.DagsterError, CheckError, SQLAlchemyError, yaml.YAMLError, OSError) as error:
-        why = " ".join(str(error).split())[:WHY_LENGTH]
-        typer.echo(
-            f"warning: Dagster's event log in {home} can't be read, so nothing is called current: {why}", err=True
-        )
+    except EventLogError as error:
+        typer.echo(f"warning: nothing is called current: {error}", err=True)
         return None
     fingerprints = {part: head.fingerprint for part, head in heads.items()}
     return Current(fingerprints, f"Dagster's event log in {home}", studies=studies)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m3po_dagster.cli.event_log import event_log
 from m3po_dagster.cli.options import explained
 from m3po_dagster.home import ensure_home, store_root
 
@@ -32,35 +33,33 @@ def prepare(study: Path) -> "Study":
 
 def how_it_stands(study: "Study") -> list["Standing"]:
     """Every part's standing, whatever runs are at work on."""
-    import dagster as dg
-
     from m3po_dagster.current import held_heads
     from m3po_dagster.graph import standings
     from m3po_dagster.resources.study import StoreResource
 
-    store = StoreResource(root=store_root())
     with explained(*_mendable(), status=1):
-        with dg.DagsterInstance.get() as instance:
+        store = StoreResource(root=store_root())
+        with event_log() as instance:
             heads = held_heads(instance, store.open())
         return standings(study, store.identities(), heads)
 
 
 def how_it_stands_now(study: "Study") -> tuple[list["Standing"], dict["Part", str]]:
     """Every part's standing with what runs are at work on, and what the sensors don't start, with the reason."""
-    import dagster as dg
-
+    from m3po_dagster import changes
     from m3po_dagster.automation.active_runs import at_work
     from m3po_dagster.automation.sensors import held_back
     from m3po_dagster.current import held_heads
     from m3po_dagster.graph import standings
     from m3po_dagster.resources.study import StoreResource
 
-    resource = StoreResource(root=store_root())
-    store, identities = resource.open(), resource.identities()
-    with explained(*_mendable(), status=1), dg.DagsterInstance.get() as instance:
+    with explained(*_mendable(), status=1), event_log() as instance:
+        resource = StoreResource(root=store_root())
+        store, identities = resource.open(), resource.identities()
         busy, heads = at_work(instance, report=False), held_heads(instance, store)
         held = held_back(instance, study, store, identities, heads, busy)
-        return standings(study, identities, heads, busy), held
+        found = standings(study, identities, heads, busy)
+        return changes.explained(found, study, identities, heads, store.find), held
 
 
 def _mendable() -> tuple[type[Exception], ...]:
@@ -71,21 +70,18 @@ def _mendable() -> tuple[type[Exception], ...]:
 
 def leaderboard_text(found: list["Standing"]) -> str | None:
     """The leaderboard as Markdown, if it is up to date."""
-    import dagster as dg
-
     from m3po_dagster.current import read_heads
     from m3po_dagster.storage.store import ArtifactStore
 
     if not any(item.part[0] == "leaderboard" and item.state == "fresh" for item in found):
         return None
-    with dg.DagsterInstance.get() as instance:
+    with event_log() as instance:
         head = read_heads(instance, ["leaderboard"])["leaderboard", ""]
     return ArtifactStore(store_root()).find("leaderboard", "", head.fingerprint).manifest.metadata["markdown"]
 
 
-def line(item: "Standing", more: str = "") -> str:
-    """State, name and reason of a part on one line."""
+def sentence(item: "Standing") -> str:
+    """Name, state and reason of a part in a sentence."""
     from m3po_dagster.graph import label
 
-    why = "; ".join(text for text in (item.why, more) if text)
-    return f"{item.state:8} {label(item.part)}{': ' + why if why else ''}"
+    return f"{label(item.part)} is {item.state}{': ' + item.why if item.why else ''}"

@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from m3po_dagster.cli.event_log import event_log
 from m3po_dagster.cli.options import JsonOption, StudyOption, explained, fail
-from m3po_dagster.cli.project import how_it_stands, leaderboard_text, line, prepare
-from m3po_dagster.study import DEFAULT_STUDY
+from m3po_dagster.cli.project import how_it_stands, leaderboard_text, prepare, sentence
+from m3po_dagster.study import BASE_RECIPE, DEFAULT_STUDY
 
 if TYPE_CHECKING:
     from m3po_dagster.runner import Outcome
 
 NEXT = """\
 Where next:
-  make ui                     the graph, its tables and pictures, on http://127.0.0.1:3000
-  m3po status                 what is fresh, what is stale, and why
-  m3po lineage adapter m3po   which pairs trained an adapter, back to the dataset's files"""
+  m3po ui{study}
+      the graph, its tables and pictures, on http://127.0.0.1:3000
+  m3po status{study}
+      what is fresh, what is stale, and why
+  m3po lineage adapter {recipe}{study}
+      which pairs trained an adapter, back to the dataset's files"""
 
 
 def run(
@@ -46,36 +50,36 @@ def run(
     if plan:
         _print_plan(loaded, selection, as_json)
         return
-    import dagster as dg
-
     from m3po_dagster.definitions import defs
     from m3po_dagster.home import store_root
     from m3po_dagster.materialise import MENDABLE
     from m3po_dagster.resources.study import StoreResource
 
-    todo = [item for item in how_it_stands(loaded) if selection.includes(*item.part)]
+    todo = [item for item in how_it_stands(loaded) if selection.owes(*item.part)]
     view = _View(sum(item.state != "fresh" for item in todo))
     started, outcomes = time.monotonic(), []
-    with dg.DagsterInstance.get() as instance, explained(*MENDABLE, status=1), _interruptible():
+    with event_log() as instance, explained(*MENDABLE, status=1), _interruptible():
         level = "INFO" if verbose else "CRITICAL"
         runner = Runner(defs, loaded, StoreResource(root=store_root()), instance, level)
         for outcome in runner.bring_up_to_date(selection, view.starting):
             outcomes.append(outcome)
             view.ended(outcome)
     found = how_it_stands(loaded)
-    left = [item for item in found if selection.includes(*item.part) and item.state != "fresh"]
+    left = [item for item in found if selection.owes(*item.part) and item.state != "fresh"]
     if as_json:
         typer.echo(json.dumps([vars(outcome) for outcome in outcomes]))
     else:
         _print_summary(outcomes, time.monotonic() - started, bool(left))
         if not left:
             typer.echo(leaderboard_text(found) or "")
-            typer.echo(NEXT)
+            named = "" if study == DEFAULT_STUDY else f" --study {study}"
+            trained = [name for name, recipe in loaded.recipes.items() if recipe.trains]
+            typer.echo(NEXT.format(study=named, recipe=trained[-1] if trained else BASE_RECIPE))
     failed = [outcome for outcome in outcomes if outcome.error]
     if failed:
         fail(f"{len(failed)} of {len(outcomes)} runs failed; what hangs on them was left as it is", status=1)
     if left:
-        fail(f"{len(left)} of the parts asked for are not up to date, the first: {line(left[0])}", status=1)
+        fail(f"{len(left)} of the parts asked for are not up to date, the first: {sentence(left[0])}", status=1)
 
 
 @contextmanager
@@ -105,12 +109,12 @@ class _View:
         state = "FAILED" if outcome.error else ("reused" if not made else "made")
         what = _named(made or outcome.assets, outcome.partition)
         typer.echo(f"{self.clear}{count} {state:>6} {outcome.seconds:6.1f} s  {what}", err=True)
-        for sentence in (outcome.error or "").splitlines():
-            typer.echo(f"         {sentence}", err=True)
+        for said in (outcome.error or "").splitlines():
+            typer.echo(f"         {said}", err=True)
 
     def _count(self, more: int) -> str:
-        digits = len(str(self.total))
-        return f"[{self.done + more:{digits}d}/{self.total}]"
+        digits, done = len(str(self.total)), self.done + more
+        return f"[{done:{digits}d}/{max(self.total, done)}]"
 
 
 def _named(names: Sequence[str], partition: str) -> str:
@@ -134,7 +138,7 @@ def _print_plan(loaded, selection, as_json: bool) -> None:
     from m3po_dagster.study_reference import missing_paths
 
     missing = missing_paths(loaded)
-    found = [item for item in how_it_stands(loaded) if selection.includes(*item.part)]
+    found = [item for item in how_it_stands(loaded) if selection.owes(*item.part)]
     todo = [label(item.part) for item in found if item.state != "fresh"]
     if as_json:
         typer.echo(json.dumps({"study": loaded.name, "to make": todo, "missing files": missing}))

@@ -2,16 +2,13 @@
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from m3po_dagster.cli.options import JsonOption, StudyOption, fail
-from m3po_dagster.cli.project import how_it_stands, how_it_stands_now, leaderboard_text, line, prepare
+from m3po_dagster.cli.project import how_it_stands, how_it_stands_now, leaderboard_text, prepare
 from m3po_dagster.study import DEFAULT_STUDY
-
-if TYPE_CHECKING:
-    pass
 
 
 def status(
@@ -38,7 +35,8 @@ def status(
         typer.echo(f"{name:24} " + ", ".join(f"{number} {state}" for state, number in states.items()))
     for item in found:
         if everything or item.state != "fresh":
-            typer.echo(f"  {line(item, held.get(item.part, ''))}")
+            why = "; ".join(text for text in (item.why, held.get(item.part, "")) if text)
+            typer.echo(f"  {item.state:8} {label(item.part)}{': ' + why if why else ''}")
 
 
 def leaderboard(study: StudyOption = DEFAULT_STUDY) -> None:

@@ -15,6 +15,7 @@ from m3po_dagster.automation.wanted import (
     asks,
     changed_outside,
     decide,
+    in_the_way,
     obsolete,
     study_version,
     wanted_now,
@@ -252,7 +253,10 @@ def test_what_may_still_work_is_tried_under_a_key_of_its_own(endings):
         (["failed", "failed"], 240),
         (["failed", "obsolete", "failed"], 240),
         (["obsolete"], 30),
-        (["interrupted"], 0),
+        (["interrupted"] * 2, 0),
+        (["interrupted"] * 3, 60),
+        (["interrupted"] * 5, 960),
+        (["interrupted"] * 9, 3600),
         (["made"], 0),
     ],
 )
@@ -279,6 +283,19 @@ def test_a_run_for_what_the_study_no_longer_has_is_obsolete():
     without = STUDY.model_copy(update={"recipes": {k: v for k, v in STUDY.recipes.items() if k != "m3po"}})
     running = {part: wanted_now(part, STUDY, world.heads)}
     assert obsolete(without, world.heads, running) == [part]
+
+
+def test_a_training_makes_way_for_the_scores_that_would_tell_whether_it_is_obsolete():
+    world = Simulation()
+    world.rest()
+    training, scoring = ("lora_adapter", "m3po"), ("mas_table", "s0")
+    running = [training, ("benchmark_scores", "sft"), ("candidates", "s1"), ("selection_sweep", "")]
+    assert in_the_way(STUDY, world.heads, running, [scoring]) == [], "asked for by hand: it will give what is there"
+    world.heads["judge_identity", ""] = Head("another", "another judge")
+    assert obsolete(STUDY, world.heads, {training: wanted_now(training, STUDY, world.heads)}) == []
+    assert in_the_way(STUDY, world.heads, running, [scoring]) == running[:2]
+    assert in_the_way(STUDY, world.heads, running, [("preference_pairs", "m3po|s0")]) == [], "it needs no place"
+    assert in_the_way(STUDY, world.heads, running, []) == []
 
 
 def test_a_run_is_obsolete_only_once_an_input_has_other_content():

@@ -149,7 +149,7 @@ def test_an_event_log_that_can_not_be_read_is_one_line_and_the_answer_comes(worl
     for arguments in (("pair", row["pair_id"]), ("adapter", "m3po")):
         result = call(world, *arguments)
         (line,) = result.stderr.splitlines()
-        assert line.startswith(f"warning: Dagster's event log in {home} can't be read, so nothing is called current: ")
+        assert line.startswith(f"warning: nothing is called current: Dagster's event log in {home} can't be read: ")
         assert row["pair_id"] in result.stdout or "the only one of this name" in result.stdout
 
 

@@ -200,6 +200,23 @@ def test_a_training_that_became_obsolete_is_stopped(project, automated_study):
 
 
 @pytest.mark.slow
+def test_a_judge_edited_while_a_training_holds_the_only_place_for_a_model(project, automated_study):
+    before = heads_of(project)
+    with Daemon(project) as daemon:
+        project.write(edited(automated_study, epochs=2000))
+        daemon.until(lambda: ("lora_adapter", "m3po") in [what(r) for r in daemon.runs(DagsterRunStatus.STARTED)])
+        (long_one,) = (run for run in daemon.runs(DagsterRunStatus.STARTED) if what(run) == ("lora_adapter", "m3po"))
+        project.write(edited(automated_study, epochs=2000, high=3.0))
+        daemon.until(lambda: any(what(run)[0] == "mas_table" for run in daemon.runs(DagsterRunStatus.SUCCESS)))
+        (ended,) = (run for run in daemon.runs() if run.run_id == long_one.run_id)
+        project.write(edited(automated_study, high=3.0))
+        daemon.until_settled()
+        assert_right(project, before)
+    assert ended.status == DagsterRunStatus.CANCELED and run_tags.OBSOLETE in ended.tags
+    assert objects(project, "adapter")["m3po|0"] <= 2
+
+
+@pytest.mark.slow
 def test_three_failures_are_held_until_somebody_mends_it(project, automated_study, judge):
     before = heads_of(project)
     with Daemon(project) as daemon:
@@ -307,6 +324,30 @@ def test_a_new_recipe_is_picked_up_once_the_definitions_are_reloaded(project, au
         daemon.until_settled()
         assert_right(project, before)
     assert objects(project, "adapter")["flat|0"] == 1
+
+
+@pytest.mark.slow
+def test_a_new_shard_is_picked_up_once_the_definitions_are_reloaded_and_the_old_ones_are_found_again(
+    project, automated_study
+):
+    before, done = heads_of(project), trainings(project)
+    wider = deepcopy(automated_study)
+    wider["dataset"]["shards"] = 3
+    with Daemon(project) as daemon:
+        project.write(wider)
+        daemon.quiet()
+        daemon.kill()
+        daemon.start()
+        daemon.until_settled()
+        assert project.unsettled() == [] and len(project.load().shards) == 3
+        trained = trainings(project)
+        project.write(automated_study)
+        daemon.kill()
+        daemon.start()
+        daemon.until_settled()
+        assert_right(project, before)
+    # Prompts are dealt out anew, so every recipe's pairs come in another order and are trained on once.
+    assert trained - done <= 2 and trainings(project) == trained
 
 
 @pytest.mark.slow
