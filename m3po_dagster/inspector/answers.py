@@ -127,7 +127,8 @@ class AnswerLists:
         for recipe in (BASE_RECIPE, *(name for name in query.recipes if name != BASE_RECIPE)):
             artifact = catalogue.scores.get(recipe)
             if artifact is None:
-                problems.append(f"There are no benchmark answers of {recipe} yet: run `m3po run --recipe {recipe}`.")
+                command = catalogue.commands.run(recipe)
+                problems.append(f"There are no benchmark answers of {recipe} yet: run `{command}`.")
                 continue
             available = _seeds(artifact)
             seeds |= set(available) if recipe != BASE_RECIPE else set()

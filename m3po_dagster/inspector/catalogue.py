@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from m3po_dagster.inspector.commands import Commands
 from m3po_dagster.inspector.pairs import Pairs
 from m3po_dagster.inspector.shards import Shard
 from m3po_dagster.storage.artifact import Artifact
@@ -78,6 +79,7 @@ class Catalogue:
 
     number: int
     study: Study
+    commands: Commands  # for this study, as the sentences name them
     study_sha256: str
     shards: tuple[Shard, ...]
     recipes: Mapping[str, Recipe]  # those that select pairs, in the study's order

@@ -1,16 +1,21 @@
-"""Addresses of the inspector's pages, for the links in the Dagster UI. No server is asked."""
+"""Addresses of the inspector's pages, for the links in the Dagster UI. No server is asked.
+
+Dagster stores a link with the asset when that is made, so it keeps the address of that time. An asset that is
+materialised again gets the address of then, also when its result is found in the store.
+"""
 
 import os
 from urllib.parse import urlencode
 
 DEFAULT_PORT = 3001
+DEFAULT_BASE = f"http://127.0.0.1:{DEFAULT_PORT}"
 BASE_VARIABLE = "M3PO_INSPECTOR_URL"
 """Environment variable with the address of an inspector that is served elsewhere than on this machine."""
 
 
 def base_url() -> str:
     """Where the inspector is served, without a slash at the end."""
-    return (os.environ.get(BASE_VARIABLE) or f"http://127.0.0.1:{DEFAULT_PORT}").rstrip("/")
+    return (os.environ.get(BASE_VARIABLE) or DEFAULT_BASE).rstrip("/")
 
 
 def prompts_url(shard: str = "", recipe: str = "") -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from m3po_dagster.graph import Head, Part
 from m3po_dagster.inspector.catalogue import Catalogue, merged
+from m3po_dagster.inspector.commands import Commands
 from m3po_dagster.inspector.pairs import Pairs, read_pairs
 from m3po_dagster.inspector.shards import Shard, matches, read_shard
 from m3po_dagster.inspector.standing import Age, age, some
@@ -29,6 +30,7 @@ class Reader:
 
     def __init__(self, study_path: Path, store: ArtifactStore) -> None:
         self._study_path, self._store = study_path, store
+        self._commands = Commands(study_path, store.root)
         self._artifacts: dict[tuple[str, str, str], Artifact] = {}
         self._shards: dict[tuple, Shard] = {}
         self._pairs: dict[tuple, Pairs] = {}
@@ -48,7 +50,7 @@ class Reader:
             report(f"reading shard {name}")
             if ("filtered_instructions", name) in found:
                 shards[name] = self._shard(name, found)
-        standing = age(study, heads, found, SHOWN_ASSETS, self._store.find)
+        standing = age(study, heads, found, SHOWN_ASSETS, self._store.find, self._commands)
         recipes, used = {}, set()
         for recipe, settings in study.recipes.items():
             if settings.selection is None:
@@ -75,11 +77,12 @@ class Reader:
         return Catalogue(
             number=self._number,
             study=study,
+            commands=self._commands,
             study_sha256=hashlib.sha256(content).hexdigest(),
             shards=tuple(shards.values()),
             recipes=recipes,
             scores={r: found["benchmark_scores", r] for r in study.recipes if ("benchmark_scores", r) in found},
-            missing=tuple(_missing(study, found, shards)),
+            missing=tuple(_missing(study, found, shards, self._commands)),
             stale=standing.sentences,
         )
 
@@ -117,7 +120,9 @@ def _why_stale(recipe: str, stale: list[str], standing: Age) -> str:
     return "; ".join(dict.fromkeys(standing.old["preference_pairs", f"{recipe}|{name}"] for name in stale))
 
 
-def _missing(study: Study, found: Mapping[Part, Artifact], shards: Mapping[str, Shard]) -> list[str]:
+def _missing(
+    study: Study, found: Mapping[Part, Artifact], shards: Mapping[str, Shard], commands: Commands
+) -> list[str]:
     """What a person would look for in vain, a sentence an asset."""
     sentences = []
     readers = {
@@ -145,7 +150,7 @@ def _missing(study: Study, found: Mapping[Part, Artifact], shards: Mapping[str, 
         if lacking:
             sentences.append(
                 f"Recipe {recipe} has no pairs yet in {_some(lacking, len(study.shards), 'shards')}: "
-                f"run `m3po run --recipe {recipe}`."
+                f"run `{commands.run(recipe)}`."
             )
     lacking = [name for name in study.recipes if ("benchmark_scores", name) not in found]
     if lacking:

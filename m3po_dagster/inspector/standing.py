@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from m3po_dagster.graph import Head, Part, standings
 from m3po_dagster.identity import portable
+from m3po_dagster.inspector.commands import Commands
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.study import Study
 
@@ -35,6 +36,7 @@ def age(
     found: Mapping[Part, Artifact],
     shown: Collection[str],
     find: Callable[[str, str, str], Artifact | None],
+    commands: Commands,
 ) -> Age:
     """How the parts of the assets `shown` stand. `found` are those that the store holds, `find` looks for others."""
     held = {part: head for part, head in heads.items() if part[0] not in shown or part in found}
@@ -44,17 +46,18 @@ def age(
         if item.state in _STATES and item.part[0] in shown
     }
     edited = {recipe: changes for recipe in study.recipes if (changes := _edits(study, recipe, found, find))}
-    return Age(old, edited, tuple(_sentences(study, old, edited)))
+    return Age(old, edited, tuple(_sentences(old, edited, commands)))
 
 
-def _sentences(study: Study, old: Mapping[Part, str], edited: Mapping[str, str]) -> Iterator[str]:
+def _sentences(old: Mapping[Part, str], edited: Mapping[str, str], commands: Commands) -> Iterator[str]:
     for recipe, changes in edited.items():
-        yield f"Recipe {recipe} was edited since its results were made ({changes}): run `m3po run --recipe {recipe}`."
+        yield f"Recipe {recipe} was edited since its results were made ({changes}): run `{commands.run(recipe)}`."
     groups: dict[tuple[str, str], list[str]] = {}
     for (asset, key), why in old.items():
         groups.setdefault((asset, why), []).append(key)
     for (asset, why), keys in groups.items():
-        yield f"{asset} is not up to date for {some(keys)}: {why}. `m3po status` says more, `m3po run` makes it again."
+        more = f"`{commands.status()}` says more, `{commands.run()}` makes it again"
+        yield f"{asset} is not up to date for {some(keys)}: {why}. {more}."
 
 
 def _edits(

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from m3po_dagster.inspector.catalogue import Catalogue
+from m3po_dagster.inspector.changed import Changed, changed_prompts
 from m3po_dagster.inspector.curves import Chart, chart
 from m3po_dagster.inspector.fronts import Fronts, file_name
 from m3po_dagster.inspector.kept import Kept
@@ -27,21 +28,6 @@ LABELS = {
 """The figures of a selection as the page names them."""
 
 _KEPT_GRIDS = 128
-
-
-@dataclass(frozen=True)
-class Changed:
-    """A prompt whose loser changes: k of R_w and of R_l before and after, and how S weighs them."""
-
-    prompt_id: str
-    question: str
-    chosen: int
-    before: int
-    after: int
-    gap_before: float
-    gap_after: float
-    logp_gap_before: float
-    logp_gap_after: float
 
 
 @dataclass(frozen=True)
@@ -110,7 +96,10 @@ class Tuner:
     def move(
         self, catalogue: Catalogue, recipe: str, fronts: Sequence[Fronts], moved: SelectionSettings, page: int
     ) -> Move:
-        """The recipe at `moved`. `fronts` are those of the catalogue's scored shards, in order."""
+        """The recipe at `moved`. `fronts` are those of the catalogue's scored shards, in order.
+
+        Raises OSError or ValueError when the texts of the changed pairs can't be read.
+        """
         saved = catalogue.study.recipes[recipe].selection
         before, after = picks(fronts, saved), picks(fronts, moved)
         here = figures(fronts, before, after, moved)
@@ -122,7 +111,7 @@ class Tuner:
             at_saved=figures(fronts, before, before, saved),
             here=here,
             charts=self._charts(catalogue, recipe, fronts, before, moved, here),
-            changed=_changed(catalogue, fronts, before, after, (page - 1) * PAGE_SIZE, PAGE_SIZE),
+            changed=changed_prompts(catalogue, fronts, before, after, (page - 1) * PAGE_SIZE, PAGE_SIZE),
             page=page,
             pages=pages,
         )
@@ -158,44 +147,6 @@ class Tuner:
             )
             for name in LABELS
         )
-
-
-def _changed(
-    catalogue: Catalogue,
-    fronts: Sequence[Fronts],
-    before: Sequence[np.ndarray],
-    after: Sequence[np.ndarray],
-    skip: int,
-    count: int,
-) -> list[Changed]:
-    """Some of the prompts whose pick changes, in the study's order."""
-    found = []
-    scored = [shard for shard in catalogue.shards if shard.scored]
-    for shard, front, old, new in zip(scored, fronts, before, after, strict=True):
-        differs = np.flatnonzero(old != new)
-        if skip >= len(differs):
-            skip -= len(differs)
-            continue
-        differs = differs[np.argsort(front.prompt[differs], kind="stable")]
-        for entry in differs[skip : skip + count - len(found)]:
-            position = int(front.prompt[entry])
-            found.append(
-                Changed(
-                    prompt_id=shard.prompt_ids[position].as_py(),
-                    question=shard.questions[position].as_py(),
-                    chosen=int(front.winner[entry]),
-                    before=int(front.k[old[entry]]),
-                    after=int(front.k[new[entry]]),
-                    gap_before=float(front.gap[old[entry]]),
-                    gap_after=float(front.gap[new[entry]]),
-                    logp_gap_before=float(front.logp_gap[old[entry]]),
-                    logp_gap_after=float(front.logp_gap[new[entry]]),
-                )
-            )
-        skip = 0
-        if len(found) >= count:
-            break
-    return found
 
 
 def figure_rows(move: Move) -> list[tuple[str, bool, float | None, float | None]]:

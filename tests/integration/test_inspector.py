@@ -3,6 +3,7 @@
 import html
 import re
 
+import dagster as dg
 import pyarrow.compute as pc
 import pytest
 from starlette.testclient import TestClient
@@ -10,6 +11,7 @@ from starlette.testclient import TestClient
 from m3po_dagster.assets.pairs import joined
 from m3po_dagster.current import held_heads
 from m3po_dagster.inspector.app import build_app
+from m3po_dagster.inspector.links import BASE_VARIABLE
 from m3po_dagster.inspector.reselect import picks
 from m3po_dagster.inspector.watch import Watch
 from m3po_dagster.method.selection import select_pairs
@@ -127,3 +129,24 @@ def test_images_of_prompts_and_of_benchmarks(client):
     page = client.get("/answers?benchmark=chair").text
     address = re.search(r'src="(/benchmark-images/[^"]*)"', page)[1]
     assert client.get(html.unescape(address)).headers["content-type"] == "image/png"
+
+
+def test_a_link_keeps_its_address_until_the_asset_is_made_again(copy_of_made, monkeypatch):
+    """What `m3po ui --inspector-port` sets counts for what is materialised then, found in the store or not."""
+    key = dg.AssetKey("candidates")
+
+    def link(instance: dg.DagsterInstance) -> tuple[str, bool]:
+        records = instance.fetch_materializations(dg.AssetRecordsFilter(key, asset_partitions=["s0"]), limit=1).records
+        metadata = records[0].asset_materialization.metadata
+        return metadata["inspector"].url, metadata["reused"].value
+
+    with copy_of_made.instance() as instance:
+        assert link(instance) == ("http://127.0.0.1:3001/prompts?shard=s0", False)
+        monkeypatch.setenv(BASE_VARIABLE, "http://127.0.0.1:34581")
+        assert link(instance) == ("http://127.0.0.1:3001/prompts?shard=s0", False)
+        job = copy_of_made.definitions().resolve_implicit_global_asset_job_def()
+        config = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+        assert job.execute_in_process(
+            run_config=config, instance=instance, partition_key="s0", asset_selection=[key]
+        ).success
+        assert link(instance) == ("http://127.0.0.1:34581/prompts?shard=s0", True)

@@ -6,6 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ def test_browse_filter_open_move_and_save(page, address, copy_of_made):
     # A value that the page lets through and the server refuses is answered by a sentence in its place.
     page.get_by_role("spinbutton", name="alpha").evaluate("field => field.removeAttribute('max')")
     page.get_by_role("spinbutton", name="alpha").fill("2000001")
-    expect(page.locator("#point [role=alert]")).to_contain_text("less than or equal to 1000000")
+    expect(page.locator("#outcome [role=alert]")).to_contain_text("less than or equal to 1000000")
     assert page.url == settled and page.locator("h1").count() == 1
     page.get_by_role("spinbutton", name="alpha").fill("0")
     expect(page.locator("#headline strong")).not_to_have_text("0")
@@ -133,6 +134,52 @@ def test_no_page_scrolls_sideways(page, address, width):
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
     # The one error is the page that is not there.
     assert len(page.console_errors) == 1 and "404" in page.console_errors[0]
+
+
+def test_the_rows_of_the_changed_prompts_show_their_pictures(page, address):
+    page.goto(f"{address}/tune?recipe=m3po&alpha=0")
+    rows = page.locator("ol.changed a.row")
+    assert rows.count() == changed(page) > 0
+    for row in rows.all():
+        row.scroll_into_view_if_needed()
+        row.locator("img").evaluate("image => image.decode()")
+        was, here = row.locator("q").all_inner_texts()
+        assert was and here and was != here
+    assert page.console_errors == []
+
+
+def test_by_keyboard_saving_follows_the_sliders(page, address):
+    page.goto(f"{address}/tune?recipe=m3po&alpha=0")
+    page.get_by_role("spinbutton", name="delta").focus()
+    passed = []
+    for _ in range(5):
+        page.keyboard.press("Tab")
+        passed.append(page.evaluate("document.activeElement.name || document.activeElement.textContent"))
+    assert passed[:4] == ["Re-select", "Back to the saved setting", "name", "Add to the study file"]
+    assert page.evaluate("document.activeElement.matches('ol.changed a.row')")
+
+
+@pytest.mark.parametrize("width", [360, 480, 1280])
+def test_the_sliders_are_on_the_first_screen_beside_notices(page, address, copy_of_made, small_study, width):
+    """On a narrow window the notices are folded, and unfold when they are asked for."""
+    edited = deepcopy(small_study)
+    edited["recipes"]["m3po"]["selection"]["alpha"] = 0.7
+    copy_of_made.write(edited)
+    page.set_viewport_size({"width": width, "height": 640})
+    notice = page.locator("details.note", has_text="Not everything shown is up to date")
+    for _ in range(20):  # until the edit is read
+        page.goto(f"{address}/tune?recipe=m3po")
+        if notice.count():
+            break
+        page.wait_for_timeout(300)
+    sentence = notice.get_by_text("Recipe m3po was edited since its results were made")
+    assert sentence.is_visible() == (width > 480)
+    box = page.locator("#sliders").bounding_box()
+    assert box["y"] + box["height"] <= 640
+    if width <= 480:
+        notice.locator("summary").focus()
+        page.keyboard.press("Enter")
+        assert sentence.is_visible()
 
 
 def test_an_injected_script_does_not_run(page, address):

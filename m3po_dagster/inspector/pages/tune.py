@@ -50,6 +50,7 @@ def _values(site: Site, catalogue: Catalogue, recipe: str, given) -> dict:
         "move": None,
         "building": False,
         "saved_as": _in_file(site, given.get("saved", "")),
+        "commands": catalogue.commands,
         "save_problem": "",
         "name": "",
         "token": site.token.value,

@@ -8,8 +8,14 @@ document.addEventListener("keydown", (event) => {
   if (link) link.click();
 });
 
+// On a narrow window the notices would take the first screen for themselves.
+if (window.matchMedia("(max-width: 480px)").matches) {
+  for (const notice of document.querySelectorAll("details.note")) notice.open = false;
+}
+
 const sliders = document.getElementById("sliders");
 if (sliders) {
+  const outcome = document.getElementById("outcome");
   const point = document.getElementById("point");
   const save = document.getElementById("save");
   let waiting = null;
@@ -23,11 +29,13 @@ if (sliders) {
     try {
       const answer = await fetch(`${sliders.dataset.point}?${query}`, { signal: asked.signal });
       // The server escapes what it sends, also a refusal's sentence; the content security policy lets no script run.
-      point.innerHTML = await answer.text();
+      const parts = new DOMParser().parseFromString(await answer.text(), "text/html");
+      outcome.innerHTML = (parts.getElementById("outcome") ?? parts.body).innerHTML;
+      point.innerHTML = parts.getElementById("point")?.innerHTML ?? "";
       if (!answer.ok) return;
       history.replaceState(null, "", `${location.pathname}?${query}`);
     } catch (error) {
-      if (error.name !== "AbortError") point.textContent = "The inspector does not answer: is it still running?";
+      if (error.name !== "AbortError") outcome.textContent = "The inspector does not answer: is it still running?";
     }
   };
 
