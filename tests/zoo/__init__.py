@@ -8,7 +8,17 @@ tiny (2 layers, an image of 4 to 40 tokens); classes, tensors and their shapes' 
 from importlib import import_module
 from pathlib import Path
 
-FAMILIES = ("llava_next", "qwen2_5_vl", "instructblip")
+FAMILIES = (
+    "llava",
+    "llava_next",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "internvl",
+    "idefics3",
+    "instructblip",
+    "gemma3",
+    "lfm2_vl",
+)
 
 
 def family(name: str, folder: Path) -> Path:
