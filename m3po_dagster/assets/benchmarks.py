@@ -123,21 +123,19 @@ def answered(
 
 def ask(work: Work, generator: GeneratorResource, adapter: dict, name: str, questions: list[Question]) -> pa.Table:
     """One adapter's greedy answers to one benchmark. Raises RuntimeError naming a question that can't be asked."""
-    from m3po_dagster.method.generation.sampler import Failure, answer_greedily
+    from m3po_dagster.method.generation.samples import Failure
 
     folder = None
     if adapter["adapter_id"] != BASE_ADAPTER:
         folder = work.store.find("adapter", f"{work.partition}|{adapter['seed']}", adapter["fingerprint"]).path("files")
     settings = work.study.answers
     with work.progress(f"seed {adapter['seed']} answering {name}", "question") as advance:
-        given = answer_greedily(
-            generator.load(work.study.model, folder),
-            [question.prompt() for question in questions],
-            settings.max_new_tokens,
-            settings.questions_per_batch,
-            progress=advance,
-        )
-    failed = [answer.reason for answer in given if isinstance(answer, Failure)]
+        prompts = [question.prompt() for question in questions]
+        engine, given = generator.engine(work.study, folder), {}
+        for i, answer in engine.answer(prompts, settings.max_new_tokens, settings.questions_per_batch):
+            given[i] = answer
+            advance(len(given), len(questions))
+    failed = [answer.reason for _, answer in sorted(given.items()) if isinstance(answer, Failure)]
     if failed:
         raise RuntimeError(f"benchmark {name}: {len(failed)} questions can't be asked, the first: {failed[0]}")
     rows = [
@@ -148,10 +146,10 @@ def ask(work: Work, generator: GeneratorResource, adapter: dict, name: str, ques
             "image_uri": question.image_uri,
             "question": question.text,
             "expected": question.expected,
-            "answer": answer.text,
-            "n_tokens": len(answer.token_ids),
+            "answer": given[i].text,
+            "n_tokens": len(given[i].token_ids),
         }
-        for question, answer in zip(questions, given, strict=True)
+        for i, question in enumerate(questions)
     ]
     return pa.Table.from_pylist(rows, schema=ANSWERS.schema)
 

@@ -59,7 +59,7 @@ def sample_shard(work: Work, generator: GeneratorResource) -> Built:
     dropped = pa.table([failed["prompt_id"], reasons, failed["failure"]], schema=DROPPED.schema)
     return Built(
         {"data": (sampled, CANDIDATES), "dropped": (dropped, DROPPED)},
-        facts={"numerics": generator.load(work.study.model).numerics} if prompts else {},
+        facts={"numerics": generator.engine(work.study).numerics} if prompts else {},
         checks=(prompts_answered(len(prompts) - len(failed), len(failed)), diversity(sampled)),
     )
 
@@ -69,20 +69,22 @@ def sample_part(
 ) -> pa.Table:
     """One part: the distinct candidates of some prompts, and a row with the reason for a prompt without answers."""
     from m3po_dagster.method.generation.candidates import distinct
-    from m3po_dagster.method.generation.sampler import Failure, prompt_seed, sample
+    from m3po_dagster.method.generation.samples import Failure, prompt_seed
 
     settings = work.study.generation
     seeds = [prompt_seed(settings.seed, prompt.prompt_id, settings.n) for prompt in prompts]
-    answers = sample(generator.load(work.study.model), prompts, settings, seeds, progress=advance)
-    rows = []
-    for prompt, seed, found in zip(prompts, seeds, answers, strict=True):
+    rows: list[list[dict]] = [[] for _ in prompts]
+    answers = generator.engine(work.study).sample(prompts, settings, seeds)
+    for done, (i, found) in enumerate(answers, start=1):
+        prompt_id = prompts[i].prompt_id
         if isinstance(found, Failure):
             # Where the images lie on this machine is no part of the result.
-            reason = found.reason.replace(str(prompt.image_path), prompt.image_path.name)
-            rows.append({"prompt_id": prompt.prompt_id, "failure": reason})
-            continue
-        rows += [candidate.row(prompt.prompt_id, seed) for candidate in distinct(found)]
-    return pa.Table.from_pylist(rows, schema=PART_SCHEMA)
+            reason = found.reason.replace(str(prompts[i].image_path), prompts[i].image_path.name)
+            rows[i] = [{"prompt_id": prompt_id, "failure": reason}]
+        else:
+            rows[i] = [candidate.row(prompt_id, seeds[i]) for candidate in distinct(found)]
+        advance(done, len(prompts))
+    return pa.Table.from_pylist([row for some in rows for row in some], schema=PART_SCHEMA)
 
 
 PART_SCHEMA = pa.schema([*(field.with_nullable(True) for field in CANDIDATES.schema), ("failure", pa.string())])

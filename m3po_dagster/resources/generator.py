@@ -1,21 +1,29 @@
-"""The base model as a deployment loads it. One model stays warm in a process, over shards and recipes."""
+"""The base model as a deployment runs it. One model stays warm in a process, over shards and recipes."""
 
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3po_dagster.method.generation.settings import ModelSettings
+from m3po_dagster.study import Study
 
 if TYPE_CHECKING:
+    from m3po_dagster.method.generation.engine import Engine
     from m3po_dagster.method.generation.model import LoadedModel
 
 
 class GeneratorResource:
-    """Loads the study's base model, alone or with an adapter."""
+    """Loads the study's base model, alone or with an adapter, and gives the engine that samples from it."""
 
     def load(self, model: ModelSettings, adapter: Path | None = None) -> "LoadedModel":
         """The model ready to answer. Raises FileNotFoundError naming the folder or hub id that is not there."""
         return _warm(model, adapter)
+
+    def engine(self, study: Study, adapter: Path | None = None) -> "Engine":
+        """What samples candidates and answers benchmarks. Raises as `load`."""
+        from m3po_dagster.method.generation.sampler import TransformersEngine
+
+        return TransformersEngine(self.load(study.model, adapter))
 
 
 @lru_cache(maxsize=1)

@@ -51,7 +51,7 @@ def _approximately(row: dict) -> dict:
 
 
 def test_killed_while_sampling(fresh, made, monkeypatch):
-    import m3po_dagster.method.generation.sampler as sampler
+    from m3po_dagster.method.generation.sampler import TransformersEngine
 
     def parts() -> list:
         return list((fresh.folder / "store" / "candidates").glob("*/*/parts/*.parquet"))
@@ -59,13 +59,13 @@ def test_killed_while_sampling(fresh, made, monkeypatch):
     killed_when(fresh, lambda: len(parts()) >= 2)
     kept = len(parts())
     asked = []
-    inner = sampler.sample
+    inner = TransformersEngine.sample
 
-    def counted(loaded, prompts, *args, **kwargs):
+    def counted(self, prompts, *args, **kwargs):
         asked.append(len(prompts))
-        return inner(loaded, prompts, *args, **kwargs)
+        return inner(self, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(sampler, "sample", counted)
+    monkeypatch.setattr(TransformersEngine, "sample", counted)
     assert [outcome.error for outcome in fresh.run() if outcome.error] == []
     prompts = sum(
         made.store.find("filtered_instructions", shard, head).manifest.tables["data"].rows

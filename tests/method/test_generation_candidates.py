@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3po_dagster.method.generation.candidates import distinct, normalise
-from m3po_dagster.method.generation.sampler import Sample
+from m3po_dagster.method.generation.samples import Sample
 from m3po_dagster.storage.tables import CANDIDATES
 
 texts = st.text(alphabet="ab \n\tAé\u0301e", max_size=4)

@@ -6,8 +6,8 @@ import pytest
 from tiny_llava import tiny_llava, tiny_prompts
 
 from m3po_dagster.method.generation.model import load_model
-from m3po_dagster.method.generation.sampler import sample
 from m3po_dagster.method.generation.settings import ModelSettings, SamplingSettings
+from tests.sampling import sample
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from optimization_world import World, plain_logp
 
-from m3po_dagster.method.generation.sampler import sample
 from m3po_dagster.method.generation.settings import SamplingSettings
 from m3po_dagster.method.optimization.dpo import fit_dpo, train_dpo
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.optimization.settings import DpoSettings, LoraSettings
+from tests.sampling import sample
 
 N, BATCH, EPOCHS = 10, 4, 2
 SETTINGS = DpoSettings(batch_size=BATCH, epochs=EPOCHS, learning_rate=5e-3, warmup_ratio=0, reference_sample=2)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from m3po_dagster.method.generation.sampler import Sample
+from m3po_dagster.method.generation.samples import Sample
 
 
 def normalise(text: str) -> str:

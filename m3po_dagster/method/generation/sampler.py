@@ -1,14 +1,16 @@
-"""N candidates a prompt from the model itself, log-probs recorded on the way (paper, sections 3.2 and 3.4)."""
+"""Sampling with transformers: N candidates a prompt from the model itself, log-probs recorded on the way.
 
-import hashlib
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+Paper, sections 3.2 and 3.4.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from m3po_dagster.method.generation.decode import Decoded, decode
 from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.generation.prefill import Counts, prefill
+from m3po_dagster.method.generation.samples import Failure, Sample
 from m3po_dagster.method.generation.settings import SamplingSettings
 from m3po_dagster.method.prompt import Prompt
 
@@ -16,113 +18,68 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One answer; log-probs in nats at temperature 1 over the whole vocabulary, end of sequence included."""
+@dataclass
+class TransformersEngine:
+    """The engine that runs the model in this process; `counts` adds up over everything asked of it."""
 
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: Literal["stop", "length"]
-    token_logps: tuple[float, ...]
+    loaded: LoadedModel
+    counts: Counts = field(default_factory=Counts)
 
     @property
-    def sum_logp(self) -> float:
-        """log P(R | I, Q): the tokens' log-probs together."""
-        return math.fsum(self.token_logps)
+    def numerics(self) -> str:
+        """Engine, precision and device."""
+        return self.loaded.numerics
 
-    @property
-    def eos_logp(self) -> float | None:
-        """The end of sequence's share of it; None when the answer was cut."""
-        return self.token_logps[-1] if self.finish_reason == "stop" else None
+    def sample(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings, seeds: Sequence[int]
+    ) -> Iterator[tuple[int, list[Sample] | Failure]]:
+        """The N samples of each prompt in sampling order, or why there are none, batch after batch (section 3.2).
 
+        `seeds` gives a seed a prompt: its samples depend on prompt and seed alone, whatever else is in the batch, and
+        in float32 on CPU are the tokens `generate(do_sample=True, num_return_sequences=N, top_k=0)` gives after
+        `torch.manual_seed(seed)` with the same ids suppressed. An answer ends at the latest where the model's
+        positions do.
+        """
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a prompt has no answer; the reason names the prompt and its file."""
+        def chooser(kept: list[int]) -> _Multinomial:
+            return _Multinomial(self.loaded, settings, [seeds[i] for i in kept])
 
-    reason: str
+        return self._in_batches(prompts, settings.n, settings.max_new_tokens, settings.prompts_per_batch, chooser)
 
+    def answer(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, at_once: int
+    ) -> Iterator[tuple[int, Sample | Failure]]:
+        """The likeliest-token answer of each prompt, as the benchmarks ask for (section 4.1), or why there is none.
 
-def prompt_seed(base_seed: int, prompt_id: str, n: int) -> int:
-    """A prompt's seed in [0, 2**63): a multiple of `n`, so that an engine may count up from it for its N samples.
+        The ids of `loaded.suppressed` are left out, as in sampling: a placeholder is no answer. Prompts of a batch on
+        the same image share its encoding.
+        """
+        suppress = _suppression(self.loaded)
 
-    Depends on nothing but its arguments: neither on the order of the prompts nor on the shard they are in.
-    """
-    digest = hashlib.sha256(f"{base_seed}\n{prompt_id}".encode()).digest()
-    return int.from_bytes(digest[:16], "big") % (2**63 // n) * n
+        def likeliest(logits: "torch.Tensor", prompt_of: "torch.Tensor", row_of: "torch.Tensor") -> "torch.Tensor":
+            return suppress(None, logits).argmax(dim=-1)
 
+        for i, answer in self._in_batches(prompts, 1, max_new_tokens, at_once, lambda kept: likeliest):
+            yield i, answer if isinstance(answer, Failure) else answer[0]
 
-def sample(
-    loaded: LoadedModel,
-    prompts: Sequence[Prompt],
-    settings: SamplingSettings,
-    seeds: Sequence[int],
-    counts: Counts | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[list[Sample] | Failure]:
-    """The N samples of each prompt in sampling order, or why there are none (section 3.2).
-
-    `seeds` gives a seed a prompt: its samples depend on prompt and seed alone, whatever else is in the batch, and in
-    float32 on CPU are the tokens `generate(do_sample=True, num_return_sequences=N, top_k=0)` gives after
-    `torch.manual_seed(seed)` with the same ids suppressed. An answer ends at the latest where the model's positions do.
-    `progress` is called with (prompts done, prompts in all) after every batch.
-    """
-    if len(seeds) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
-
-    def chooser(kept: list[int]) -> _Multinomial:
-        return _Multinomial(loaded, settings, [seeds[i] for i in kept])
-
-    return _in_batches(
-        loaded, prompts, settings.n, settings.max_new_tokens, settings.prompts_per_batch, chooser, counts, progress
-    )
-
-
-def answer_greedily(
-    loaded: LoadedModel,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int,
-    batch_size: int,
-    counts: Counts | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Sample | Failure]:
-    """The likeliest-token answer of each prompt, as the benchmarks ask for (section 4.1), or why there is none.
-
-    The ids of `loaded.suppressed` are left out, as in sampling: a placeholder is no answer. Prompts of a batch on the
-    same image share its encoding.
-    """
-    suppress = _suppression(loaded)
-
-    def likeliest(logits: "torch.Tensor", prompt_of: "torch.Tensor", row_of: "torch.Tensor") -> "torch.Tensor":
-        return suppress(None, logits).argmax(dim=-1)
-
-    answers = _in_batches(loaded, prompts, 1, max_new_tokens, batch_size, lambda kept: likeliest, counts, progress)
-    return [answer if isinstance(answer, Failure) else answer[0] for answer in answers]
-
-
-def _in_batches(
-    loaded: LoadedModel,
-    prompts: Sequence[Prompt],
-    n: int,
-    max_new_tokens: int,
-    batch_size: int,
-    chooser: "Callable[[list[int]], Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]",
-    counts: Counts | None,
-    progress: Callable[[int, int], None] | None,
-) -> list[list[Sample] | Failure]:
-    """Batch after batch; `chooser` takes the indices of a batch's readable prompts and gives what `decode` picks by."""
-    results: list[list[Sample] | Failure] = []
-    for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
-        prefix, kept, errors = prefill(loaded, batch, counts)
-        found: dict[int, list[Sample] | Failure] = {i: Failure(str(error)) for i, error in errors.items()}
-        if prefix is not None:
-            decoded = decode(loaded, prefix, n, max_new_tokens, chooser([start + i for i in kept]), counts)
-            found.update(zip(kept, _samples(loaded, decoded), strict=True))
-        results += [found[i] for i in range(len(batch))]
-        if progress is not None:
-            progress(len(results), len(prompts))
-    return results
+    def _in_batches(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        max_new_tokens: int,
+        batch_size: int,
+        chooser: "Callable[[list[int]], Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]",
+    ) -> Iterator[tuple[int, list[Sample] | Failure]]:
+        """`chooser` takes the indices of a batch's readable prompts and gives what `decode` picks by."""
+        for start in range(0, len(prompts), batch_size):
+            prefix, kept, errors = prefill(self.loaded, prompts[start : start + batch_size], self.counts)
+            yield from ((start + i, Failure(str(error))) for i, error in errors.items())
+            if prefix is not None:
+                indices = [start + i for i in kept]
+                decoded = decode(self.loaded, prefix, n, max_new_tokens, chooser(indices), self.counts)
+                yield from zip(indices, _samples(self.loaded, decoded), strict=True)
 
 
 class _Multinomial:
