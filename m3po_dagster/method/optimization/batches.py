@@ -5,39 +5,39 @@ extra columns such as the stored log-probs.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.prompt import Prompt
 
 if TYPE_CHECKING:
     import torch
+    from transformers import BatchFeature
 
-# Prompts whose preprocessed image is kept: a 336-pixel image is 1.4 MB in fp32.
-PROMPTS_KEPT = 512
+# What a processor gives token by token; the answer continues it. All the rest belongs to the images.
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 
 
 class Batches:
     """Builds batches for `examples` with the model's processor.
 
-    Rows are [prompt, image included][answer][padding on the right]; `completion_mask` is 1 on the answer. Every tensor
-    that the processor gives besides is passed on: one of the prompt's shape (token types) gets zeros on the answer,
-    the others (pixel values, image sizes) are concatenated. Raises ValueError, naming the pair, when an answer holds
-    the image placeholder, which the model would replace by an image.
+    Rows are [prompt, image included][answer][padding on the right]; `completion_mask` is 1 on the answer. The processor
+    sees a batch's prompts in one call, so that images of different sizes and numbers of tiles are put together its own
+    way; token types continue with zeros on the answer, every other tensor is passed on as it is. Raises ValueError,
+    naming the pair, when an answer holds the image placeholder, which the model would replace by an image.
     """
 
-    def __init__(self, processor: Any, examples: Sequence[PreferenceExample]) -> None:
-        placeholder = processor.image_token_id
+    def __init__(self, loaded: LoadedModel, examples: Sequence[PreferenceExample]) -> None:
+        placeholder = loaded.model.config.image_token_id
         for example in examples:
             if placeholder in example.chosen_ids + (example.rejected_ids or ()):
                 raise ValueError(
                     f"pair {example.pair_id}: an answer holds the image placeholder (token {placeholder}); "
                     "suppress it while sampling"
                 )
-        self._processor = processor
+        self._loaded = loaded
         self._examples = examples
-        self._encode = lru_cache(maxsize=PROMPTS_KEPT)(self._encode_prompt)
 
     def preference(self, rows: Sequence[dict]) -> "dict[str, torch.Tensor]":
         """A DPO batch of 2B rows, the B chosen first, with the stored log-probs (B,) as TRL's reference.
@@ -71,36 +71,47 @@ class Batches:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        encoded = [self._encode(prompt) for prompt in prompts]
+        encoded = dict(self._encode(prompts))
+        own = encoded.pop("attention_mask").bool()
         answer_ids = [torch.tensor(ids) for ids in answers]
 
-        def rows(fill: int, prompt_parts: list, answer_parts: list) -> "torch.Tensor":
+        def rows(prompt_part: "torch.Tensor", answer_parts: "list[torch.Tensor]", fill: int = 0) -> "torch.Tensor":
+            prompt_parts = (row[mask] for row, mask in zip(prompt_part, own, strict=True))
             joined = [torch.cat(parts) for parts in zip(prompt_parts, answer_parts, strict=True)]
             return pad_sequence(joined, batch_first=True, padding_value=fill)
 
-        prompt_ids = [inputs["input_ids"][0] for inputs in encoded]
         zeros = [torch.zeros_like(ids) for ids in answer_ids]
         ones = [torch.ones_like(ids) for ids in answer_ids]
-        batch = {
-            "input_ids": rows(self._processor.tokenizer.pad_token_id, prompt_ids, answer_ids),
-            "attention_mask": rows(0, [torch.ones_like(ids) for ids in prompt_ids], ones),
-            "completion_mask": rows(0, [torch.zeros_like(ids) for ids in prompt_ids], ones),
+        return {
+            "input_ids": rows(encoded.pop("input_ids"), answer_ids, fill=self._loaded.tokenizer.pad_token_id),
+            "attention_mask": rows(own.long(), ones),
+            "completion_mask": rows(torch.zeros_like(own, dtype=torch.int64), ones),
+            **{name: rows(encoded.pop(name), zeros) for name in TOKEN_TYPES if name in encoded},
+            **encoded,
         }
-        for name in [name for name in encoded[0] if name not in batch]:
-            parts = [inputs[name] for inputs in encoded]
-            if parts[0].shape == encoded[0]["input_ids"].shape:
-                batch[name] = rows(0, [part[0] for part in parts], zeros)
-            else:
-                batch[name] = torch.cat(parts)
-        return batch
 
-    def _encode_prompt(self, prompt: Prompt) -> "dict[str, torch.Tensor]":
-        try:
-            image = prompt.open_image()
-        except OSError as error:
-            raise ValueError(f"prompt {prompt.prompt_id}: image {prompt.image_path} can't be read: {error}") from error
-        text = self._processor.apply_chat_template(prompt.chat(), tokenize=False, add_generation_prompt=True)
-        bos = self._processor.tokenizer.bos_token
-        # As when the answers were sampled: a template that begins the sequence itself must not get a second beginning.
-        special = bos is None or not text.startswith(bos)
-        return dict(self._processor(images=[image], text=[text], add_special_tokens=special, return_tensors="pt"))
+    def _encode(self, prompts: Sequence[Prompt]) -> "BatchFeature":
+        processor, texts, images = self._loaded.processor, [], []
+        for prompt in prompts:
+            try:
+                images.append([prompt.open_image()])
+            except OSError as error:
+                raise ValueError(
+                    f"prompt {prompt.prompt_id}: image {prompt.image_path} can't be read: {error}"
+                ) from error
+            if processor.chat_template:
+                texts.append(processor.apply_chat_template(prompt.chat(), tokenize=False, add_generation_prompt=True))
+            else:
+                texts.append(" ".join(message.text for message in prompt.messages))
+        bos = self._loaded.tokenizer.bos_token
+        encoded = processor(
+            images=images,
+            text=texts,
+            # As when the answers were sampled: a template that begins the sequence itself must not get two beginnings.
+            add_special_tokens=bos is None or not texts[0].startswith(bos),
+            padding=True,
+            # A Q-Former counts its text's positions from the row's start.
+            padding_side="right",
+            return_tensors="pt",
+        )
+        return encoded.to(dtype=self._loaded.model.dtype)

@@ -1,0 +1,165 @@
+"""A DPO and an SFT step on every family: the log-probs, what is trained, what stays frozen."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from zoo import FAMILIES, family
+from zoo.images import write_prompts
+
+from m3po_dagster.method.generation.model import LoadedModel, load_model
+from m3po_dagster.method.generation.settings import ModelSettings
+from m3po_dagster.method.optimization.dpo import fit_dpo, train_dpo
+from m3po_dagster.method.optimization.examples import PreferenceExample
+from m3po_dagster.method.optimization.settings import DpoSettings, LoraSettings, SftSettings
+from m3po_dagster.method.optimization.sft import fit_sft
+
+# One step: questions of three lengths, images of three sizes, one gray and one with alpha.
+PROMPTS = ("odd", "gray", "alpha")
+ANSWER_LENGTHS = {"odd": (3, 7), "gray": (9, 2), "alpha": (5, 5)}
+ONE_STEP = {"batch_size": len(PROMPTS), "learning_rate": 1e-3, "warmup_ratio": 0, "lora": LoraSettings(r=4, alpha=8)}
+DPO = DpoSettings(**ONE_STEP, reference_sample=len(PROMPTS), reference_tolerance=1e-4)
+SFT = SftSettings(**ONE_STEP)
+
+
+@dataclass
+class World:
+    """A family's model in a folder, and a pair a prompt with log-probs from plain forwards."""
+
+    settings: ModelSettings
+    examples: list[PreferenceExample]
+
+    def load(self, adapter: Path | None = None) -> LoadedModel:
+        return load_model(self.settings, adapter)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def world(request, tmp_path_factory):
+    import torch
+
+    folder = family(request.param, tmp_path_factory.mktemp(request.param) / "model")
+    settings = ModelSettings(path=str(folder), device="cpu")
+    loaded = load_model(settings)
+    prompts = {prompt.prompt_id: prompt for prompt in write_prompts(folder.parent / "images")}
+    generator = torch.Generator().manual_seed(0)
+    words = [i for i in range(len(loaded.tokenizer)) if i not in loaded.tokenizer.all_special_ids]
+    examples = []
+    for name in PROMPTS:
+        answers = []
+        for length in ANSWER_LENGTHS[name]:
+            picked = torch.randint(len(words), (length,), generator=generator).tolist()
+            answers.append((*(words[i] for i in picked), loaded.tokenizer.eos_token_id))
+        logps = [plain_logp(loaded, prompts[name], answer) for answer in answers]
+        examples.append(PreferenceExample(f"pair-{name}", prompts[name], *answers, *logps))
+    return World(settings, examples)
+
+
+def plain_logp(loaded: LoadedModel, prompt, answer: tuple[int, ...], image=None) -> float:
+    """log P(answer | I, Q) in nats: one row, no padding, the processor's own way from messages to tensors."""
+    import torch
+
+    image = prompt.open_image() if image is None else image
+    if loaded.processor.chat_template:
+        messages = prompt.chat()
+        messages[0]["content"][0]["image"] = image
+        inputs = loaded.processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+        )
+    else:
+        inputs = loaded.processor(images=image, text=prompt.question, return_tensors="pt")
+    start = inputs["input_ids"].shape[1]
+    answer_ids = torch.tensor([answer])
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer_ids], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    for name in ("token_type_ids", "mm_token_type_ids"):
+        if name in inputs:
+            inputs[name] = torch.cat([inputs[name], torch.zeros_like(answer_ids)], dim=1)
+    with torch.no_grad():
+        logits = loaded.model(**inputs).logits[0, start - 1 : -1]
+    return logits.double().log_softmax(dim=-1).gather(1, answer_ids.T).sum().item()
+
+
+def weights(model) -> dict[str, bytes]:
+    return {name: weight.numpy().tobytes() for name, weight in model.state_dict().items()}
+
+
+def test_the_image_moves_every_log_prob(world):
+    """Else no test here could see an image that reached the wrong row."""
+    loaded = world.load()
+    for example, other in zip(world.examples, world.examples[1:] + world.examples[:1], strict=True):
+        moved = plain_logp(loaded, example.prompt, example.chosen_ids, image=other.prompt.open_image())
+        assert abs(moved - example.ref_chosen_logp) > 1e-2
+
+
+def test_a_dpo_step(world):
+    _, result = fit_dpo(world.load(), world.examples, DPO, seed=0)
+    # The stored log-probs are plain forwards': had the trainer's differed by 1e-4, it would have refused them.
+    assert [row["loss"] for row in result.log] == [pytest.approx(math.log(2), abs=1e-5)]
+    chosen = [example.ref_chosen_logp for example in world.examples]
+    assert result.log[0]["chosen_logp"] == pytest.approx(sum(chosen) / len(chosen), abs=1e-4)
+    assert all(row["reward_margin"] > 0 for row in result.margins)
+    # The check of the reference, the step, the margins: a forward each, over both answers of every pair.
+    sequences = 3 * 2 * len(world.examples)
+    assert result.counts == {"language_model_forwards": 3, "sequences": sequences, "images_encoded": sequences}
+
+
+def test_a_log_prob_that_is_not_the_models_is_refused(world):
+    off = [*world.examples[:2], replace(world.examples[2], ref_chosen_logp=world.examples[2].ref_chosen_logp + 5e-4)]
+    with pytest.raises(ValueError, match="pair pair-alpha, chosen answer"):
+        fit_dpo(world.load(), off, DPO, seed=0)
+
+
+def test_only_the_language_models_linears_are_trained(world):
+    import torch
+
+    loaded = world.load()
+    before = weights(loaded.model)
+    decoder = loaded.model.get_decoder()
+    linears = {name for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)}
+    path = next(name for name, module in loaded.model.named_modules() if module is decoder)
+    trainer, _ = fit_dpo(loaded, world.examples, DPO, seed=0)
+    after = {
+        name.replace(".base_layer", ""): weight for name, weight in weights(trainer.model.base_model.model).items()
+    }
+    lora = {name: weight for name, weight in after.items() if ".lora_" in name}
+    assert {name: weight for name, weight in after.items() if name not in lora} == before
+    adapted = {name.split(".lora_")[0] for name in lora}
+    assert adapted == {f"{path}.{name}" for name in linears}
+    # 2 layers: attention, where a layer has it, is 4 linears and a convolution 2; the feed-forward part is 3.
+    assert len(adapted) == (2 + 4 + 2 * 3 if "lfm2" in loaded.model.config.model_type else 2 * (4 + 3))
+    for word in ("vision", "visual", "projector", "connector", "merger", "qformer", "language_projection", "lm_head"):
+        assert not [name for name in adapted if word in name]
+    assert all(any(weight) for name, weight in lora.items() if ".lora_B" in name), "an adapter that stayed 0"
+    assert {name for name, weight in trainer.model.named_parameters() if weight.requires_grad} == {
+        f"base_model.model.{name}" for name in lora
+    }
+
+
+def test_the_adapter_gives_the_log_probs_after_training(world, tmp_path):
+    result = train_dpo(world.settings, world.examples, DPO, seed=0, out=tmp_path)
+    loaded = world.load(adapter=tmp_path)
+    for row, example in zip(result.margins, world.examples, strict=True):
+        assert row["chosen_logp_after"] == pytest.approx(
+            plain_logp(loaded, example.prompt, example.chosen_ids), abs=1e-4
+        )
+        assert row["rejected_logp_after"] == pytest.approx(
+            plain_logp(loaded, example.prompt, example.rejected_ids), abs=1e-4
+        )
+        assert abs(row["chosen_logp_after"] - row["chosen_logp_before"]) > 1e-3
+
+
+def test_gradient_checkpointing_changes_nothing(world):
+    two_epochs = DPO.model_copy(update={"epochs": 2})
+    _, plain = fit_dpo(world.load(), world.examples, two_epochs, seed=0)
+    saving = two_epochs.model_copy(update={"gradient_checkpointing": True})
+    _, result = fit_dpo(world.load(), world.examples, saving, seed=0)
+    assert [row["loss"] for row in result.log] == pytest.approx([row["loss"] for row in plain.log], abs=1e-5)
+
+
+def test_an_sft_step(world):
+    _, result = fit_sft(world.load(), world.examples, SFT, seed=0)
+    tokens = sum(len(example.chosen_ids) for example in world.examples)
+    nll = -sum(example.ref_chosen_logp for example in world.examples) / tokens
+    assert [row["loss"] for row in result.log] == [pytest.approx(nll, abs=1e-4)]
+    assert all(row["chosen_logp_after"] > row["chosen_logp_before"] for row in result.margins)
