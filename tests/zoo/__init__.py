@@ -16,6 +16,7 @@ FAMILIES = (
     "internvl",
     "idefics3",
     "instructblip",
+    "blip_2",
     "gemma3",
     "lfm2_vl",
 )

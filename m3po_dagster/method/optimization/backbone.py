@@ -8,12 +8,15 @@ own `base_model`.
 from types import SimpleNamespace
 from typing import Any
 
+from m3po_dagster.method.optimization.lora import language_model_and_tower
+
 
 def give_backbone(model: Any) -> None:
     """Makes `model.base_model(...)` return the language model's `last_hidden_state`, if `model` is its own base."""
     if model.base_model is not model:
         return
-    forward, decoder = model.forward, model.get_decoder()
+    forward = model.forward
+    decoder, _ = language_model_and_tower(model)
 
     def backbone(**inputs: Any) -> SimpleNamespace:
         caught = []

@@ -29,7 +29,8 @@ class Batches:
     """
 
     def __init__(self, loaded: LoadedModel, examples: Sequence[PreferenceExample]) -> None:
-        placeholder = loaded.model.config.image_token_id
+        # The processor's own may be another: Gemma 3's template writes the begin of an image, not the placeholder.
+        placeholder = getattr(loaded.model.config, "image_token_id", None)
         for example in examples:
             if placeholder in example.chosen_ids + (example.rejected_ids or ()):
                 raise ValueError(

@@ -12,19 +12,24 @@ if TYPE_CHECKING:
 
 
 def language_model_and_tower(model: Any) -> tuple[Any, Any]:
-    """The modules of `model` that read the text and the image.
+    """The modules of `model` that read the text, its LM head apart, and the image.
 
     Raises ValueError when transformers can't tell them apart, so that nothing is trained that should stay frozen.
     """
-    decoder, tower = model.get_decoder(), model.get_encoder(modality="image")
-    if model.config.is_encoder_decoder:
+    # InstructBLIP says so of its language model only.
+    if model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder:
         raise ValueError(
             f"{type(model).__name__} has an encoder-decoder language model, which reads prompt and answer apart: "
-            "training needs one that continues the prompt (for BLIP-2 and InstructBLIP, the OPT and Vicuna versions)"
+            "training needs one that continues the prompt (of BLIP-2 and InstructBLIP, the OPT and Vicuna versions)"
         )
-    if decoder is model or tower is model or any(module is tower for module in decoder.modules()):
+    decoder, tower = model.get_decoder(), model.get_encoder(modality="image")
+    # Some models name the whole language model, LM head included, which in turn names the part before it.
+    while decoder.get_decoder() is not decoder:
+        decoder = decoder.get_decoder()
+    if tower is None or tower is model or decoder is model or any(module is tower for module in decoder.modules()):
         raise ValueError(
-            f"{type(model).__name__} has no language model apart from its vision tower: the adapter would train both"
+            f"{type(model).__name__} has no language model apart from a vision tower: an adapter on one would not "
+            "leave the other alone; use a model with both"
         )
     return decoder, tower
 
