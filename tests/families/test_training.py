@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from zoo import FAMILIES, family
+from zoo import FAMILIES, OTHER_ATTENTION, family
 from zoo.images import write_prompts
 
 from m3po_dagster.method.generation.model import LoadedModel, load_model
@@ -27,7 +27,7 @@ SFT = SftSettings(**ONE_STEP)
 
 @dataclass
 class World:
-    """A family's model in a folder, and a pair a prompt with log-probs from plain forwards."""
+    """A family's model in a folder, and a pair a prompt with log-probs from transformers' own `generate`."""
 
     settings: ModelSettings
     examples: list[PreferenceExample]
@@ -36,7 +36,7 @@ class World:
         return load_model(self.settings, adapter)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=FAMILIES + OTHER_ATTENTION)
 def world(request, tmp_path_factory):
     import torch
 
@@ -52,34 +52,41 @@ def world(request, tmp_path_factory):
         for length in ANSWER_LENGTHS[name]:
             picked = torch.randint(len(words), (length,), generator=generator).tolist()
             answers.append((*(words[i] for i in picked), loaded.tokenizer.eos_token_id))
-        logps = [plain_logp(loaded, prompts[name], answer) for answer in answers]
+        logps = [generated_logp(loaded.model, loaded.processor, prompts[name], answer) for answer in answers]
         examples.append(PreferenceExample(f"pair-{name}", prompts[name], *answers, *logps))
     return World(settings, examples)
 
 
-def plain_logp(loaded: LoadedModel, prompt, answer: tuple[int, ...], image=None) -> float:
-    """log P(answer | I, Q) in nats: one row, no padding, the processor's own way from messages to tensors."""
+def generated_logp(model, processor, prompt, answer: tuple[int, ...], image=None) -> float:
+    """log P(answer | I, Q) in nats as transformers' own `generate` has it, one prompt alone, `answer` forced on it."""
     import torch
 
     image = prompt.open_image() if image is None else image
-    if loaded.processor.chat_template:
+    if processor.chat_template:
         messages = prompt.chat()
         messages[0]["content"][0]["image"] = image
-        inputs = loaded.processor.apply_chat_template(
+        inputs = processor.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         )
     else:
-        inputs = loaded.processor(images=image, text=prompt.question, return_tensors="pt")
-    start = inputs["input_ids"].shape[1]
-    answer_ids = torch.tensor([answer])
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer_ids], dim=1)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if name in inputs:
-            inputs[name] = torch.cat([inputs[name], torch.zeros_like(answer_ids)], dim=1)
-    with torch.no_grad():
-        logits = loaded.model(**inputs).logits[0, start - 1 : -1]
-    return logits.double().log_softmax(dim=-1).gather(1, answer_ids.T).sum().item()
+        inputs = processor(images=image, text=prompt.question, return_tensors="pt")
+    forced = iter(answer)
+
+    def force(input_ids, scores):
+        return torch.full_like(scores, -math.inf).index_fill(1, torch.tensor([next(forced)]), 0.0)
+
+    output = model.generate(
+        **inputs,
+        max_new_tokens=len(answer),
+        do_sample=False,
+        eos_token_id=None,
+        logits_processor=[force],
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    assert output.sequences[0, -len(answer) :].tolist() == list(answer)
+    logps = [step[0].double().log_softmax(dim=-1)[token] for step, token in zip(output.logits, answer, strict=True)]
+    return sum(logps).item()
 
 
 def weights(model) -> dict[str, bytes]:
@@ -90,13 +97,15 @@ def test_the_image_moves_every_log_prob(world):
     """Else no test here could see an image that reached the wrong row."""
     loaded = world.load()
     for example, other in zip(world.examples, world.examples[1:] + world.examples[:1], strict=True):
-        moved = plain_logp(loaded, example.prompt, example.chosen_ids, image=other.prompt.open_image())
+        moved = generated_logp(
+            loaded.model, loaded.processor, example.prompt, example.chosen_ids, image=other.prompt.open_image()
+        )
         assert abs(moved - example.ref_chosen_logp) > 1e-2
 
 
 def test_a_dpo_step(world):
     _, result = fit_dpo(world.load(), world.examples, DPO, seed=0)
-    # The stored log-probs are plain forwards': had the trainer's differed by 1e-4, it would have refused them.
+    # The stored log-probs are those of `generate`: had the trainer's differed by 1e-4, it would have refused them.
     assert [row["loss"] for row in result.log] == [pytest.approx(math.log(2), abs=1e-5)]
     chosen = [example.ref_chosen_logp for example in world.examples]
     assert result.log[0]["chosen_logp"] == pytest.approx(sum(chosen) / len(chosen), abs=1e-4)
@@ -140,10 +149,10 @@ def test_the_adapter_gives_the_log_probs_after_training(world, tmp_path):
     loaded = world.load(adapter=tmp_path)
     for row, example in zip(result.margins, world.examples, strict=True):
         assert row["chosen_logp_after"] == pytest.approx(
-            plain_logp(loaded, example.prompt, example.chosen_ids), abs=1e-4
+            generated_logp(loaded.model, loaded.processor, example.prompt, example.chosen_ids), abs=1e-4
         )
         assert row["rejected_logp_after"] == pytest.approx(
-            plain_logp(loaded, example.prompt, example.rejected_ids), abs=1e-4
+            generated_logp(loaded.model, loaded.processor, example.prompt, example.rejected_ids), abs=1e-4
         )
         assert abs(row["chosen_logp_after"] - row["chosen_logp_before"]) > 1e-3
 

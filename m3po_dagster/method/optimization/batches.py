@@ -15,16 +15,14 @@ if TYPE_CHECKING:
     import torch
     from transformers import BatchFeature
 
-# What a processor gives token by token; the answer continues it. All the rest belongs to the images.
-TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
-
 
 class Batches:
     """Builds batches for `examples` with the model's processor.
 
     Rows are [prompt, image included][answer][padding on the right]; `completion_mask` is 1 on the answer. The processor
     sees a batch's prompts in one call, so that images of different sizes and numbers of tiles are put together its own
-    way; token types continue with zeros on the answer, every other tensor is passed on as it is. Raises ValueError,
+    way. What the processor gives token by token (token types, which tokens see the image) goes on over the answer as it
+    does over tokens that the model generates; every other tensor is passed on as it is. Raises ValueError,
     naming the pair, when an answer holds the image placeholder, which the model would replace by an image.
     """
 
@@ -73,23 +71,32 @@ class Batches:
         from torch.nn.utils.rnn import pad_sequence
 
         encoded = dict(self._encode(prompts))
-        own = encoded.pop("attention_mask").bool()
-        answer_ids = [torch.tensor(ids) for ids in answers]
-
-        def rows(prompt_part: "torch.Tensor", answer_parts: "list[torch.Tensor]", fill: int = 0) -> "torch.Tensor":
-            prompt_parts = (row[mask] for row, mask in zip(prompt_part, own, strict=True))
-            joined = [torch.cat(parts) for parts in zip(prompt_parts, answer_parts, strict=True)]
-            return pad_sequence(joined, batch_first=True, padding_value=fill)
-
-        zeros = [torch.zeros_like(ids) for ids in answer_ids]
-        ones = [torch.ones_like(ids) for ids in answer_ids]
-        return {
-            "input_ids": rows(encoded.pop("input_ids"), answer_ids, fill=self._loaded.tokenizer.pad_token_id),
-            "attention_mask": rows(own.long(), ones),
-            "completion_mask": rows(torch.zeros_like(own, dtype=torch.int64), ones),
-            **{name: rows(encoded.pop(name), zeros) for name in TOKEN_TYPES if name in encoded},
-            **encoded,
+        # PaliGemma's processor makes labels of its own, for a loss on the question.
+        encoded.pop("labels", None)
+        ids, own = encoded.pop("input_ids"), encoded["attention_mask"].bool()
+        token_wise = [name for name, tensor in self._grown(encoded).items() if tensor.shape != encoded[name].shape]
+        rows = {name: [] for name in ("input_ids", "completion_mask", *token_wise)}
+        for row, answer in enumerate(answers):
+            prompt_ids, answer_ids = ids[row, own[row]], torch.tensor(answer)
+            rows["input_ids"].append(torch.cat([prompt_ids, answer_ids]))
+            rows["completion_mask"].append(torch.cat([torch.zeros_like(prompt_ids), torch.ones_like(answer_ids)]))
+            prompt = {name: encoded[name][row : row + 1, own[row]] for name in token_wise}
+            for name, grown in self._grown(prompt).items():
+                rows[name].append(torch.cat([prompt[name][0], grown[0, -1:].repeat_interleave(len(answer), dim=0)]))
+        fills = {"input_ids": self._loaded.tokenizer.pad_token_id}
+        padded = {
+            name: pad_sequence(parts, batch_first=True, padding_value=fills.get(name, 0))
+            for name, parts in rows.items()
         }
+        return {**encoded, **padded}
+
+    def _grown(self, inputs: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+        """`inputs` as they are after one more generated token: the model itself says which grow, and by what."""
+        from transformers.utils import ModelOutput
+
+        return self._loaded.model._update_model_kwargs_for_generation(
+            outputs=ModelOutput(), model_kwargs=dict(inputs), is_encoder_decoder=False
+        )
 
     def _encode(self, prompts: Sequence[Prompt]) -> "BatchFeature":
         processor, texts, images = self._loaded.processor, [], []

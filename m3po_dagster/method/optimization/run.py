@@ -245,7 +245,8 @@ def measured(model: Any) -> "Iterator[dict[str, Any]]":
 
     def language_model(module: Any, args: tuple, kwargs: dict) -> None:
         nonlocal tower_ran
-        rows = kwargs["inputs_embeds"].shape[0]
+        # Ids where the image stays outside the sequence (Llama 3.2 Vision), else embeddings.
+        rows = next(len(kwargs[name]) for name in ("inputs_embeds", "input_ids") if kwargs.get(name) is not None)
         counts["language_model_forwards"] += 1
         counts["sequences"] += rows
         # What the tower gets is tiles or patches in many models; the rows that follow it have an image each.
