@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 ATTENTION = "m3po_shared_prefix"
 FIRST_CAPACITY = 16
@@ -100,11 +101,19 @@ def shared_prefix_attention(
     return output.reshape(rows, 1, heads, head_dim), None
 
 
-def register() -> str:
-    """Makes the attention known to transformers, with SDPA's masks; returns its name."""
+def attend(language_model: "PreTrainedModel", implementation: str | None = None) -> None:
+    """Makes the language model's layers attend by this module's attention, or by the named one.
+
+    Raises ValueError for a model whose attention can't be exchanged.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(ATTENTION, shared_prefix_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    return ATTENTION
+    language_model.get_decoder().set_attn_implementation(implementation or ATTENTION)
+
+
+def attention_of(language_model: "PreTrainedModel") -> str:
+    """The name of the attention that the language model's layers use."""
+    return language_model.get_decoder().config._attn_implementation
