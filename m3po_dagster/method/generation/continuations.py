@@ -3,7 +3,6 @@
 Each function gives a tensor (tokens,) an answer: float32 log-probs in nats, of the raw logits at temperature 1.
 """
 
-import copy
 import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from m3po_dagster.method.generation.encoding import append
 from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.generation.prefill import Counts, Prefix
+from m3po_dagster.method.generation.rows import ExpandedRows
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def packed_logps(
         mask[:, length:].masked_fill_(~visible, torch.finfo(dtype).min)
         output = prefix.language_model(
             input_ids=torch.tensor([packed], device=device),
-            position_ids=_positions(prefix, offset),
+            position_ids=None if prefix.next_positions is None else prefix.next_positions[..., None] + offset,
             attention_mask=mask[None, None],
             past_key_values=prefix.cache,
             use_cache=True,
@@ -61,25 +61,14 @@ def expanded_logps(
         device = prefix.logits.device
         lengths = [len(answer) - 1 for answer in answers]
         tokens = pad_sequence([torch.tensor(answer[:-1], dtype=torch.int64) for answer in answers], batch_first=True)
-        longest = torch.arange(tokens.shape[1])
-        own = (longest < torch.tensor(lengths)[:, None]).to(device, prefix.attention_mask.dtype)
-        if not len(longest):
+        if not tokens.shape[1]:
             return _gathered(prefix, answers, [prefix.logits[:0]] * len(answers))
-        rows = torch.zeros(len(answers), dtype=torch.int64, device=device)
-        cache = copy.deepcopy(prefix.cache)
-        cache.reorder_cache(rows)
-        positions = _positions(prefix, longest.to(device))
-        output = prefix.language_model(
-            input_ids=tokens.to(device),
-            position_ids=None if positions is None else positions[..., rows, :],
-            attention_mask=torch.cat([prefix.attention_mask[rows], own], dim=1),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        own = (torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]).long()
+        logits = ExpandedRows(prefix, len(answers)).logits(tokens.to(device), own.to(device))
         if counts is not None:
             counts.scoring_forwards += 1
             counts.scoring_tokens += tokens.numel()
-        logps = output.logits.float().log_softmax(dim=-1)
+        logps = logits.float().log_softmax(dim=-1)
         return _gathered(prefix, answers, [row[:length] for row, length in zip(logps, lengths, strict=True)])
 
 
@@ -96,7 +85,7 @@ def full_logps(
             inputs = {**inputs, "decoder_input_ids": torch.cat([start, tokens[:-1]])[None]}
             scored = len(tokens)
         else:
-            inputs = append(inputs, answer[:-1])
+            inputs = append(loaded.model, inputs, answer[:-1])
             scored = inputs["input_ids"].shape[1]
         if "logits_to_keep" in inspect.signature(loaded.model.forward).parameters:
             inputs["logits_to_keep"] = len(tokens)
@@ -106,11 +95,6 @@ def full_logps(
             counts.scoring_forwards += 1
             counts.scoring_tokens += scored
         return logits.log_softmax(dim=-1).gather(1, tokens[:, None].to(logits.device))[:, 0]
-
-
-def _positions(prefix: Prefix, offset: "torch.Tensor") -> "torch.Tensor | None":
-    """([axes,] 1, tokens): positions after the prompt at these offsets; None for a model that is told none."""
-    return None if prefix.next_positions is None else prefix.next_positions[..., None] + offset
 
 
 def _gathered(

@@ -88,11 +88,7 @@ def decode(
                 batch.keep(kept, (kept[:, None] * active.shape[1] + order).flatten())
                 prompt_of = prompt_of[kept]
                 slot_of, chosen, active = (x[kept].gather(1, order) for x in (slot_of, chosen, active))
-            positions = None
-            if prefix.next_positions is not None:
-                positions = prefix.next_positions[..., prompt_of] + step
-                positions = positions[..., None].expand(*positions.shape, chosen.shape[1]).flatten(-2)[..., None]
-            logits = batch.step(chosen.reshape(-1, 1), positions).to(device).view(*chosen.shape, -1)
+            logits = batch.step(chosen.reshape(-1, 1)).to(device).view(*chosen.shape, -1)
             if counts is not None:
                 counts.decode_forwards += 1
                 counts.decode_rows += chosen.numel()

@@ -1,19 +1,17 @@
 """From prompts to what a model takes: its own processor and chat template, rows padded on the left (section 3.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from m3po_dagster.method.prompt import Prompt
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
-    from transformers import BatchFeature
+    from transformers import BatchFeature, PreTrainedModel
 
     from m3po_dagster.method.generation.model import LoadedModel
-
-TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
-"""What a processor may give token by token besides ids and mask; 0 on text. All the rest belongs to the images."""
 
 
 class PromptError(ValueError):
@@ -112,31 +110,47 @@ def process(loaded: "LoadedModel", texts: Sequence[str], images: "Sequence[Image
         # A template that writes the begin-of-sequence token itself must not get a second one.
         add_special_tokens=bos is None or not texts[0].startswith(bos),
     )
+    # PaliGemma's processor makes labels of its own, for a loss on the question.
+    inputs.pop("labels", None)
     if not loaded.is_encoder_decoder:
-        _pad_left(inputs, loaded.tokenizer.pad_token_id)
+        _pad_left(inputs, ("input_ids", *grown(loaded.model, inputs)), loaded.tokenizer)
     return inputs.to(dtype=loaded.model.dtype)
 
 
-def _pad_left(inputs: "BatchFeature", pad_token_id: int) -> None:
+def _pad_left(inputs: "BatchFeature", token_wise: Iterable[str], tokenizer: Any) -> None:
     """Moves the padding, wherever it is in a row, to the left, where decoding continues rows at one place."""
     mask = inputs["attention_mask"].bool()
     # Stable: the tokens of a row keep their order.
     order = mask.int().argsort(dim=1, stable=True)
-    for name in ("input_ids", "attention_mask", *TOKEN_TYPES):
-        if name in inputs:
-            inputs[name] = inputs[name].masked_fill(~mask, pad_token_id if name == "input_ids" else 0).gather(1, order)
+    for name in token_wise:
+        rest = (1,) * (inputs[name].ndim - 2)
+        filled = inputs[name].masked_fill(
+            ~mask.view(*mask.shape, *rest), tokenizer.pad_token_id if name == "input_ids" else 0
+        )
+        inputs[name] = filled.gather(1, order.view(*order.shape, *rest).expand_as(filled))
 
 
-def append(inputs: "dict[str, Any]", token_ids: Sequence[int]) -> dict[str, Any]:
-    """The tensors of one prompt, without padding, with tokens of text after it."""
+def grown(model: "PreTrainedModel", inputs: "Mapping[str, Any]") -> "dict[str, torch.Tensor]":
+    """The inputs that run along the tokens, one generated token longer, and the position ids if there are any.
+
+    The model itself says which they are and how they go on: the mask, token types, which tokens see which image.
+    """
+    from transformers.utils import ModelOutput
+
+    longer = model._update_model_kwargs_for_generation(ModelOutput(), dict(inputs), is_encoder_decoder=False)
+    return {name: value for name, value in longer.items() if value is not None and value is not inputs.get(name)}
+
+
+def append(model: "PreTrainedModel", inputs: "Mapping[str, Any]", token_ids: Sequence[int]) -> dict[str, Any]:
+    """The tensors of one prompt, without padding, as they are after these tokens have been generated."""
     import torch
 
-    tokens = inputs["input_ids"].new_tensor([token_ids])
-    more = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    more |= {name: torch.zeros_like(tokens) for name in TOKEN_TYPES}
+    longer = {
+        name: value[:, -1:].repeat_interleave(len(token_ids), dim=1) for name, value in grown(model, inputs).items()
+    }
+    longer["input_ids"] = inputs["input_ids"].new_tensor([token_ids])
     return {
-        name: torch.cat([value, more[name].to(value.dtype)], dim=1) if name in more else value
-        for name, value in inputs.items()
+        name: torch.cat([value, longer[name]], dim=1) if name in longer else value for name, value in inputs.items()
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from m3po_dagster.method.generation.encoding import PromptError, encode
+from m3po_dagster.method.generation.encoding import PromptError, encode, grown
 from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.prompt import Prompt
 
@@ -39,7 +39,7 @@ class Prefix:
     prompts; in full attention, a layer's keys and values (P, key-value heads, L, head dim). `logits` (P, vocabulary):
     float32, of the first token after each prompt. `attention_mask` (P, L): 1 on a prompt's own tokens, `lengths` (P,)
     their number. `next_positions` (P,), or (axes, P) where positions have axes: of that first token; None for a
-    language model that is told none.
+    language model that is told none. `token_wise`: what `language_model` was told besides, token by token.
     """
 
     language_model: "PreTrainedModel"
@@ -48,6 +48,7 @@ class Prefix:
     attention_mask: "torch.Tensor"
     lengths: "torch.Tensor"
     next_positions: "torch.Tensor | None"
+    token_wise: "dict[str, torch.Tensor]"
 
 
 def prefill(
@@ -91,6 +92,8 @@ def read(loaded: LoadedModel, inputs: "BatchFeature") -> Prefix:
         for name in ("logits_processor", "stopping_criteria", "synced_gpus", "streamer", "assistant_model"):
             kwargs.pop(name, None)
         first = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
+        # What the model keeps of the images changes no later token; what runs along the tokens goes on with them.
+        token_wise = {name: kwargs[name] for name in grown(model, kwargs) if kwargs.get(name) is not None}
         output = model(**first, return_dict=True)
         positions = first.get("position_ids")
         mask = inputs["attention_mask"]
@@ -103,6 +106,7 @@ def read(loaded: LoadedModel, inputs: "BatchFeature") -> Prefix:
                 lengths=mask.sum(dim=1),
                 # A prompt ends with text, whose axes all count on by one.
                 next_positions=None if positions is None else positions[..., -1] + 1,
+                token_wise=token_wise,
             )
         )
         return input_ids

@@ -94,10 +94,15 @@ def _chosen(loaded: LoadedModel) -> Paths:
         given = [one for one in expected for _ in range(ROWS)]
         return right("sampling", path, lambda: _forced(loaded, both, answers, path, counts), given)
 
+    def fresh() -> Prefix:
+        counts.prefill_forwards += 1
+        return read(loaded, alone[0])
+
     def scored(path: str) -> bool:
         score = packed_logps if path == "packed" else expanded_logps
         # The other prompt's answer before it, to be looked past.
-        return right("scoring", path, lambda: score(first, answers[::-1], counts)[1:], expected[:1])
+        # A prefix of its own: an attempt that fails half way leaves one that is of no use.
+        return right("scoring", path, lambda: score(fresh(), answers[::-1], counts)[1:], expected[:1])
 
     with_shared_prefix = attention_of(first.language_model)
     attend(first.language_model)

@@ -7,13 +7,13 @@ extra columns such as the stored log-probs.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from m3po_dagster.method.generation.encoding import encode
 from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.prompt import Prompt
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BatchFeature
 
 
 class Batches:
@@ -23,12 +23,12 @@ class Batches:
     sees a batch's prompts in one call, so that images of different sizes and numbers of tiles are put together its own
     way. What the processor gives token by token (token types, which tokens see the image) goes on over the answer as it
     does over tokens that the model generates; every other tensor is passed on as it is. Raises ValueError,
-    naming the pair, when an answer holds the image placeholder, which the model would replace by an image.
+    naming the pair, when an answer holds the image placeholder, which the model would replace by an image; building a
+    batch raises PromptError, a ValueError that names the prompt and its image, for a prompt that can't be read.
     """
 
     def __init__(self, loaded: LoadedModel, examples: Sequence[PreferenceExample]) -> None:
-        # The processor's own may be another: Gemma 3's template writes the begin of an image, not the placeholder.
-        placeholder = getattr(loaded.model.config, "image_token_id", None)
+        placeholder = loaded.image_token_id
         for example in examples:
             if placeholder in example.chosen_ids + (example.rejected_ids or ()):
                 raise ValueError(
@@ -70,7 +70,10 @@ class Batches:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        encoded = dict(self._encode(prompts))
+        answerable = encode(self._loaded, prompts)
+        if answerable.errors:
+            raise next(iter(answerable.errors.values()))
+        encoded = dict(answerable.inputs)
         # PaliGemma's processor makes labels of its own, for a loss on the question.
         encoded.pop("labels", None)
         ids, own = encoded.pop("input_ids"), encoded["attention_mask"].bool()
@@ -97,29 +100,3 @@ class Batches:
         return self._loaded.model._update_model_kwargs_for_generation(
             outputs=ModelOutput(), model_kwargs=dict(inputs), is_encoder_decoder=False
         )
-
-    def _encode(self, prompts: Sequence[Prompt]) -> "BatchFeature":
-        processor, texts, images = self._loaded.processor, [], []
-        for prompt in prompts:
-            try:
-                images.append([prompt.open_image()])
-            except OSError as error:
-                raise ValueError(
-                    f"prompt {prompt.prompt_id}: image {prompt.image_path} can't be read: {error}"
-                ) from error
-            if processor.chat_template:
-                texts.append(processor.apply_chat_template(prompt.chat(), tokenize=False, add_generation_prompt=True))
-            else:
-                texts.append(" ".join(message.text for message in prompt.messages))
-        bos = self._loaded.tokenizer.bos_token
-        encoded = processor(
-            images=images,
-            text=texts,
-            # As when the answers were sampled: a template that begins the sequence itself must not get two beginnings.
-            add_special_tokens=bos is None or not texts[0].startswith(bos),
-            padding=True,
-            # A Q-Former counts its text's positions from the row's start.
-            padding_side="right",
-            return_tensors="pt",
-        )
-        return encoded.to(dtype=self._loaded.model.dtype)
