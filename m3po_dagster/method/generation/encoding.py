@@ -145,13 +145,10 @@ def append(model: "PreTrainedModel", inputs: "Mapping[str, Any]", token_ids: Seq
     """The tensors of one prompt, without padding, as they are after these tokens have been generated."""
     import torch
 
-    longer = {
-        name: value[:, -1:].repeat_interleave(len(token_ids), dim=1) for name, value in grown(model, inputs).items()
-    }
-    longer["input_ids"] = inputs["input_ids"].new_tensor([token_ids])
-    return {
-        name: torch.cat([value, longer[name]], dim=1) if name in longer else value for name, value in inputs.items()
-    }
+    last = {name: value[:, -1:] for name, value in grown(model, inputs).items()}
+    more = {name: value.repeat_interleave(len(token_ids), dim=1) for name, value in last.items()}
+    more["input_ids"] = inputs["input_ids"].new_tensor([token_ids])
+    return {name: torch.cat([value, more[name]], dim=1) if name in more else value for name, value in inputs.items()}
 
 
 def _unusable(loaded: "LoadedModel", inputs: "BatchFeature") -> list[str]:

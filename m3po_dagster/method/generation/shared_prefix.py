@@ -22,6 +22,9 @@ class SharedPrefixCache:
     by prompt: row p * W + w. `bias` (P, 1, 1, prefix length) is 0 on a prompt's tokens, hugely negative on its padding.
     """
 
+    is_initialized = True
+    """What transformers' caches say after a prefill: some models tell a step from it."""
+
     def __init__(self, prefix: "list[tuple[torch.Tensor, torch.Tensor]]", bias: "torch.Tensor"):
         self.prefix = prefix
         self.bias = bias
