@@ -10,16 +10,23 @@ from zoo.images import write_prompts
 
 from m3po_dagster.method.generation.model import LoadedModel, load_model
 from m3po_dagster.method.generation.settings import ModelSettings
-from m3po_dagster.method.optimization.dpo import fit_dpo, train_dpo
+from m3po_dagster.method.optimization.dpo import fit_dpo
 from m3po_dagster.method.optimization.examples import PreferenceExample
+from m3po_dagster.method.optimization.lora import save_adapter
+from m3po_dagster.method.optimization.run import TrainingResult
 from m3po_dagster.method.optimization.settings import DpoSettings, LoraSettings, SftSettings
 from m3po_dagster.method.optimization.sft import fit_sft
 
 # What the families call everything that isn't the language model, and its LM head.
 FROZEN = ("vision", "visual", "projector", "connector", "qformer", "language_projection", "lm_head")
-# One step: questions of three lengths, images of three sizes, one gray and one with alpha.
-PROMPTS = ("odd", "gray", "alpha")
-ANSWER_LENGTHS = {"odd": (3, 7), "gray": (9, 2), "alpha": (5, 5)}
+# One step: questions of four lengths, one after other turns; images of four sizes, one gray and one with alpha.
+PROMPTS = ("odd", "gray", "alpha", "turns")
+ANSWER_LENGTHS = {"odd": (3, 7), "gray": (9, 2), "alpha": (5, 5), "turns": (4, 6)}
+# How a conversation reads to a processor without a chat template.
+TURNS = (
+    "Question: Is there a red square in the picture? Answer: No, there is no red square. "
+    "Question: How many shapes are there? Answer:"
+)
 ONE_STEP = {"batch_size": len(PROMPTS), "learning_rate": 1e-3, "warmup_ratio": 0, "lora": LoraSettings(r=4, alpha=8)}
 DPO = DpoSettings(**ONE_STEP, reference_sample=len(PROMPTS), reference_tolerance=1e-4)
 SFT = SftSettings(**ONE_STEP)
@@ -36,10 +43,12 @@ class World:
         return load_model(self.settings, adapter)
 
 
-@pytest.fixture(scope="module", params=FAMILIES + OTHER_ATTENTION)
+@pytest.fixture(scope="module", params=(*FAMILIES, *OTHER_ATTENTION, "smolvlm"))
 def world(request, tmp_path_factory):
     import torch
 
+    if request.param == "smolvlm":
+        pytest.importorskip("num2words", reason="SmolVLM2's processor reads no image without the package num2words")
     folder = family(request.param, tmp_path_factory.mktemp(request.param) / "model")
     settings = ModelSettings(path=str(folder), device="cpu")
     loaded = load_model(settings)
@@ -69,7 +78,8 @@ def generated_logp(model, processor, prompt, answer: tuple[int, ...], image=None
             messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         )
     else:
-        inputs = processor(images=image, text=prompt.question, return_tensors="pt")
+        text = TURNS if prompt.prompt_id == "turns" else prompt.question
+        inputs = processor(images=image, text=text, return_tensors="pt")
     forced = iter(answer)
 
     def force(input_ids, scores):
@@ -93,6 +103,27 @@ def weights(model) -> dict[str, bytes]:
     return {name: weight.numpy().tobytes() for name, weight in model.state_dict().items()}
 
 
+@dataclass
+class Run:
+    """A DPO step: the model's weights before it, the trainer, what it reports, the adapter's folder."""
+
+    before: dict[str, bytes]
+    trainer: object
+    result: TrainingResult
+    adapter: Path
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory):
+    loaded = world.load()
+    before = weights(loaded.model)
+    # The stored log-probs are those of `generate`: did the trainer's differ by 1e-4, it would refuse them.
+    trainer, result = fit_dpo(loaded, world.examples, DPO, seed=0)
+    adapter = tmp_path_factory.mktemp("adapter")
+    save_adapter(trainer.model, world.settings, adapter)
+    return Run(before, trainer, result, adapter)
+
+
 def test_the_image_moves_every_log_prob(world):
     """Else no test here could see an image that reached the wrong row."""
     loaded = world.load()
@@ -103,66 +134,69 @@ def test_the_image_moves_every_log_prob(world):
         assert abs(moved - example.ref_chosen_logp) > 1e-2
 
 
-def test_a_dpo_step(world):
-    _, result = fit_dpo(world.load(), world.examples, DPO, seed=0)
-    # The stored log-probs are those of `generate`: had the trainer's differed by 1e-4, it would have refused them.
-    assert [row["loss"] for row in result.log] == [pytest.approx(math.log(2), abs=1e-5)]
+def test_a_dpo_step(run, world):
+    assert [row["loss"] for row in run.result.log] == [pytest.approx(math.log(2), abs=1e-5)]
     chosen = [example.ref_chosen_logp for example in world.examples]
-    assert result.log[0]["chosen_logp"] == pytest.approx(sum(chosen) / len(chosen), abs=1e-4)
-    assert all(row["reward_margin"] > 0 for row in result.margins)
+    assert run.result.log[0]["chosen_logp"] == pytest.approx(sum(chosen) / len(chosen), abs=1e-4)
+    assert all(row["reward_margin"] > 0 for row in run.result.margins)
     # The check of the reference, the step, the margins: a forward each, over both answers of every pair.
     sequences = 3 * 2 * len(world.examples)
-    assert result.counts == {"language_model_forwards": 3, "sequences": sequences, "images_encoded": sequences}
+    assert run.result.counts == {"language_model_forwards": 3, "sequences": sequences, "images_encoded": sequences}
 
 
 def test_a_log_prob_that_is_not_the_models_is_refused(world):
-    off = [*world.examples[:2], replace(world.examples[2], ref_chosen_logp=world.examples[2].ref_chosen_logp + 5e-4)]
-    with pytest.raises(ValueError, match="pair pair-alpha, chosen answer"):
+    last = world.examples[-1]
+    off = [*world.examples[:-1], replace(last, ref_chosen_logp=last.ref_chosen_logp + 5e-4)]
+    with pytest.raises(ValueError, match="pair pair-turns, chosen answer"):
         fit_dpo(world.load(), off, DPO, seed=0)
 
 
-def test_only_the_language_models_linears_are_trained(world):
+def test_only_the_language_models_linears_are_trained(run):
     import torch
 
-    loaded = world.load()
-    before = weights(loaded.model)
-    linears = {name for name, module in loaded.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    model = run.trainer.model.base_model.model
+    # peft keeps a layer that it adapts under this name beside the adapter.
+    linears = {
+        name.removesuffix(".base_layer")
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".lora_" not in name
+    }
     frozen = {name for name in linears if any(part in name for part in FROZEN)}
     assert any("vision" in name or "visual" in name for name in frozen)
-    trainer, _ = fit_dpo(loaded, world.examples, DPO, seed=0)
-    after = {
-        name.replace(".base_layer", ""): weight for name, weight in weights(trainer.model.base_model.model).items()
-    }
+    after = {name.replace(".base_layer", ""): weight for name, weight in weights(model).items()}
     lora = {name: weight for name, weight in after.items() if ".lora_" in name}
-    assert {name: weight for name, weight in after.items() if name not in lora} == before
+    assert {name: weight for name, weight in after.items() if name not in lora} == run.before
     adapted = {name.split(".lora_")[0] for name in lora}
     assert adapted == linears - frozen
     assert len(adapted) >= 2 * (4 + 2), "two layers of four attention and two or three feed-forward matrices"
     assert all(any(weight) for name, weight in lora.items() if ".lora_B" in name), "an adapter that stayed 0"
-    assert {name for name, weight in trainer.model.named_parameters() if weight.requires_grad} == {
-        f"base_model.model.{name}" for name in lora
-    }
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == lora.keys()
 
 
-def test_the_adapter_gives_the_log_probs_after_training(world, tmp_path):
-    result = train_dpo(world.settings, world.examples, DPO, seed=0, out=tmp_path)
-    loaded = world.load(adapter=tmp_path)
-    for row, example in zip(result.margins, world.examples, strict=True):
-        assert row["chosen_logp_after"] == pytest.approx(
-            generated_logp(loaded.model, loaded.processor, example.prompt, example.chosen_ids), abs=1e-4
-        )
-        assert row["rejected_logp_after"] == pytest.approx(
-            generated_logp(loaded.model, loaded.processor, example.prompt, example.rejected_ids), abs=1e-4
-        )
-        assert abs(row["chosen_logp_after"] - row["chosen_logp_before"]) > 1e-3
+def test_the_adapter_gives_the_log_probs_after_training(run, world):
+    loaded = world.load(adapter=run.adapter)
+    for row, example in zip(run.result.margins, world.examples, strict=True):
+        for answer, ids in (("chosen", example.chosen_ids), ("rejected", example.rejected_ids)):
+            logp = generated_logp(loaded.model, loaded.processor, example.prompt, ids)
+            assert row[f"{answer}_logp_after"] == pytest.approx(logp, abs=1e-4)
+            assert abs(logp - row[f"{answer}_logp_before"]) > 1e-3
 
 
-def test_gradient_checkpointing_changes_nothing(world):
-    two_epochs = DPO.model_copy(update={"epochs": 2})
-    _, plain = fit_dpo(world.load(), world.examples, two_epochs, seed=0)
-    saving = two_epochs.model_copy(update={"gradient_checkpointing": True})
+def test_gradient_checkpointing_changes_nothing(run, world):
+    saving = DPO.model_copy(update={"gradient_checkpointing": True})
     _, result = fit_dpo(world.load(), world.examples, saving, seed=0)
-    assert [row["loss"] for row in result.log] == pytest.approx([row["loss"] for row in plain.log], abs=1e-5)
+    for name in ("chosen_logp_after", "rejected_logp_after"):
+        expected = [row[name] for row in run.result.margins]
+        assert [row[name] for row in result.margins] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_step_in_half_precision(world):
+    settings = world.settings.model_copy(update={"dtype": "bfloat16"})
+    # The stored log-probs are float32's, a few tenths of a nat away.
+    tolerant = DPO.model_copy(update={"reference_tolerance": 3})
+    _, result = fit_dpo(load_model(settings), world.examples, tolerant, seed=0)
+    assert result.log[0]["loss"] == pytest.approx(math.log(2), abs=0.05)
+    assert all(row["reward_margin"] > 0 for row in result.margins)
 
 
 def test_an_sft_step(world):

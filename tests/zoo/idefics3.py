@@ -25,17 +25,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def build():
-    """The model and its processor."""
-    from transformers import (
-        Idefics3Config,
-        Idefics3ForConditionalGeneration,
-        Idefics3ImageProcessor,
-        Idefics3Processor,
-        LlamaConfig,
-    )
-
-    tokenizer = byte_pairs(
+def new_tokenizer():
+    """SmolVLM's: a turn ends with its own token, which also ends the answer."""
+    return byte_pairs(
         SPECIALS,
         {
             "fake_image_token": "<fake_token_around_image>",
@@ -47,6 +39,19 @@ def build():
         eos="<end_of_utterance>",
         pad="<|im_end|>",
     )
+
+
+def build():
+    """The model and its processor."""
+    from transformers import (
+        Idefics3Config,
+        Idefics3ForConditionalGeneration,
+        Idefics3ImageProcessor,
+        Idefics3Processor,
+        LlamaConfig,
+    )
+
+    tokenizer = new_tokenizer()
     processor = Idefics3Processor(
         image_processor=Idefics3ImageProcessor(
             size={"longest_edge": LONGEST_EDGE}, max_image_size={"longest_edge": TILE_SIZE}
