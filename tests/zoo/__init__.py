@@ -20,8 +20,8 @@ FAMILIES = (
     "gemma3",
     "lfm2_vl",
 )
-# Which tokens see what is not as in the others: the question is read in both directions.
-OTHER_ATTENTION = ("paligemma",)
+# Which tokens see what is not as in the others: the image outside the sequence, a question read in both directions.
+OTHER_ATTENTION = ("mllama", "paligemma")
 
 
 def family(name: str, folder: Path) -> Path:

@@ -7,7 +7,7 @@ extra columns such as the stored log-probs.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from m3po_dagster.method.generation.encoding import encode
+from m3po_dagster.method.generation.encoding import append, encode, grown
 from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.prompt import Prompt
@@ -73,30 +73,18 @@ class Batches:
         answerable = encode(self._loaded, prompts)
         if answerable.errors:
             raise next(iter(answerable.errors.values()))
-        encoded = dict(answerable.inputs)
-        # PaliGemma's processor makes labels of its own, for a loss on the question.
-        encoded.pop("labels", None)
-        ids, own = encoded.pop("input_ids"), encoded["attention_mask"].bool()
-        token_wise = [name for name, tensor in self._grown(encoded).items() if tensor.shape != encoded[name].shape]
-        rows = {name: [] for name in ("input_ids", "completion_mask", *token_wise)}
+        model, encoded = self._loaded.model, answerable.inputs
+        own = encoded["attention_mask"].bool()
+        token_wise = ("input_ids", *grown(model, encoded))
+        rows = []
         for row, answer in enumerate(answers):
-            prompt_ids, answer_ids = ids[row, own[row]], torch.tensor(answer)
-            rows["input_ids"].append(torch.cat([prompt_ids, answer_ids]))
-            rows["completion_mask"].append(torch.cat([torch.zeros_like(prompt_ids), torch.ones_like(answer_ids)]))
             prompt = {name: encoded[name][row : row + 1, own[row]] for name in token_wise}
-            for name, grown in self._grown(prompt).items():
-                rows[name].append(torch.cat([prompt[name][0], grown[0, -1:].repeat_interleave(len(answer), dim=0)]))
+            rows.append(append(model, prompt, answer))
+            rows[-1]["completion_mask"] = torch.ones_like(rows[-1]["input_ids"])
+            rows[-1]["completion_mask"][:, : -len(answer)] = 0
         fills = {"input_ids": self._loaded.tokenizer.pad_token_id}
         padded = {
-            name: pad_sequence(parts, batch_first=True, padding_value=fills.get(name, 0))
-            for name, parts in rows.items()
+            name: pad_sequence([row[name][0] for row in rows], batch_first=True, padding_value=fills.get(name, 0))
+            for name in rows[0]
         }
         return {**encoded, **padded}
-
-    def _grown(self, inputs: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-        """`inputs` as they are after one more generated token: the model itself says which grow, and by what."""
-        from transformers.utils import ModelOutput
-
-        return self._loaded.model._update_model_kwargs_for_generation(
-            outputs=ModelOutput(), model_kwargs=dict(inputs), is_encoder_decoder=False
-        )
