@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from zoo import FAMILIES, OTHER_ATTENTION, family
+from zoo import ENCODER_DECODER, FAMILIES, OTHER_ATTENTION, family
 from zoo.images import write_prompts
 
 from m3po_dagster.method.generation.model import LoadedModel, load_model
 from m3po_dagster.method.generation.settings import ModelSettings
-from m3po_dagster.method.optimization.dpo import fit_dpo
+from m3po_dagster.method.optimization.dpo import fit_dpo, train_dpo
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.optimization.lora import save_adapter
 from m3po_dagster.method.optimization.run import TrainingResult
 from m3po_dagster.method.optimization.settings import DpoSettings, LoraSettings, SftSettings
-from m3po_dagster.method.optimization.sft import fit_sft
+from m3po_dagster.method.optimization.sft import fit_sft, train_sft
 
 # What the families call everything that isn't the language model, and its LM head.
 FROZEN = ("vision", "visual", "projector", "connector", "qformer", "language_projection", "lm_head")
@@ -205,3 +205,13 @@ def test_an_sft_step(world):
     nll = -sum(example.ref_chosen_logp for example in world.examples) / tokens
     assert [row["loss"] for row in result.log] == [pytest.approx(nll, abs=1e-4)]
     assert all(row["chosen_logp_after"] > row["chosen_logp_before"] for row in result.margins)
+
+
+def test_a_language_model_with_an_encoder_is_refused(tmp_path):
+    """TRL's trainers read a row as one sequence; a T5's encoder would see the answer that its decoder is to give."""
+    settings = ModelSettings(path=str(family(ENCODER_DECODER, tmp_path / "model")), device="cpu")
+    example = PreferenceExample("pair", write_prompts(tmp_path / "images")[0], (5, 1), (6, 1), -1.0, -2.0)
+    for refused, kind in ((train_dpo, DPO), (train_sft, SFT)):
+        with pytest.raises(ValueError, match="Blip2ForConditionalGeneration has an encoder-decoder language model"):
+            refused(settings, [example], kind, seed=0, out=tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()

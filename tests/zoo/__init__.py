@@ -22,6 +22,8 @@ FAMILIES = (
 )
 # Which tokens see what is not as in the others: the image outside the sequence, a question read in both directions.
 OTHER_ATTENTION = ("mllama", "paligemma")
+# Reads question and answer apart.
+ENCODER_DECODER = "blip_2_t5"
 
 
 def family(name: str, folder: Path) -> Path:
