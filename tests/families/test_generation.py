@@ -32,7 +32,7 @@ def seeds_of(zoo, n=SETTINGS.n):
 
 
 def ending(zoo):
-    """The same family where a tenth of the vocabulary ends an answer: with random weights, one token hardly ever does."""
+    """The same family where a tenth of the vocabulary ends an answer: with random weights, one token seldom does."""
     loaded = replace(zoo.loaded, eos=(*zoo.loaded.eos, *range(100, 136)))
     loaded.__dict__["paths"] = zoo.loaded.paths
     return replace(zoo, loaded=loaded)
@@ -176,10 +176,10 @@ def test_the_model_does_each_prompt_once(zoo):
 
 def test_finished_rows_leave_the_batch_and_disturb_no_other(zoo):
     loaded, seeds, counts = ending(zoo).loaded, seeds_of(zoo, 16)[:3], Counts()
-    settings = SamplingSettings(n=16, temperature=3, top_p=1, max_new_tokens=40)
+    settings = SamplingSettings(n=16, temperature=20, top_p=1, max_new_tokens=40)
     together = sample(loaded, zoo.prompts[:3], settings, seeds, counts)
     lengths = [len(one.token_ids) - 1 for samples in together for one in samples]
-    assert sum(lengths) <= counts.decode_rows < 0.8 * 3 * settings.n * max(lengths)
+    assert sum(lengths) <= counts.decode_rows < 0.9 * 3 * settings.n * max(lengths)
     alone = [sample(loaded, [zoo.prompts[i]], settings, seeds[i : i + 1])[0] for i in range(3)]
     assert [[one.token_ids for one in samples] for samples in together] == [
         [one.token_ids for one in samples] for samples in alone

@@ -84,6 +84,7 @@ def _chosen(loaded: LoadedModel) -> Paths:
         except Exception as error:  # as above: the next path is tried
             if out_of_memory(error):
                 raise
+            counts.decode_forwards += 1  # the one that failed
             reasons.append(f"{what} by {path} is not possible: {_line(error)}")
             return False
         if not difference <= tolerance:
