@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from m3po_dagster.method.generation.decode import Decoded, decode
 from m3po_dagster.method.generation.encoding import encode
 from m3po_dagster.method.generation.full_path import generate
-from m3po_dagster.method.generation.memory import out_of_memory
+from m3po_dagster.method.generation.memory import fitting, too_little
 from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.generation.prefill import Counts, prefill
 from m3po_dagster.method.generation.samples import Failure, Sample
@@ -80,18 +80,19 @@ class TransformersEngine:
         """
         limits, start = self.loaded.limits, 0
         while start < len(prompts):
-            at_once, rows = limits.capped(min(batch_size, len(prompts) - start), n)
-            try:
-                found = list(self._batch(prompts, range(start, start + at_once), n, rows, max_new_tokens, chooser))
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                if not limits.halve(at_once, rows):
-                    raise MemoryError(_too_little(prompts[start], self.loaded)) from error
+            at_once = min(limits.prompts or batch_size, batch_size, len(prompts) - start)
+            rows = min(limits.rows or n, n)
+            batch = self._batch(prompts, range(start, start + at_once), n, rows, max_new_tokens, chooser)
+            found = fitting(lambda batch=batch: list(batch))
+            if found is not None:
+                yield from found
+                start += at_once
+            elif limits.halve_sampling(at_once, rows):
                 self.counts.halvings += 1
-                continue
-            yield from found
-            start += at_once
+            else:
+                prompt = prompts[start]
+                what = f"prompt {prompt.prompt_id} (image {prompt.image_path}): one answer alone"
+                raise too_little(what, self.loaded.device.type)
 
     def _batch(
         self, prompts: Sequence[Prompt], some: range, n: int, rows: int, max_new_tokens: int, chooser: "Chooser"
@@ -167,10 +168,3 @@ def _samples(loaded: LoadedModel, decoded: Decoded, prompt: int) -> list[Sample]
         Sample(text.strip(), tuple(row), "stop" if stop else "length", tuple(logps[: len(row)]))
         for text, row, stop, logps in zip(texts, ids, stopped, decoded.token_logps[prompt].tolist(), strict=True)
     ]
-
-
-def _too_little(prompt: Prompt, loaded: LoadedModel) -> str:
-    return (
-        f"prompt {prompt.prompt_id} (image {prompt.image_path}): one answer alone doesn't fit in the memory of "
-        f"{loaded.device.type}: ask for fewer new tokens, or set model.dtype, model.quantization or model.device_map"
-    )
