@@ -6,11 +6,13 @@ import sys
 from dataclasses import replace
 
 import pytest
+from zoo.images import write_prompts
 
 from m3po_dagster.method.confidence import score_continuations
 from m3po_dagster.method.generation.memory import MemoryLimits
+from m3po_dagster.method.generation.model import load_model
 from m3po_dagster.method.generation.prefill import Counts
-from m3po_dagster.method.generation.settings import SamplingSettings
+from m3po_dagster.method.generation.settings import ModelSettings, SamplingSettings
 from tests.families.llava_576 import llava_576
 from tests.families.oracle import open_family
 from tests.sampling import sample
@@ -121,31 +123,27 @@ from m3po_dagster.method.generation.settings import ModelSettings, SamplingSetti
 sys.path.insert(0, "tests")
 from zoo.images import write_prompts
 folder, spare = Path(sys.argv[1]), int(sys.argv[2])
-torch.set_num_threads(1)
-loaded = load_model(ModelSettings(path=str(folder), device="cpu"))
-engine = TransformersEngine(loaded)
-prompts = write_prompts(folder / "images")
-settings = SamplingSettings(n=32, temperature=2, top_p=1, max_new_tokens=3, prompts_per_batch=5)
-small = settings.model_copy(update={"n": 1})
-list(engine.sample(prompts[:1], small, [0]))
-if spare:
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + spare, used + spare))
+engine = TransformersEngine(load_model(ModelSettings(path=str(folder), device="cpu")))
+prompts, settings = write_prompts(folder / "images"), SamplingSettings(**json.loads(sys.argv[3]))
+list(engine.sample(prompts[:1], settings.model_copy(update={"n": 1}), [0]))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + spare, used + spare))
 found = sorted(engine.sample(prompts, settings, range(5)))
 print(json.dumps([engine.counts.halvings, [[one.token_ids for one in samples] for _, samples in found]]))
 """
 
 
 def test_a_real_allocation_that_fails_is_halved(tmp_path):
-    """The address space of a process is limited once the model is loaded; logits of 120,000 tokens a row fill it."""
-    folder = llava_576(tmp_path, vocabulary=120_000)
-    found = []
-    for spare in (0, 180 * 2**20):
-        command = [sys.executable, "-c", REAL, str(folder), str(spare)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout))
-    (halvings, samples), (halvings_limited, samples_limited) = found
-    assert halvings == 0
-    assert halvings_limited > 0
-    assert samples_limited == samples
+    """A process may take 100 MB once the model is loaded; the logits of five prompts' rows, 60,000 each, need more."""
+    folder = llava_576(tmp_path, vocabulary=60_000)
+    settings = SamplingSettings(n=32, temperature=2, top_p=1, max_new_tokens=3, prompts_per_batch=5)
+    counts = Counts()
+    loaded = load_model(ModelSettings(path=str(folder), device="cpu"))
+    expected = sample(loaded, write_prompts(folder / "images"), settings, range(5), counts)
+    assert counts.halvings == 0
+    command = [sys.executable, "-c", REAL, str(folder), str(100 * 2**20), settings.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    halvings, samples = json.loads(done.stdout)
+    assert halvings > 0
+    assert samples == [[list(one.token_ids) for one in drawn] for drawn in expected]
