@@ -51,7 +51,7 @@ def decode(
     import torch
 
     with torch.inference_mode():
-        device, prompts, n = prefix.logits.device, len(prefix.lengths), len(rows)
+        device, prompts, n = prefix.lengths.device, len(prefix.lengths), len(rows)
         limits = torch.full((prompts,), max_new_tokens, device=device)
         if loaded.context is not None:
             limits = torch.minimum(limits, loaded.context - prefix.lengths)

@@ -114,7 +114,7 @@ def process(loaded: "LoadedModel", texts: Sequence[str], images: "Sequence[Image
     inputs.pop("labels", None)
     if not loaded.is_encoder_decoder:
         _pad_left(inputs, ("input_ids", *grown(loaded.model, inputs)), loaded.tokenizer)
-    return inputs.to(dtype=loaded.model.dtype)
+    return inputs.to(dtype=loaded.dtype)
 
 
 def _pad_left(inputs: "BatchFeature", token_wise: Iterable[str], tokenizer: Any) -> None:

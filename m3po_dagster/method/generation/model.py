@@ -50,6 +50,11 @@ class LoadedModel:
         return self.model.device
 
     @property
+    def dtype(self) -> "torch.dtype":
+        """What the weights were loaded in; a few parts of some models stay in float32 whatever is asked for."""
+        return self.model.config.dtype
+
+    @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""
         return self.processor.tokenizer
@@ -89,13 +94,15 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
     device = device_of(settings)
     model, processor = _load(settings)
     if adapter is not None:
-        model = _with_adapter(model, adapter, merge=settings.quantization == "none" and model.dtype == torch.float32)
+        model = _with_adapter(
+            model, adapter, merge=settings.quantization == "none" and model.config.dtype == torch.float32
+        )
     if settings.device_map == "none" and settings.quantization == "none":
         model = model.to(device)
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     eos = end_of_sequence(model, processor.tokenizer)
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = str(model.config.dtype).removeprefix("torch.")
     return LoadedModel(
         model=model.eval(),
         processor=processor,
@@ -124,11 +131,13 @@ def _load(settings: ModelSettings) -> "tuple[PreTrainedModel, ProcessorMixin]":
             f"model.path {path!r}: there is no such folder, and no model on the hub has such a name"
         )
     placement = weights_placement(settings)
+    # Said, since transformers would ask on a terminal what it isn't told.
+    source = {"revision": revision, "trust_remote_code": False}
     try:
         # The config first: without a hub, every file the processor looks for would wait through retries of its own.
-        AutoConfig.from_pretrained(path, revision=revision)
-        processor = AutoProcessor.from_pretrained(path, revision=revision)
-        model = AutoModelForImageTextToText.from_pretrained(path, revision=revision, **placement)
+        AutoConfig.from_pretrained(path, **source)
+        processor = AutoProcessor.from_pretrained(path, **source)
+        model = AutoModelForImageTextToText.from_pretrained(path, **source, **placement)
     except OSError as error:
         raise FileNotFoundError(
             f"model.path {path!r}: {where} doesn't give config, weights and processor files: name the folder of a "

@@ -101,7 +101,7 @@ def read(loaded: LoadedModel, inputs: "BatchFeature") -> Prefix:
             Prefix(
                 language_model=model,
                 cache=output.past_key_values,
-                logits=output.logits[:, -1].float(),
+                logits=output.logits[:, -1].float().to(mask.device),
                 attention_mask=mask,
                 lengths=mask.sum(dim=1),
                 # A prompt ends with text, whose axes all count on by one.

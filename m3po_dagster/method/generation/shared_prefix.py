@@ -57,9 +57,15 @@ class SharedPrefixCache:
     def keep(self, prompts: "torch.Tensor", rows: "torch.Tensor") -> None:
         """Keeps these prompts (P',) and these flat rows (P' * W',), in this order."""
         if len(prompts) < len(self.bias):
-            self.prefix = [(keys[prompts], values[prompts]) for keys, values in self.prefix]
+            self.prefix = [_select(pair, prompts) for pair in self.prefix]
             self.bias = self.bias[prompts]
-        self._suffix = [None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self._suffix]
+        self._suffix = [None if pair is None else _select(pair, rows) for pair in self._suffix]
+
+
+def _select(pair: "tuple[torch.Tensor, torch.Tensor]", index: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+    # Each layer may lie on a device of its own.
+    keys, values = pair
+    return keys[index.to(keys.device)], values[index.to(values.device)]
 
 
 def shared_prefix_attention(
@@ -75,7 +81,8 @@ def shared_prefix_attention(
     """Attention of one query a row over its prompt's prefix and its own suffix; plain SDPA where no prefix is shared.
 
     `query` (P * W, heads, 1, head dim), `key` and `value` (P * W, key-value heads, suffix length, head dim); returns
-    (P * W, 1, heads, head dim). Equal to attention over the concatenated keys up to rounding.
+    (P * W, 1, heads, head dim). Equal to attention over the concatenated keys up to rounding. Raises
+    NotImplementedError for attention that caps its logits, adds a sink to them or looks through a window.
     """
     import torch
 
@@ -83,6 +90,9 @@ def shared_prefix_attention(
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    for name in ("softcap", "s_aux", "sliding_window"):
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(f"attention with {name} over a shared prefix")
     prefix_keys, prefix_values = shared_prefix.prefix[module.layer_idx]
     prompts, kv_heads, prefix_length, head_dim = prefix_keys.shape
     rows, heads = query.shape[:2]
