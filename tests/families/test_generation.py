@@ -205,6 +205,23 @@ def test_a_prompt_reads_the_same_in_a_batch_as_alone(zoo):
     assert len({int(mask.sum()) for mask in inputs["attention_mask"]}) == len(zoo.prompts)
 
 
+def test_an_image_is_seen_upright(zoo, tmp_path):
+    """A camera's file may hold the picture on its side, and say so."""
+    import torch
+    from PIL import Image
+
+    wide = zoo.prompts[4]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(wide.image_path) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "on-its-side.png", exif=exif)
+    turned = replace(wide, image_path=tmp_path / "on-its-side.png")
+    upright, seen = (encode(zoo.loaded, [prompt]).inputs for prompt in (wide, turned))
+    assert set(seen) == set(upright)
+    for name in seen:
+        assert torch.equal(seen[name], upright[name]), name
+
+
 def test_an_image_placeholder_in_the_text_is_refused(zoo):
     assert zoo.loaded.placeholders
     for placeholder in zoo.loaded.placeholders:
