@@ -1,16 +1,20 @@
 """Log-probs of given answers under the model: the confidence log P(R | I, Q) of section 3.4.
 
 Sampling records them already; this is for answers that came from elsewhere, or under other numerics. The prompt is read
-once, and a group of answers goes through the model as one row in which no answer sees another.
+once, and a group of answers goes through the model as one row in which no answer sees another; a model that can't do
+that takes a slower path (`LoadedModel.paths`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from m3po_dagster.method.generation.continuations import expanded_logps, full_logps, packed_logps
+from m3po_dagster.method.generation.encoding import encode
+from m3po_dagster.method.generation.memory import fitting, too_little
 from m3po_dagster.method.generation.model import LoadedModel
-from m3po_dagster.method.generation.prefill import Counts, Prefix, prefill
+from m3po_dagster.method.generation.prefill import Counts, prefill
 from m3po_dagster.method.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -45,61 +49,43 @@ def score_continuations(
     """The confidence of each continuation, in order.
 
     A continuation is the token ids that were sampled, end of sequence included when emitted. `group` continuations make
-    one forward: it changes speed, not results. Raises PromptError when the prompt can't be read, ValueError for a
-    continuation without tokens.
+    one forward, or fewer where memory does not suffice: it changes speed, not results. Raises PromptError when the
+    prompt can't be read, ValueError for a continuation without tokens, MemoryError when one alone does not fit.
     """
     for i, continuation in enumerate(continuations):
         if len(continuation) == 0:
             raise ValueError(f"prompt {prompt.prompt_id}: continuation {i} has no tokens, so it has no log-prob")
+    scores: list[torch.Tensor] = []
+    while len(scores) < len(continuations):
+        at_once = min(loaded.limits.answers or group, group)
+
+        def score_rest(at_once: int = at_once) -> bool:
+            for scored in _scores(loaded, prompt, continuations[len(scores) :], at_once, counts):
+                scores.extend(scored)
+            return True
+
+        if not fitting(score_rest) and not loaded.limits.halve_scoring(at_once):
+            raise too_little(f"prompt {prompt.prompt_id}: scoring one answer", loaded.device.type)
+    return [
+        Confidence(tuple(logps.tolist()), ended=continuation[-1] in loaded.eos)
+        for continuation, logps in zip(continuations, scores, strict=True)
+    ]
+
+
+def _scores(
+    loaded: LoadedModel, prompt: Prompt, continuations: Sequence[Sequence[int]], at_once: int, counts: Counts | None
+) -> "Iterator[list[torch.Tensor]]":
+    """The log-probs (tokens,) of each continuation, `at_once` at a time, by the model's own path."""
+    if loaded.paths.scoring == "full-forward":
+        encoded = encode(loaded, [prompt])
+        if encoded.inputs is None:
+            raise encoded.errors[0]
+        inputs = encoded.inputs.to(loaded.device)
+        yield from ([full_logps(loaded, inputs, continuation, counts)] for continuation in continuations)
+        return
     prefix, _, errors = prefill(loaded, [prompt], counts)
     if prefix is None:
         raise errors[0]
-    scores = []
-    for start in range(0, len(continuations), group):
-        scores += _score_group(loaded, prefix, continuations[start : start + group], counts)
-    return scores
-
-
-def _score_group(
-    loaded: LoadedModel, prefix: Prefix, continuations: Sequence[Sequence[int]], counts: Counts | None
-) -> list[Confidence]:
-    import torch
-
-    with torch.inference_mode():
-        # A last token is predicted, never read: it needs no row of its own.
-        lengths = [len(continuation) - 1 for continuation in continuations]
-        packed = [token for continuation in continuations for token in continuation[:-1]]
-        first = prefix.logits[0].log_softmax(dim=-1)
-        rest = _packed_logp(loaded, prefix, packed, lengths) if packed else first.new_empty(0, len(first))
-        if counts is not None and packed:
-            counts.scoring_forwards += 1
-            counts.scoring_tokens += len(packed)
-        scores = []
-        for continuation, rows in zip(continuations, rest.split(lengths), strict=True):
-            rows = torch.cat([first[None], rows])
-            tokens = torch.tensor(continuation, dtype=torch.int64, device=loaded.device)
-            logps = rows.gather(1, tokens[:, None])[:, 0].tolist()
-            scores.append(Confidence(tuple(logps), ended=continuation[-1] in loaded.eos))
-        return scores
-
-
-def _packed_logp(loaded: LoadedModel, prefix: Prefix, packed: list[int], lengths: list[int]) -> "torch.Tensor":
-    """(tokens, vocabulary) log-probs of what follows each packed token; leaves the prefix cache as it was."""
-    import torch
-
-    device, prompt_length = loaded.device, int(prefix.lengths[0])
-    segment = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
-    offset = torch.cat([torch.arange(length) for length in lengths]).to(device)
-    visible = (segment[:, None] == segment) & (offset[:, None] >= offset)
-    dtype = loaded.model.dtype
-    mask = torch.zeros(len(packed), prompt_length + len(packed), dtype=dtype, device=device)
-    mask[:, prompt_length:].masked_fill_(~visible, torch.finfo(dtype).min)
-    output = loaded.model(
-        input_ids=torch.tensor([packed], device=device),
-        position_ids=(prompt_length + offset)[None],
-        attention_mask=mask[None, None],
-        past_key_values=prefix.cache,
-        use_cache=True,
-    )
-    prefix.cache.crop(-len(packed))
-    return output.logits[0].float().log_softmax(dim=-1)
+    score = packed_logps if loaded.paths.scoring == "packed" else expanded_logps
+    for start in range(0, len(continuations), at_once):
+        yield score(prefix, continuations[start : start + at_once], counts)

@@ -6,8 +6,9 @@ import pytest
 from tiny_llava import tiny_llava, tiny_prompts
 
 from m3po_dagster.method.confidence import score_continuations
+from m3po_dagster.method.generation.encoding import PromptError
 from m3po_dagster.method.generation.model import load_model
-from m3po_dagster.method.generation.prefill import Counts, PromptError
+from m3po_dagster.method.generation.prefill import Counts
 from m3po_dagster.method.generation.settings import ModelSettings, SamplingSettings
 from tests.sampling import sample
 

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,3 +56,16 @@ def test_equals_plain_attention_with_padding_and_rows_leaving(prompts, width, he
             k, v = (torch.cat(x, dim=1).repeat_interleave(n_heads // kv_heads, dim=0) for x in (row_keys, row_values))
             weights = (query[row] @ k.transpose(1, 2) * 0.3).softmax(dim=-1)
             torch.testing.assert_close(output[row, 0], (weights @ v)[:, 0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["softcap", "s_aux", "sliding_window"])
+def test_attention_of_another_kind_is_refused(kind):
+    """These would change the weights: left out in silence, the answers would be slightly wrong."""
+    import torch
+
+    cache = SharedPrefixCache([(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4))], torch.zeros(1, 1, 1, 3))
+    one = torch.zeros(1, 1, 1, 4)
+    with pytest.raises(NotImplementedError, match=kind):
+        shared_prefix_attention(
+            SimpleNamespace(layer_idx=0), one, one, one, cache.bias, shared_prefix=cache, **{kind: 8}
+        )

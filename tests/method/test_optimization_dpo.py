@@ -192,7 +192,7 @@ def test_an_image_that_cannot_be_read_is_named(world, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     examples = [replace(world.examples[0], prompt=replace(world.examples[0].prompt, image_path=broken))]
-    with pytest.raises(ValueError, match=r"prompt prompt-0: image .*broken\.png can't be read"):
+    with pytest.raises(ValueError, match=r"prompt prompt-0 \(image .*broken\.png\): the image can't be decoded"):
         fit_dpo(world.load(), examples, SETTINGS, 0)
 
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny_llava import tiny_llava, tiny_prompts
 
+from m3po_dagster.method.generation.model import load_model
+from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.optimization.settings import DpoSettings, LoraSettings, SftSettings
 from m3po_dagster.method.prompt import Message, Prompt
@@ -61,14 +63,10 @@ def test_the_defaults_are_the_papers():
 
 
 @pytest.fixture(scope="module")
-def processor_and_prompts(tmp_path_factory):
-    from m3po_dagster.torchvision_repair import repair_torchvision
-
+def model_and_prompts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("batches")
-    repair_torchvision()
-    from transformers import AutoProcessor
-
-    return AutoProcessor.from_pretrained(tiny_llava(folder / "model")), tiny_prompts(folder / "images", 4)
+    model = load_model(ModelSettings(path=str(tiny_llava(folder / "model")), device="cpu"))
+    return model, tiny_prompts(folder / "images", 4)
 
 
 # No id is the image placeholder (4); most sequences are no text's tokens.
@@ -77,17 +75,18 @@ ANSWER = st.lists(st.integers(5, 40), min_size=1, max_size=9).map(tuple)
 
 @settings(max_examples=25, deadline=None)
 @given(pairs=st.lists(st.tuples(ANSWER, ANSWER), min_size=1, max_size=4), data=st.data())
-def test_sampled_ids_reach_the_trainer_unchanged(processor_and_prompts, pairs, data):
+def test_sampled_ids_reach_the_trainer_unchanged(model_and_prompts, pairs, data):
     from m3po_dagster.method.optimization.batches import Batches
 
-    processor, prompts = processor_and_prompts
+    loaded, prompts = model_and_prompts
+    processor = loaded.processor
     examples = [
         PreferenceExample(str(i), prompts[i], chosen, rejected, -float(i), -10.0 - i)
         for i, (chosen, rejected) in enumerate(pairs)
     ]
     order = data.draw(st.permutations(range(len(examples))))
     picked = [examples[i] for i in order]
-    batches = Batches(processor, examples)
+    batches = Batches(loaded, examples)
     batch = batches.preference([{"row": i} for i in order])
     assert batch["rows"].tolist() == list(order)
     assert batch["ref_chosen_logps"].tolist() == [example.ref_chosen_logp for example in picked]

@@ -46,3 +46,31 @@ def test_every_linear_of_the_language_model_and_nothing_else(architecture):
     assert matched == {name for name in linears if name.startswith(path)}
     assert len(matched) == 2 * 7, "two layers of four attention and three feed-forward matrices"
     assert any(name.endswith("q_proj") or "qkv" in name for name in linears - matched), "the tower has such layers too"
+
+
+def test_an_encoder_decoder_is_refused():
+    repair_torchvision()
+    import torch
+    from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
+
+    config = InstructBlipConfig(
+        text_config={"model_type": "t5", "num_layers": 1},
+        vision_config={"num_hidden_layers": 1},
+        qformer_config={"num_hidden_layers": 1},
+    )
+    with torch.device("meta"):
+        model = InstructBlipForConditionalGeneration(config)
+    with pytest.raises(ValueError, match="InstructBlipForConditionalGeneration has an encoder-decoder language model"):
+        language_model_linears(model)
+
+
+def test_a_model_whose_parts_cannot_be_told_apart_is_refused():
+    repair_torchvision()
+    import torch
+    from transformers import FuyuConfig, FuyuForCausalLM
+
+    # Fuyu has no vision tower: its language model reads the patches themselves.
+    with torch.device("meta"):
+        model = FuyuForCausalLM(FuyuConfig(text_config={"model_type": "persimmon", "num_hidden_layers": 1}))
+    with pytest.raises(ValueError, match="FuyuForCausalLM has no language model apart from a vision tower"):
+        language_model_linears(model)

@@ -5,11 +5,16 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m3po_dagster.method.generation.memory import MemoryLimits
+from m3po_dagster.method.generation.paths import Paths
+from m3po_dagster.method.generation.placement import device_of, weights_placement
 from m3po_dagster.method.generation.settings import ModelSettings
+from m3po_dagster.method.generation.special_tokens import end_of_sequence, placeholders, suppressed
 from m3po_dagster.torchvision_repair import repair_torchvision
 
 if TYPE_CHECKING:
@@ -23,61 +28,94 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 class LoadedModel:
     """A model ready to answer.
 
-    `numerics` names engine, precision and device: log-probs are comparable only where it is equal. `suppressed` are the
-    token ids that must not be sampled (image placeholder, padding, begin of sequence, unknown), `eos` those that end an
-    answer. `context` is the longest sequence the language model has positions for, None when its config names no limit.
+    `precision` names the weights' dtype and, if there is one, their quantisation. `suppressed` are the token ids that
+    must not be sampled, `eos` those that end an answer. `placeholders` are the texts that would stand for an image, and
+    `image_token_id` the id that does, None for a model without one. `context` is the longest sequence the language
+    model has positions for, None when its config names no limit. `limits` remembers what fitted in memory.
     """
 
     model: "PreTrainedModel"
     processor: "ProcessorMixin"
-    device: "torch.device"
-    numerics: str
+    precision: str
     suppressed: tuple[int, ...]
     eos: tuple[int, ...]
+    placeholders: tuple[str, ...]
+    image_token_id: int | None
     context: int | None
+    limits: MemoryLimits = field(default_factory=MemoryLimits)
+
+    @property
+    def device(self) -> "torch.device":
+        """Where the model takes its inputs."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """What the weights were loaded in; a few parts of some models stay in float32 whatever is asked for."""
+        return self.model.config.dtype
 
     @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""
         return self.processor.tokenizer
 
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt and a decoder of its own writes the answer."""
+        config = self.model.config
+        return config.is_encoder_decoder or config.get_text_config().is_encoder_decoder
+
+    @cached_property
+    def paths(self) -> Paths:
+        """How this model samples and scores: settled by a few counted forwards when it is first asked for."""
+        from m3po_dagster.method.generation.self_check import choose_paths
+
+        return choose_paths(self)
+
+    @property
+    def numerics(self) -> str:
+        """Engine, precision, device and path: log-probs are comparable only where it is equal."""
+        return f"transformers/{self.precision}/{self.device.type}/{self.paths.sampling}"
+
 
 def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedModel:
-    """Loads model and processor, and the PEFT adapter of a folder over it.
+    """Loads model and processor, and the PEFT adapter of a folder over it. Code that comes with a model is never run.
 
     Raises FileNotFoundError when model or adapter can't be found, ValueError when the files are no vision-language
-    model or CUDA is asked for and missing.
+    model, when CUDA is asked for and missing, or when quantisation is asked for and its library is missing.
     """
     repair_torchvision()
     import torch
     from transformers.utils import logging
 
-    from m3po_dagster.method.generation import shared_prefix
-
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
 
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("model.device is cuda, but torch sees no CUDA device: use auto or cpu")
-    device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = device_of(settings)
     model, processor = _load(settings)
-    model.set_attn_implementation({_language_config_key(model.config): shared_prefix.register()})
     if adapter is not None:
-        model = _with_adapter(model, adapter, merge=settings.dtype == "float32")
-    eos = _ids(model.generation_config.eos_token_id) or _ids(processor.tokenizer.eos_token_id)
+        model = _with_adapter(
+            model, adapter, merge=settings.quantization == "none" and model.config.dtype == torch.float32
+        )
+    if settings.device_map == "none" and settings.quantization == "none":
+        model = model.to(device)
+    if processor.tokenizer.pad_token_id is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    eos = end_of_sequence(model, processor.tokenizer)
+    dtype = str(model.config.dtype).removeprefix("torch.")
     return LoadedModel(
-        model=model.to(device).eval(),
+        model=model.eval(),
         processor=processor,
-        device=device,
-        numerics=f"transformers/{settings.dtype}/{device.type}",
-        suppressed=_suppressed(model.config, processor, eos),
+        precision=dtype if settings.quantization == "none" else f"{dtype}+{settings.quantization}",
+        suppressed=suppressed(model.config, processor, eos),
         eos=eos,
-        context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        placeholders=placeholders(model.config, processor),
+        image_token_id=getattr(model.config, "image_token_id", None),
+        context=getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None),
     )
 
 
 def _load(settings: ModelSettings) -> "tuple[PreTrainedModel, ProcessorMixin]":
-    import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -92,13 +130,14 @@ def _load(settings: ModelSettings) -> "tuple[PreTrainedModel, ProcessorMixin]":
         raise FileNotFoundError(
             f"model.path {path!r}: there is no such folder, and no model on the hub has such a name"
         )
+    placement = weights_placement(settings)
+    # Said, since transformers would ask on a terminal what it isn't told.
+    source = {"revision": revision, "trust_remote_code": False}
     try:
         # The config first: without a hub, every file the processor looks for would wait through retries of its own.
-        AutoConfig.from_pretrained(path, revision=revision)
-        processor = AutoProcessor.from_pretrained(path, revision=revision)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, revision=revision, dtype=getattr(torch, settings.dtype)
-        )
+        AutoConfig.from_pretrained(path, **source)
+        processor = AutoProcessor.from_pretrained(path, **source)
+        model = AutoModelForImageTextToText.from_pretrained(path, **source, **placement)
     except OSError as error:
         raise FileNotFoundError(
             f"model.path {path!r}: {where} doesn't give config, weights and processor files: name the folder of a "
@@ -118,12 +157,6 @@ def without_deprecation() -> Iterator[None]:
         yield
 
 
-def _language_config_key(config) -> str:
-    """Under which name the language model's own config sits inside the whole model's config."""
-    text_config = config.get_text_config()
-    return next((key for key in config.sub_configs if getattr(config, key) is text_config), "")
-
-
 def _with_adapter(model, folder: Path, merge: bool):
     from peft import PeftModel
 
@@ -133,17 +166,3 @@ def _with_adapter(model, folder: Path, merge: bool):
         adapted = PeftModel.from_pretrained(model, str(folder))
     # In half precision a merged weight rounds most of a small update away; beside the weight it keeps its own exponent.
     return adapted.merge_and_unload() if merge else adapted.get_base_model()
-
-
-def _ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-def _suppressed(config, processor, eos: tuple[int, ...]) -> tuple[int, ...]:
-    tokenizer = processor.tokenizer
-    image = (getattr(config, "image_token_id", None), getattr(processor, "image_token_id", None))
-    special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
-    # Many tokenizers pad with the end of sequence, and an answer must be able to end.
-    return tuple(sorted({i for i in (*image, *special) if i is not None} - set(eos)))

@@ -1,20 +1,22 @@
 """From prompts to what sampling and scoring start from: image encoded once, prompt read once by the language model."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from m3po_dagster.method.generation.encoding import PromptError, encode, grown
 from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.prompt import Prompt
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BatchFeature, DynamicCache
+    from transformers import BatchFeature, Cache, PreTrainedModel
 
 
 @dataclass
 class Counts:
-    """What the model was asked to do; tests and metadata read it."""
+    """What the model was asked to do; tests and metadata read it. `halvings`: batches that did not fit in memory."""
 
     images_encoded: int = 0
     prefill_forwards: int = 0
@@ -23,32 +25,30 @@ class Counts:
     decode_rows: int = 0
     scoring_forwards: int = 0
     scoring_tokens: int = 0
+    halvings: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
-
-
-class PromptError(ValueError):
-    """A prompt that can't be answered; the message names the prompt, its image file and the reason."""
-
-    def __init__(self, prompt: Prompt, reason: str):
-        super().__init__(f"prompt {prompt.prompt_id} (image {prompt.image_path}): {reason}")
-        self.prompt_id = prompt.prompt_id
-        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Prefix:
     """P prompts as the language model has read them, left-padded to a common length L.
 
-    `cache`: keys and values, a layer (P, key-value heads, L, head dim). `logits` (P, vocabulary): float32, of the first
-    token after each prompt. `attention_mask` (P, L): 1 on a prompt's own tokens, `lengths` (P,) their number.
+    `language_model` is the part that reads token ids and gives logits, the image aside. `cache` is what it keeps of the
+    prompts; in full attention, a layer's keys and values (P, key-value heads, L, head dim). `logits` (P, vocabulary):
+    float32, of the first token after each prompt. `attention_mask` (P, L): 1 on a prompt's own tokens, `lengths` (P,)
+    their number. `next_positions` (P,), or (axes, P) where positions have axes: of that first token; None for a
+    language model that is told none. `token_wise`: what `language_model` was told besides, token by token.
     """
 
-    cache: "DynamicCache"
+    language_model: "PreTrainedModel"
+    cache: "Cache"
     logits: "torch.Tensor"
     attention_mask: "torch.Tensor"
     lengths: "torch.Tensor"
+    next_positions: "torch.Tensor | None"
+    token_wise: "dict[str, torch.Tensor]"
 
 
 def prefill(
@@ -61,139 +61,97 @@ def prefill(
     """
     import torch
 
-    inputs, kept, errors = _encode(loaded, prompts)
-    if inputs is None:
-        return None, kept, errors
-    inputs = inputs.to(loaded.device, dtype=loaded.model.dtype)
-    mask = inputs.pop("attention_mask")
+    encoded = encode(loaded, prompts)
+    if encoded.inputs is None:
+        return None, encoded.kept, encoded.errors
+    inputs = encoded.inputs.to(loaded.device)
     with torch.inference_mode():
-        images_encoded = _share_images(loaded, inputs, [prompts[i] for i in kept])
-        output = loaded.model(
-            **inputs,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-    cache = output.past_key_values
-    if any(cache.is_sliding):
-        raise ValueError(
-            f"{type(loaded.model).__name__} keeps only a window of the sequence in some layers, which candidates can't "
-            "share: use a model with full attention in every layer"
-        )
+        images_encoded = _share_images(loaded, inputs, [prompts[i] for i in encoded.kept])
+    prefix = read(loaded, inputs)
     if counts is not None:
         counts.images_encoded += images_encoded
         counts.prefill_forwards += 1
-        counts.prefill_tokens += int(mask.sum())
-    return Prefix(cache, output.logits[:, -1].float(), mask, mask.sum(dim=1)), kept, errors
+        counts.prefill_tokens += int(prefix.lengths.sum())
+    return prefix, encoded.kept, encoded.errors
 
 
-def _encode(
-    loaded: LoadedModel, prompts: Sequence[Prompt]
-) -> "tuple[BatchFeature | None, list[int], dict[int, PromptError]]":
-    """Processor output of the readable prompts, their indices, and the errors of the rest by index."""
-    errors: dict[int, PromptError] = {}
-    read = {}
-    for i, prompt in enumerate(prompts):
-        try:
-            read[i] = _read(loaded, prompt)
-        except PromptError as error:
-            errors[i] = error
-    if not read:
-        return None, [], errors
-    try:
-        inputs = _process(loaded, list(read.values()))
-    except _prompt_faults():
-        # One prompt spoils the batch: find it by itself, so that the message names it and the others go on.
-        for i in list(read):
-            try:
-                _process(loaded, [read[i]])
-            except _prompt_faults() as error:
-                del read[i]
-                errors[i] = PromptError(prompts[i], f"the processor refuses it: {error}")
-        if not read:
-            return None, [], errors
-        inputs = _process(loaded, list(read.values()))
-    lengths = inputs["attention_mask"].sum(dim=1).tolist()
-    for i, length in zip(list(read), lengths, strict=True):
-        if loaded.context is not None and length >= loaded.context:
-            del read[i]
-            errors[i] = PromptError(
-                prompts[i], f"{length} tokens leave no room for an answer in {loaded.context} positions"
+def read(loaded: LoadedModel, inputs: "BatchFeature") -> Prefix:
+    """One forward over processor output that lies on the model's device.
+
+    The model's own `generate` prepares it (encoded images, positions in one axis or three, token types, the kind of
+    cache), so that what a family needs is what transformers gives it. In BLIP-2's classes it hands over to the language
+    model inside.
+    """
+    import torch
+
+    found = []
+
+    def first_forward(
+        model: Any, input_ids: "torch.Tensor", *, generation_config: Any, **kwargs: Any
+    ) -> "torch.Tensor":
+        for name in ("logits_processor", "stopping_criteria", "synced_gpus", "streamer", "assistant_model"):
+            kwargs.pop(name, None)
+        first = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
+        # What the model keeps of the images changes no later token; what runs along the tokens goes on with them.
+        token_wise = {name: kwargs[name] for name in grown(model, kwargs) if kwargs.get(name) is not None}
+        output = model(**first, return_dict=True)
+        positions = first.get("position_ids")
+        mask = inputs["attention_mask"]
+        found.append(
+            Prefix(
+                language_model=model,
+                cache=output.past_key_values,
+                logits=output.logits[:, -1].float().to(mask.device),
+                attention_mask=mask,
+                lengths=mask.sum(dim=1),
+                # A prompt ends with text, whose axes all count on by one.
+                next_positions=None if positions is None else positions[..., -1] + 1,
+                token_wise=token_wise,
             )
-    if len(read) < len(lengths):
-        inputs = _process(loaded, list(read.values())) if read else None
-    return inputs, list(read), errors
-
-
-def _prompt_faults() -> tuple[type[Exception], ...]:
-    """What image decoding, chat templates and processors raise when the fault is the prompt's."""
-    from jinja2 import TemplateError
-    from PIL import Image
-
-    return (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        IndexError,
-        RuntimeError,
-        Image.DecompressionBombError,
-        TemplateError,
-    )
-
-
-def _read(loaded: LoadedModel, prompt: Prompt) -> tuple[str, object]:
-    """The rendered conversation and the decoded image; raises PromptError."""
-    try:
-        image = prompt.open_image()
-    except _prompt_faults() as error:
-        raise PromptError(prompt, f"the image can't be decoded: {error}") from error
-    try:
-        text = loaded.processor.apply_chat_template(prompt.chat(), tokenize=False, add_generation_prompt=True)
-    except _prompt_faults() as error:
-        raise PromptError(prompt, f"the chat template refuses the conversation: {error}") from error
-    # A second placeholder would take the next prompt's image: every later prompt of the batch would see the wrong one.
-    placeholders = text.count(loaded.processor.image_token)
-    if placeholders != 1:
-        raise PromptError(
-            prompt,
-            f"the conversation has {placeholders} image placeholders ({loaded.processor.image_token}) instead of one: "
-            "take them out of its text",
         )
-    return text, image
+        return input_ids
 
-
-def _process(loaded: LoadedModel, read: list[tuple[str, object]]) -> "BatchFeature":
-    texts, images = zip(*read, strict=True)
-    bos = loaded.tokenizer.bos_token
-    return loaded.processor(
-        text=list(texts),
-        images=list(images),
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-        # A template that writes the begin-of-sequence token itself must not get a second one.
-        add_special_tokens=bos is None or not texts[0].startswith(bos),
-    )
+    with torch.inference_mode():
+        loaded.model.generate(
+            **inputs,
+            custom_generate=first_forward,
+            max_new_tokens=1,
+            do_sample=True,
+            use_cache=True,
+            pad_token_id=loaded.tokenizer.pad_token_id,
+            eos_token_id=list(loaded.eos),
+        )
+    return found[0]
 
 
 def _share_images(loaded: LoadedModel, inputs: "BatchFeature", prompts: list[Prompt]) -> int:
     """Encodes each image file once and hands the model the features, repeated; returns the number of images encoded.
 
-    Leaves `inputs` alone, so that the model encodes one image a prompt, when all files differ or it takes no features.
+    Leaves `inputs` alone, so that the model encodes one image a prompt, when all files differ, when images are more
+    than one tensor each (tiles, sizes, the question for a Q-Former), or when the model takes no features.
     """
-    import inspect
+    from transformers import GenerationMixin
 
     files = list(dict.fromkeys(prompt.image_path for prompt in prompts))
     pixels = inputs.get("pixel_values")
-    takes_features = "mm_encoder_outputs" in inspect.signature(loaded.model.forward).parameters
-    if len(files) == len(prompts) or not takes_features or pixels is None or len(pixels) != len(prompts):
+    model = loaded.model
+    if (
+        len(files) == len(prompts)
+        or pixels is None
+        or pixels.shape[0] != len(prompts)
+        or pixels.ndim != 4
+        or set(inputs) - {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
+        or "mm_encoder_outputs" not in inspect.signature(model.forward).parameters
+        or type(model).generate is not GenerationMixin.generate
+    ):
         return len(prompts)
     position = [files.index(prompt.image_path) for prompt in prompts]
     first = [position.index(i) for i in range(len(files))]
-    encoded = loaded.model.get_image_features(pixel_values=pixels[first], return_dict=True)
-    encoded.pooler_output = [encoded.pooler_output[i] for i in position]
+    encoded = model.get_image_features(pixel_values=pixels[first], return_dict=True)
+    features = encoded.pooler_output
+    encoded.pooler_output = (
+        [features[i] for i in position] if isinstance(features, list | tuple) else features[position]
+    )
     del inputs["pixel_values"]
     inputs["mm_encoder_outputs"] = {"image": encoded}
     return len(files)

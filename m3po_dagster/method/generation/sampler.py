@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from m3po_dagster.method.generation.decode import Decoded, decode
+from m3po_dagster.method.generation.encoding import encode
+from m3po_dagster.method.generation.full_path import generate
+from m3po_dagster.method.generation.memory import fitting, too_little
 from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.generation.prefill import Counts, prefill
 from m3po_dagster.method.generation.samples import Failure, Sample
@@ -16,6 +19,10 @@ from m3po_dagster.method.prompt import Prompt
 
 if TYPE_CHECKING:
     import torch
+
+    from m3po_dagster.method.generation.decode import Choose
+
+    Chooser = Callable[[list[int]], Choose]
 
 
 @dataclass
@@ -27,7 +34,7 @@ class TransformersEngine:
 
     @property
     def numerics(self) -> str:
-        """Engine, precision and device."""
+        """Engine, precision, device and path."""
         return self.loaded.numerics
 
     def sample(
@@ -65,21 +72,58 @@ class TransformersEngine:
             yield i, answer if isinstance(answer, Failure) else answer[0]
 
     def _in_batches(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        max_new_tokens: int,
-        batch_size: int,
-        chooser: "Callable[[list[int]], Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]",
+        self, prompts: Sequence[Prompt], n: int, max_new_tokens: int, batch_size: int, chooser: "Chooser"
     ) -> Iterator[tuple[int, list[Sample] | Failure]]:
-        """`chooser` takes the indices of a batch's readable prompts and gives what `decode` picks by."""
-        for start in range(0, len(prompts), batch_size):
-            prefix, kept, errors = prefill(self.loaded, prompts[start : start + batch_size], self.counts)
-            yield from ((start + i, Failure(str(error))) for i, error in errors.items())
-            if prefix is not None:
-                indices = [start + i for i in kept]
-                decoded = decode(self.loaded, prefix, n, max_new_tokens, chooser(indices), self.counts)
-                yield from zip(indices, _samples(self.loaded, decoded), strict=True)
+        """Batch after batch, of half the size from where one did not fit in memory.
+
+        `chooser` takes the indices of a batch's readable prompts and gives what `decode` picks by.
+        """
+        limits, start = self.loaded.limits, 0
+        while start < len(prompts):
+            at_once = min(limits.prompts or batch_size, batch_size, len(prompts) - start)
+            rows = min(limits.rows or n, n)
+            batch = self._batch(prompts, range(start, start + at_once), n, rows, max_new_tokens, chooser)
+            found = fitting(lambda batch=batch: list(batch))
+            if found is not None:
+                yield from found
+                start += at_once
+            elif limits.halve_sampling(at_once, rows):
+                self.counts.halvings += 1
+            else:
+                prompt = prompts[start]
+                what = f"prompt {prompt.prompt_id} (image {prompt.image_path}): one answer alone"
+                raise too_little(what, self.loaded.device.type)
+
+    def _batch(
+        self, prompts: Sequence[Prompt], some: range, n: int, rows: int, max_new_tokens: int, chooser: "Chooser"
+    ) -> Iterator[tuple[int, list[Sample] | Failure]]:
+        """`some` of the prompts at once, `rows` of their N rows at a time."""
+        loaded, asked = self.loaded, [prompts[i] for i in some]
+        groups = [range(first, min(first + rows, n)) for first in range(0, n, rows)]
+        if loaded.paths.sampling == "generate":
+            yield from self._one_by_one(asked, some, groups, max_new_tokens, chooser)
+            return
+        prefix, kept, errors = prefill(loaded, asked, self.counts)
+        yield from ((some[i], Failure(str(error))) for i, error in errors.items())
+        if prefix is not None:
+            indices = [some[i] for i in kept]
+            # A group draws from the start of its prompt's stream again, so that its rows get what is theirs.
+            decoded = [decode(loaded, prefix, group, max_new_tokens, chooser(indices), self.counts) for group in groups]
+            for p, i in enumerate(indices):
+                yield i, [sample for part in decoded for sample in _samples(loaded, part, p)]
+
+    def _one_by_one(
+        self, asked: list[Prompt], some: range, groups: list[range], max_new_tokens: int, chooser: "Chooser"
+    ) -> Iterator[tuple[int, list[Sample] | Failure]]:
+        loaded = self.loaded
+        for i, prompt in zip(some, asked, strict=True):
+            encoded = encode(loaded, [prompt])
+            if encoded.inputs is None:
+                yield i, Failure(str(encoded.errors[0]))
+                continue
+            inputs = encoded.inputs.to(loaded.device)
+            decoded = [generate(loaded, inputs, group, max_new_tokens, chooser([i]), self.counts) for group in groups]
+            yield i, [sample for part in decoded for sample in _samples(loaded, part, 0)]
 
 
 class _Multinomial:
@@ -115,17 +159,12 @@ def _suppression(loaded: LoadedModel):
     return SuppressTokensLogitsProcessor(loaded.suppressed, device=loaded.device)
 
 
-def _samples(loaded: LoadedModel, decoded: Decoded) -> list[list[Sample]]:
-    tokens, logps = decoded.tokens.tolist(), decoded.token_logps.tolist()
-    lengths, stopped = decoded.lengths.tolist(), decoded.stopped.tolist()
-    samples = []
-    for p, rows in enumerate(tokens):
-        ids = [row[:length] for row, length in zip(rows, lengths[p], strict=True)]
-        texts = loaded.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        samples.append(
-            [
-                Sample(text.strip(), tuple(row), "stop" if stop else "length", tuple(logp[: len(row)]))
-                for text, row, stop, logp in zip(texts, ids, stopped[p], logps[p], strict=True)
-            ]
-        )
-    return samples
+def _samples(loaded: LoadedModel, decoded: Decoded, prompt: int) -> list[Sample]:
+    """The samples of one of the prompts that were decoded together."""
+    lengths, stopped = decoded.lengths[prompt].tolist(), decoded.stopped[prompt].tolist()
+    ids = [row[:length] for row, length in zip(decoded.tokens[prompt].tolist(), lengths, strict=True)]
+    texts = loaded.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [
+        Sample(text.strip(), tuple(row), "stop" if stop else "length", tuple(logps[: len(row)]))
+        for text, row, stop, logps in zip(texts, ids, stopped, decoded.token_logps[prompt].tolist(), strict=True)
+    ]

@@ -2,21 +2,37 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from m3po_dagster.settings import Settings
 
 
 class ModelSettings(Settings):
-    """Which vision-language model, in which precision, on which device."""
+    """Which vision-language model, in which precision, where."""
 
     path: str = Field(
         min_length=1,
         description="folder of a saved model and its processor, or its name on the Hugging Face hub",
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub; not used for a folder")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the weights")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32", description="precision of the weights; auto takes the one they were saved in"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU when there is one")
+    device_map: Literal["none", "auto"] = Field(
+        "none",
+        description="auto spreads the layers over all GPUs and then the CPU's memory, for a model that one GPU can't "
+        "hold; none keeps it whole on `device`",
+    )
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="weights in 8 or 4 bits by bitsandbytes (the extra `quantized`), computing in `dtype`"
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "ModelSettings":
+        if self.device_map == "auto" and self.device != "auto":
+            raise ValueError(f"device_map auto chooses the devices itself: leave out device {self.device}")
+        return self
 
 
 class SamplingSettings(Settings):

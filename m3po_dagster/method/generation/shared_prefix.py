@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 ATTENTION = "m3po_shared_prefix"
 FIRST_CAPACITY = 16
@@ -20,6 +21,9 @@ class SharedPrefixCache:
     `prefix` holds a layer's (keys, values), each (P, key-value heads, prefix length, head dim). Rows are ordered prompt
     by prompt: row p * W + w. `bias` (P, 1, 1, prefix length) is 0 on a prompt's tokens, hugely negative on its padding.
     """
+
+    is_initialized = True
+    """What transformers' caches say after a prefill: some models tell a step from it."""
 
     def __init__(self, prefix: "list[tuple[torch.Tensor, torch.Tensor]]", bias: "torch.Tensor"):
         self.prefix = prefix
@@ -53,9 +57,15 @@ class SharedPrefixCache:
     def keep(self, prompts: "torch.Tensor", rows: "torch.Tensor") -> None:
         """Keeps these prompts (P',) and these flat rows (P' * W',), in this order."""
         if len(prompts) < len(self.bias):
-            self.prefix = [(keys[prompts], values[prompts]) for keys, values in self.prefix]
+            self.prefix = [_select(pair, prompts) for pair in self.prefix]
             self.bias = self.bias[prompts]
-        self._suffix = [None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self._suffix]
+        self._suffix = [None if pair is None else _select(pair, rows) for pair in self._suffix]
+
+
+def _select(pair: "tuple[torch.Tensor, torch.Tensor]", index: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+    # Each layer may lie on a device of its own.
+    keys, values = pair
+    return keys[index.to(keys.device)], values[index.to(values.device)]
 
 
 def shared_prefix_attention(
@@ -71,7 +81,8 @@ def shared_prefix_attention(
     """Attention of one query a row over its prompt's prefix and its own suffix; plain SDPA where no prefix is shared.
 
     `query` (P * W, heads, 1, head dim), `key` and `value` (P * W, key-value heads, suffix length, head dim); returns
-    (P * W, 1, heads, head dim). Equal to attention over the concatenated keys up to rounding.
+    (P * W, 1, heads, head dim). Equal to attention over the concatenated keys up to rounding. Raises
+    NotImplementedError for attention that caps its logits, adds a sink to them or looks through a window.
     """
     import torch
 
@@ -79,6 +90,9 @@ def shared_prefix_attention(
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    for name in ("softcap", "s_aux", "sliding_window"):
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(f"attention with {name} over a shared prefix")
     prefix_keys, prefix_values = shared_prefix.prefix[module.layer_idx]
     prompts, kv_heads, prefix_length, head_dim = prefix_keys.shape
     rows, heads = query.shape[:2]
@@ -100,11 +114,19 @@ def shared_prefix_attention(
     return output.reshape(rows, 1, heads, head_dim), None
 
 
-def register() -> str:
-    """Makes the attention known to transformers, with SDPA's masks; returns its name."""
+def attend(language_model: "PreTrainedModel", implementation: str | None = None) -> None:
+    """Makes the language model's layers attend by this module's attention, or by the named one.
+
+    Raises ValueError for a model whose attention can't be exchanged.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(ATTENTION, shared_prefix_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    return ATTENTION
+    language_model.get_decoder().set_attn_implementation(implementation or ATTENTION)
+
+
+def attention_of(language_model: "PreTrainedModel") -> str:
+    """The name of the attention that the language model's layers use."""
+    return language_model.get_decoder().config._attn_implementation

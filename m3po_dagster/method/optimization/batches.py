@@ -5,39 +5,38 @@ extra columns such as the stored log-probs.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from m3po_dagster.method.generation.encoding import append, encode, grown
+from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.prompt import Prompt
 
 if TYPE_CHECKING:
     import torch
 
-# Prompts whose preprocessed image is kept: a 336-pixel image is 1.4 MB in fp32.
-PROMPTS_KEPT = 512
-
 
 class Batches:
     """Builds batches for `examples` with the model's processor.
 
-    Rows are [prompt, image included][answer][padding on the right]; `completion_mask` is 1 on the answer. Every tensor
-    that the processor gives besides is passed on: one of the prompt's shape (token types) gets zeros on the answer,
-    the others (pixel values, image sizes) are concatenated. Raises ValueError, naming the pair, when an answer holds
-    the image placeholder, which the model would replace by an image.
+    Rows are [prompt, image included][answer][padding on the right]; `completion_mask` is 1 on the answer. The processor
+    sees a batch's prompts in one call, so that images of different sizes and numbers of tiles are put together its own
+    way. What the processor gives token by token (token types, which tokens see the image) goes on over the answer as it
+    does over tokens that the model generates; every other tensor is passed on as it is. Raises ValueError,
+    naming the pair, when an answer holds the image placeholder, which the model would replace by an image; building a
+    batch raises PromptError, a ValueError that names the prompt and its image, for a prompt that can't be read.
     """
 
-    def __init__(self, processor: Any, examples: Sequence[PreferenceExample]) -> None:
-        placeholder = processor.image_token_id
+    def __init__(self, loaded: LoadedModel, examples: Sequence[PreferenceExample]) -> None:
+        placeholder = loaded.image_token_id
         for example in examples:
             if placeholder in example.chosen_ids + (example.rejected_ids or ()):
                 raise ValueError(
                     f"pair {example.pair_id}: an answer holds the image placeholder (token {placeholder}); "
                     "suppress it while sampling"
                 )
-        self._processor = processor
+        self._loaded = loaded
         self._examples = examples
-        self._encode = lru_cache(maxsize=PROMPTS_KEPT)(self._encode_prompt)
 
     def preference(self, rows: Sequence[dict]) -> "dict[str, torch.Tensor]":
         """A DPO batch of 2B rows, the B chosen first, with the stored log-probs (B,) as TRL's reference.
@@ -71,36 +70,21 @@ class Batches:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        encoded = [self._encode(prompt) for prompt in prompts]
-        answer_ids = [torch.tensor(ids) for ids in answers]
-
-        def rows(fill: int, prompt_parts: list, answer_parts: list) -> "torch.Tensor":
-            joined = [torch.cat(parts) for parts in zip(prompt_parts, answer_parts, strict=True)]
-            return pad_sequence(joined, batch_first=True, padding_value=fill)
-
-        prompt_ids = [inputs["input_ids"][0] for inputs in encoded]
-        zeros = [torch.zeros_like(ids) for ids in answer_ids]
-        ones = [torch.ones_like(ids) for ids in answer_ids]
-        batch = {
-            "input_ids": rows(self._processor.tokenizer.pad_token_id, prompt_ids, answer_ids),
-            "attention_mask": rows(0, [torch.ones_like(ids) for ids in prompt_ids], ones),
-            "completion_mask": rows(0, [torch.zeros_like(ids) for ids in prompt_ids], ones),
+        answerable = encode(self._loaded, prompts)
+        if answerable.errors:
+            raise next(iter(answerable.errors.values()))
+        model, encoded = self._loaded.model, answerable.inputs
+        own = encoded["attention_mask"].bool()
+        token_wise = ("input_ids", *grown(model, encoded))
+        rows = []
+        for row, answer in enumerate(answers):
+            prompt = {name: encoded[name][row : row + 1, own[row]] for name in token_wise}
+            rows.append(append(model, prompt, answer))
+            rows[-1]["completion_mask"] = torch.ones_like(rows[-1]["input_ids"])
+            rows[-1]["completion_mask"][:, : -len(answer)] = 0
+        fills = {"input_ids": self._loaded.tokenizer.pad_token_id}
+        padded = {
+            name: pad_sequence([row[name][0] for row in rows], batch_first=True, padding_value=fills.get(name, 0))
+            for name in rows[0]
         }
-        for name in [name for name in encoded[0] if name not in batch]:
-            parts = [inputs[name] for inputs in encoded]
-            if parts[0].shape == encoded[0]["input_ids"].shape:
-                batch[name] = rows(0, [part[0] for part in parts], zeros)
-            else:
-                batch[name] = torch.cat(parts)
-        return batch
-
-    def _encode_prompt(self, prompt: Prompt) -> "dict[str, torch.Tensor]":
-        try:
-            image = prompt.open_image()
-        except OSError as error:
-            raise ValueError(f"prompt {prompt.prompt_id}: image {prompt.image_path} can't be read: {error}") from error
-        text = self._processor.apply_chat_template(prompt.chat(), tokenize=False, add_generation_prompt=True)
-        bos = self._processor.tokenizer.bos_token
-        # As when the answers were sampled: a template that begins the sequence itself must not get a second beginning.
-        special = bos is None or not text.startswith(bos)
-        return dict(self._processor(images=[image], text=[text], add_special_tokens=special, return_tensors="pt"))
+        return {**encoded, **padded}

@@ -60,7 +60,7 @@ def fit_dpo(
     from trl import DPOConfig, DPOTrainer
 
     model = loaded.model
-    batches = Batches(loaded.processor, examples)
+    batches = Batches(loaded, examples)
     with tempfile.TemporaryDirectory() as folder, without_deprecation(), measured(model) as measures:
         config = DPOConfig(
             **trainer_arguments(model, settings, seed, folder),

@@ -11,15 +11,38 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
 
+def language_model_and_tower(model: Any) -> tuple[Any, Any]:
+    """The modules of `model` that read the text, its LM head apart, and the image.
+
+    Raises ValueError when transformers can't tell them apart, so that nothing is trained that should stay frozen.
+    """
+    # InstructBLIP says so of its language model only.
+    if model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder:
+        raise ValueError(
+            f"{type(model).__name__} has an encoder-decoder language model, which reads prompt and answer apart: "
+            "training needs one that continues the prompt (of BLIP-2 and InstructBLIP, the OPT and Vicuna versions)"
+        )
+    decoder, tower = model.get_decoder(), model.get_encoder(modality="image")
+    # Some models name the whole language model, LM head included, which in turn names the part before it.
+    while decoder.get_decoder() is not decoder:
+        decoder = decoder.get_decoder()
+    if tower is None or tower is model or decoder is model or any(module is tower for module in decoder.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has no language model apart from a vision tower: an adapter on one would not "
+            "leave the other alone; use a model with both"
+        )
+    return decoder, tower
+
+
 def language_model_linears(model: Any) -> str:
     """A regular expression that matches the full names of the language model's linear layers, and nothing else.
 
     A plain list such as `q_proj` would also match the vision tower, whose layers bear the same names. The LM head,
-    outside the language model's path, is left out.
+    outside the language model's path, is left out. Raises ValueError as `language_model_and_tower` does.
     """
     import torch
 
-    decoder = model.get_decoder()
+    decoder, _ = language_model_and_tower(model)
     path = next(name for name, module in model.named_modules() if module is decoder)
     layers = [name for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)]
     kinds = sorted({name.rsplit(".", 1)[-1] for name in layers})

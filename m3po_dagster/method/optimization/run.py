@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from m3po_dagster.method.generation.model import LoadedModel
+from m3po_dagster.method.optimization.backbone import give_backbone
 from m3po_dagster.method.optimization.examples import PreferenceExample
-from m3po_dagster.method.optimization.lora import lora_config
+from m3po_dagster.method.optimization.lora import language_model_and_tower, lora_config
 from m3po_dagster.method.optimization.settings import DpoSettings, LoraSettings, SftSettings
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class TrainingResult:
     rejected_logp_after. The log-probs are sums in nats; `before` is the stored one. reward_margin is
     beta * ((chosen_after - chosen_before) - (rejected_after - rejected_before)), 0 before training by definition;
     what concerns the rejected answer is None for SFT.
-    `counts`: language_model_forwards (calls), sequences (rows they held), images_encoded (rows the vision tower got).
+    `counts`: language_model_forwards (calls), sequences (rows they held), images_encoded (images the vision
+    tower got; one a row, however many tiles it is cut into).
     `seconds` covers checking, training and measuring, not loading. `peak_memory` is in bytes: allocated on the
     accelerator, or on a CPU the process's peak resident set.
     """
@@ -152,10 +154,10 @@ def new_trainer(
 ) -> Any:
     """TRL's trainer, watched and silent, with a new adapter on the model drawn from the seed in `config`."""
     from transformers import PrinterCallback
-    from trl.trainer.utils import disable_dropout_in_model
 
+    give_backbone(loaded.model)
     # The base model's own, since the stored log-probs are without it; the adapter comes after.
-    disable_dropout_in_model(loaded.model)
+    without_dropout(loaded.model)
     trainer = watched(trainer_class, examples, progress)(
         model=loaded.model,
         args=config,
@@ -166,6 +168,27 @@ def new_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def without_dropout(model: Any) -> None:
+    """Sets every dropout of `model` to 0.
+
+    TRL's own sees dropout layers only. Attention takes its dropout as a number, kept beside its weights or in its
+    config, and it is not 0 in every published model: a Q-Former's is 0.1.
+    """
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for holder in (module, getattr(module, "config", None)):
+            rates = [
+                name
+                for name, value in getattr(holder, "__dict__", {}).items()
+                if "drop" in name and type(value) is float
+            ]
+            for name in rates:
+                setattr(holder, name, 0.0)
 
 
 def answer_logps(model: Any, batch: "dict[str, torch.Tensor]") -> "torch.Tensor":
@@ -218,17 +241,26 @@ def measured(model: Any) -> "Iterator[dict[str, Any]]":
 
     counts = {"language_model_forwards": 0, "sequences": 0, "images_encoded": 0}
     measures: dict[str, Any] = {"counts": counts}
+    tower_ran = False
 
     def language_model(module: Any, args: tuple, kwargs: dict) -> None:
+        nonlocal tower_ran
+        # Ids where the image stays outside the sequence (Llama 3.2 Vision), else embeddings.
+        rows = next(len(kwargs[name]) for name in ("inputs_embeds", "input_ids") if kwargs.get(name) is not None)
         counts["language_model_forwards"] += 1
-        counts["sequences"] += kwargs["inputs_embeds"].shape[0]
+        counts["sequences"] += rows
+        # What the tower gets is tiles or patches in many models; the rows that follow it have an image each.
+        counts["images_encoded"] += rows if tower_ran else 0
+        tower_ran = False
 
-    def vision_tower(module: Any, args: tuple, kwargs: dict) -> None:
-        counts["images_encoded"] += (args[0] if args else kwargs["pixel_values"]).shape[0]
+    def vision_tower(module: Any, args: tuple) -> None:
+        nonlocal tower_ran
+        tower_ran = True
 
+    decoder, tower = language_model_and_tower(model)
     hooks = [
-        model.get_decoder().register_forward_pre_hook(language_model, with_kwargs=True),
-        model.get_encoder(modality="image").register_forward_pre_hook(vision_tower, with_kwargs=True),
+        decoder.register_forward_pre_hook(language_model, with_kwargs=True),
+        tower.register_forward_pre_hook(vision_tower),
     ]
     on_gpu = model.device.type == "cuda"
     if on_gpu:

@@ -52,7 +52,7 @@ def fit_sft(
     from trl import SFTConfig, SFTTrainer
 
     model = loaded.model
-    batches = Batches(loaded.processor, examples)
+    batches = Batches(loaded, examples)
     with tempfile.TemporaryDirectory() as folder, without_deprecation(), measured(model) as measures:
         config = SFTConfig(**trainer_arguments(model, settings, seed, folder))
         trainer = new_trainer(SFTTrainer, loaded, config, settings.lora, examples, batches.supervised, progress)
