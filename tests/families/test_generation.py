@@ -7,9 +7,10 @@ import pytest
 from zoo import FAMILIES, OTHER_ATTENTION
 
 from m3po_dagster.method.generation.encoding import encode
+from m3po_dagster.method.generation.model import load_model
 from m3po_dagster.method.generation.prefill import Counts
 from m3po_dagster.method.generation.samples import Failure, prompt_seed
-from m3po_dagster.method.generation.settings import SamplingSettings
+from m3po_dagster.method.generation.settings import ModelSettings, SamplingSettings
 from m3po_dagster.method.prompt import Message
 from tests.families.oracle import full_forward, generated, inputs_of, open_family
 from tests.sampling import answer_greedily, sample
@@ -67,6 +68,16 @@ def test_the_check_costs_a_few_forwards_once(zoo):
         assert fresh.paths.check_forwards == calls["forwards"]
     finally:
         hook.remove()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_takes_the_same_paths(zoo, dtype):
+    loaded = load_model(ModelSettings(path=str(zoo.folder), device="cpu", dtype=dtype))
+    assert (loaded.paths.sampling, loaded.paths.scoring) == (zoo.loaded.paths.sampling, zoo.loaded.paths.scoring)
+    assert loaded.precision == dtype
+    samples = sample(loaded, zoo.prompts[:1], SETTINGS, [0])[0]
+    for one in samples[:2]:
+        assert one.token_logps == pytest.approx(full_forward(zoo, zoo.prompts[0], one.token_ids), abs=0.3)
 
 
 def test_samples_are_those_of_generate(zoo):
