@@ -1,51 +1,22 @@
 """A language model with an encoder (BLIP-2 on T5) samples and scores by the paths that are right for any model."""
 
 import pytest
+from zoo import ENCODER_DECODER, family
 from zoo.images import write_prompts
-from zoo.tokens import byte_pairs
-from zoo.weights import VISION_SIZES, randomised, special_ids
 
 from m3po_dagster.method.confidence import score_continuations
 from m3po_dagster.method.generation.model import load_model
 from m3po_dagster.method.generation.prefill import Counts
 from m3po_dagster.method.generation.settings import ModelSettings, SamplingSettings
-from m3po_dagster.torchvision_repair import repair_torchvision
 from tests.families.oracle import inputs_of
 from tests.sampling import answer_greedily, sample
 
 SETTINGS = SamplingSettings(n=4, temperature=1.2, top_p=0.95, max_new_tokens=16, prompts_per_batch=2)
 
 
-def blip_2_t5(folder):
-    repair_torchvision()
-    from transformers import (
-        Blip2Config,
-        Blip2ForConditionalGeneration,
-        Blip2Processor,
-        BlipImageProcessor,
-        T5Config,
-    )
-
-    tokenizer = byte_pairs(("<pad>", "</s>", "<unk>", "<image>"), {}, bos=None, eos="</s>", pad="<pad>")
-    processor = Blip2Processor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer, num_query_tokens=4)
-    text = T5Config(**special_ids(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-    text.decoder_start_token_id = tokenizer.pad_token_id
-    config = Blip2Config(
-        vision_config={**VISION_SIZES, "image_size": 32, "patch_size": 8},
-        qformer_config={**VISION_SIZES, "vocab_size": 32, "encoder_hidden_size": 32},
-        text_config=text.to_dict(),
-        num_query_tokens=4,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-    )
-    model = randomised(Blip2ForConditionalGeneration(config), tokenizer)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    folder = blip_2_t5(tmp_path_factory.mktemp("blip-2-t5"))
+    folder = family(ENCODER_DECODER, tmp_path_factory.mktemp(ENCODER_DECODER))
     return load_model(ModelSettings(path=str(folder), device="cpu"))
 
 

@@ -7,9 +7,10 @@ import pytest
 from zoo import FAMILIES, OTHER_ATTENTION
 
 from m3po_dagster.method.generation.encoding import encode
+from m3po_dagster.method.generation.model import load_model
 from m3po_dagster.method.generation.prefill import Counts
 from m3po_dagster.method.generation.samples import Failure, prompt_seed
-from m3po_dagster.method.generation.settings import SamplingSettings
+from m3po_dagster.method.generation.settings import ModelSettings, SamplingSettings
 from m3po_dagster.method.prompt import Message
 from tests.families.oracle import full_forward, generated, inputs_of, open_family
 from tests.sampling import answer_greedily, sample
@@ -22,8 +23,10 @@ EXPANDED = ("gemma3", "lfm2_vl", "mllama")
 SHARES_IMAGES = ("llava", "gemma3", "paligemma")
 
 
-@pytest.fixture(scope="module", params=FAMILIES + OTHER_ATTENTION)
+@pytest.fixture(scope="module", params=(*FAMILIES, *OTHER_ATTENTION, "smolvlm"))
 def zoo(request, tmp_path_factory):
+    if request.param == "smolvlm":
+        pytest.importorskip("num2words", reason="SmolVLM2's processor needs num2words")
     return open_family(request.param, tmp_path_factory.mktemp(request.param))
 
 
@@ -67,6 +70,16 @@ def test_the_check_costs_a_few_forwards_once(zoo):
         assert fresh.paths.check_forwards == calls["forwards"]
     finally:
         hook.remove()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_takes_the_same_paths(zoo, dtype):
+    loaded = load_model(ModelSettings(path=str(zoo.folder), device="cpu", dtype=dtype))
+    assert (loaded.paths.sampling, loaded.paths.scoring) == (zoo.loaded.paths.sampling, zoo.loaded.paths.scoring)
+    assert loaded.precision == dtype
+    samples = sample(loaded, zoo.prompts[:1], SETTINGS, [0])[0]
+    for one in samples[:2]:
+        assert one.token_logps == pytest.approx(full_forward(zoo, zoo.prompts[0], one.token_ids), abs=0.3)
 
 
 def test_samples_are_those_of_generate(zoo):
@@ -161,9 +174,9 @@ def test_the_model_does_each_prompt_once(zoo):
             hook.remove()
     shared = zoo.name in SHARES_IMAGES
     assert counts.images_encoded == 5 - shared
-    if zoo.name not in ("llava_next", "idefics3", "lfm2_vl"):
-        # These pad a batch's images to the most tiles, or leave that padding out before the tower.
-        assert seen["pixels"] == pixels - shared * again
+    # Some pad a batch's images to the most tiles, and leave that padding out before the tower.
+    pads_tiles = zoo.name in ("llava_next", "idefics3", "smolvlm", "lfm2_vl")
+    assert seen["pixels"] <= pixels if pads_tiles else seen["pixels"] == pixels - shared * again
     assert counts.prefill_forwards == seen["prefill"] == 2
     assert seen["qformer"] == (5 if zoo.name in ("instructblip", "blip_2") else 0)
     lengths = [inputs_of(loaded.processor, prompt)["input_ids"].numel() for prompt in zoo.prompts]

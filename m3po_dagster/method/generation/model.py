@@ -143,7 +143,7 @@ def _load(settings: ModelSettings) -> "tuple[PreTrainedModel, ProcessorMixin]":
             f"model.path {path!r}: {where} doesn't give config, weights and processor files: name the folder of a "
             f"saved model and processor, or a hub model that can be downloaded ({str(error).splitlines()[0]})"
         ) from error
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, ImportError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"model.path {path!r} is no vision-language model transformers can load: {reason}") from error
     return model, processor
