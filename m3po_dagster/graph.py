@@ -80,7 +80,7 @@ STAGES: dict[str, Stage] = {
             ("filtered_instructions", "base_model"),
             "2",
             lambda study, ids, _: study.generation.model_dump(
-                mode="json", exclude={"prompts_per_batch", "part_prompts"}
+                mode="json", exclude={"prompts_per_batch", "part_seconds", "max_failed"}
             ),
             loads_model=True,
         ),

@@ -1,6 +1,6 @@
 """candidates: N answers a prompt from the base model, with their log-probs (section 3.2)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 import pyarrow as pa
@@ -12,9 +12,9 @@ from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.parts import in_parts
 from m3po_dagster.assets.pictures import gallery, histograms
+from m3po_dagster.assets.sampling import PART_SCHEMA, ShardSampling
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
-from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.resources.generator import GeneratorResource
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
@@ -48,47 +48,22 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
 
 
 def sample_shard(work: Work, generator: GeneratorResource) -> Built:
-    """Samples the shard part by part; a prompt that can't be sampled is counted with its reason."""
-    prompts = prompts_of(work.one("filtered_instructions").table(), work.study)
-    rows = in_parts(
-        work, prompts, lambda some, advance: sample_part(work, generator, some, advance), PART_SCHEMA, "sampling"
-    )
+    """Samples the shard; a prompt that can't be sampled is counted with its reason, too many of them end the work."""
+    prompts = {prompt.prompt_id: prompt for prompt in prompts_of(work.one("filtered_instructions").table(), work.study)}
+    sampling = ShardSampling(work, generator, prompts)
+    rows = in_parts(work, prompts, sampling.sample, PART_SCHEMA, "sampling", sampling.asked_again)
     sampled = rows.filter(pc.is_null(rows["failure"])).drop_columns(["failure"]).cast(CANDIDATES.schema)
     failed = rows.filter(pc.is_valid(rows["failure"]))
     reasons = pa.array(["not sampled"] * len(failed), pa.string())
     dropped = pa.table([failed["prompt_id"], reasons, failed["failure"]], schema=DROPPED.schema)
     return Built(
         {"data": (sampled, CANDIDATES), "dropped": (dropped, DROPPED)},
-        facts={"numerics": generator.engine(work.study).numerics} if prompts else {},
-        checks=(prompts_answered(len(prompts) - len(failed), len(failed)), diversity(sampled)),
+        facts=sampling.facts(),
+        checks=(
+            prompts_answered(len(prompts) - len(failed), len(failed), work.study.generation.max_failed),
+            diversity(sampled),
+        ),
     )
-
-
-def sample_part(
-    work: Work, generator: GeneratorResource, prompts: Sequence[Prompt], advance: Callable[[int, int], None]
-) -> pa.Table:
-    """One part: the distinct candidates of some prompts, and a row with the reason for a prompt without answers."""
-    from m3po_dagster.method.generation.candidates import distinct
-    from m3po_dagster.method.generation.samples import Failure, prompt_seed
-
-    settings = work.study.generation
-    seeds = [prompt_seed(settings.seed, prompt.prompt_id, settings.n) for prompt in prompts]
-    rows: list[list[dict]] = [[] for _ in prompts]
-    answers = generator.engine(work.study).sample(prompts, settings, seeds)
-    for done, (i, found) in enumerate(answers, start=1):
-        prompt_id = prompts[i].prompt_id
-        if isinstance(found, Failure):
-            # Where the images lie on this machine is no part of the result.
-            reason = found.reason.replace(str(prompts[i].image_path), prompts[i].image_path.name)
-            rows[i] = [{"prompt_id": prompt_id, "failure": reason}]
-        else:
-            rows[i] = [candidate.row(prompt_id, seeds[i]) for candidate in distinct(found)]
-        advance(done, len(prompts))
-    return pa.Table.from_pylist([row for some in rows for row in some], schema=PART_SCHEMA)
-
-
-PART_SCHEMA = pa.schema([*(field.with_nullable(True) for field in CANDIDATES.schema), ("failure", pa.string())])
-"""A part's rows: candidates, and prompts without any with the reason."""
 
 
 def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:

@@ -38,7 +38,7 @@ class Rule:
 
 
 KEPT_SHARE = Rule("kept_share", False, "at least half of the shard's records pass the filters")
-PROMPTS_ANSWERED = Rule("prompts_answered", True, "at most 5 % of the prompts failed to be sampled")
+PROMPTS_ANSWERED = Rule("prompts_answered", True, "no more prompts failed to be sampled than the study's max_failed")
 DIVERSITY = Rule("diversity", False, "a prompt has at least 2 distinct candidates on average, at most 10 % truncated")
 SCORED = Rule("scored", True, "no more candidates are unscored than the study's max_unscored")
 SPREAD = Rule("spread", False, "MAS tells candidates apart in at least half of the prompts")
@@ -76,10 +76,11 @@ def kept_share(kept: int, dropped: int) -> Check:
     )
 
 
-def prompts_answered(answered: int, failed: int) -> Check:
+def prompts_answered(answered: int, failed: int, max_failed: float) -> Check:
     """A failed prompt is counted and left out; many mean that something is wrong."""
     total = answered + failed
-    return PROMPTS_ANSWERED.outcome(total == 0 or failed / total <= 0.05, f"{failed} of {total} failed", failed=failed)
+    share = failed / total if total else 0.0
+    return PROMPTS_ANSWERED.outcome(share <= max_failed, f"{failed} of {total} failed", failed=failed, share=share)
 
 
 def diversity(candidates: pa.Table) -> Check:

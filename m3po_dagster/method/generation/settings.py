@@ -31,4 +31,12 @@ class SamplingSettings(Settings):
     max_new_tokens: int = Field(512, ge=1, description="an answer is cut after this many tokens")
     seed: int = Field(0, ge=0, description="base seed; each prompt's own seed is a hash of it and the prompt")
     prompts_per_batch: int = Field(16, ge=1, description="prompts in flight at once, each with its N rows")
-    part_prompts: int = Field(64, ge=1, description="prompts a committed part: what a crash can lose at most")
+    part_seconds: float = Field(
+        60.0, gt=0, description="what is finished is on disk after this many seconds: the most that a crash can lose"
+    )
+    max_failed: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="largest share of a shard's prompts that may fail; once more have, the step stops and says why",
+    )
