@@ -1,13 +1,17 @@
 """candidates: N answers a prompt from the base model, with their log-probs (section 3.2)."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
 
 import dagster as dg
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from m3po_dagster.assets.checks import diversity, prompts_answered
-from m3po_dagster.assets.display import preview
+from m3po_dagster.assets.display import preview, rows_table
 from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.parts import in_parts
@@ -15,6 +19,7 @@ from m3po_dagster.assets.pictures import gallery, histograms
 from m3po_dagster.assets.sampling import PART_SCHEMA, ShardSampling
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
+from m3po_dagster.method.generation.diversity import Diversity, measure
 from m3po_dagster.resources.generator import GeneratorResource
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
@@ -56,41 +61,70 @@ def sample_shard(work: Work, generator: GeneratorResource) -> Built:
     failed = rows.filter(pc.is_valid(rows["failure"]))
     reasons = pa.array(["not sampled"] * len(failed), pa.string())
     dropped = pa.table([failed["prompt_id"], reasons, failed["failure"]], schema=DROPPED.schema)
+    found = measure(_answers(sampled))
     return Built(
         {"data": (sampled, CANDIDATES), "dropped": (dropped, DROPPED)},
-        facts=sampling.facts(),
+        facts={**sampling.facts(), "diversity": asdict(found)},
         checks=(
             prompts_answered(len(prompts) - len(failed), len(failed), work.study.generation.max_failed),
-            diversity(sampled),
+            diversity(found),
         ),
     )
 
 
+def _answers(table: pa.Table) -> Iterator[tuple[list[str], list[int], list[bool]]]:
+    """Each prompt's texts, multiplicities and whether they were cut; its rows are adjacent."""
+    columns = [table[name].to_pylist() for name in ("prompt_id", "text", "multiplicity", "finish_reason")]
+    for _, rows in groupby(zip(*columns, strict=True), key=itemgetter(0)):
+        _, texts, multiplicities, reasons = zip(*rows, strict=True)
+        yield texts, multiplicities, [reason == "length" for reason in reasons]
+
+
 def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """How many, how different, how long; some prompts with answers."""
+    """How many, how different, how long, how fast; some prompts with answers."""
     columns = ["candidate_id", "prompt_id", "text", "finish_reason", "multiplicity", "n_tokens", "sum_logp"]
     table = artifact.table(columns=columns)
-    distinct = table["prompt_id"].value_counts().field("counts")
-    prompts = len(distinct)
-    samples = pc.sum(table["multiplicity"]).as_py() or 0
-    tokens = pc.sum(pc.multiply(table["n_tokens"], table["multiplicity"])).as_py() or 0
+    by_prompt = table.group_by("prompt_id").aggregate([("multiplicity", "sum"), ("multiplicity", "count")])
+    multiplicity = table["multiplicity"].to_numpy()
+    facts = artifact.manifest.metadata
+    found = Diversity(**facts["diversity"])
     return {
-        "prompts": prompts,
-        "samples": samples,
-        "distinct candidates": len(table),
-        "tokens/s": round(tokens / max(artifact.manifest.seconds, 1e-9), 1),
+        "prompts": found.prompts,
+        "samples": found.samples,
+        "distinct candidates": found.distinct,
+        "distinct share": _rounded(found.distinct_share),
+        "distinct candidates a prompt": _rounded(found.distinct_a_prompt),
+        "mean pairwise similarity": _rounded(found.mean_similarity),
+        "truncated share": _rounded(found.truncated_share),
         "prompts not sampled": artifact.manifest.tables["dropped"].rows,
-        "distinct candidates a prompt": round(len(table) / max(prompts, 1), 2),
+        **speed(facts.get("this run", {})),
         "preview": preview(table, columns=["candidate_id", "text", "finish_reason", "multiplicity", "sum_logp"]),
         "lengths": histograms(
             {
-                "tokens a candidate": table["n_tokens"].to_pylist(),
-                "distinct candidates a prompt": distinct.to_pylist(),
+                "tokens a sample": np.repeat(table["n_tokens"].to_numpy(), multiplicity),
+                "samples a prompt": by_prompt["multiplicity_sum"].to_pylist(),
+                "distinct candidates a prompt": by_prompt["multiplicity_count"].to_pylist(),
             }
         ),
         "examples": examples(table, work),
         "inspector": dg.MetadataValue.url(prompts_url(shard=work.partition)),
     }
+
+
+def speed(run: Mapping[str, float]) -> dict[str, object]:
+    """Rates of the run that made the result, what an interrupted one before it had done left out; and its counts."""
+    if not run:
+        return {}
+    seconds = max(run["seconds"], 1e-9)
+    return {
+        "tokens/s": round(run["tokens"] / seconds, 1),
+        "prompts/s": round(run["prompts"] / seconds, 2),
+        "this run": rows_table([{"what": name, "number": number} for name, number in run.items()], ["what", "number"]),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def examples(table: pa.Table, work: Work) -> dg.MarkdownMetadataValue:
