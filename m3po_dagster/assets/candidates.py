@@ -1,5 +1,6 @@
 """candidates: N answers a prompt from the base model, with their log-probs (section 3.2)."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import groupby
@@ -19,6 +20,7 @@ from m3po_dagster.assets.pictures import gallery, histograms
 from m3po_dagster.assets.sampling import PART_SCHEMA, ShardSampling
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
+from m3po_dagster.method.generation.adaptive import saved
 from m3po_dagster.method.generation.diversity import Diversity, measure
 from m3po_dagster.resources.generator import GeneratorResource
 from m3po_dagster.resources.study import StoreResource, StudyResource
@@ -57,19 +59,36 @@ def sample_shard(work: Work, generator: GeneratorResource) -> Built:
     prompts = {prompt.prompt_id: prompt for prompt in prompts_of(work.one("filtered_instructions").table(), work.study)}
     sampling = ShardSampling(work, generator, prompts)
     rows = in_parts(work, prompts, sampling.sample, PART_SCHEMA, "sampling", sampling.asked_again)
-    sampled = rows.filter(pc.is_null(rows["failure"])).drop_columns(["failure"]).cast(CANDIDATES.schema)
+    sampled = rows.filter(pc.is_null(rows["failure"])).select(CANDIDATES.schema.names).cast(CANDIDATES.schema)
     failed = rows.filter(pc.is_valid(rows["failure"]))
     reasons = pa.array(["not sampled"] * len(failed), pa.string())
     dropped = pa.table([failed["prompt_id"], reasons, failed["failure"]], schema=DROPPED.schema)
     found = measure(_answers(sampled))
     return Built(
         {"data": (sampled, CANDIDATES), "dropped": (dropped, DROPPED)},
-        facts={**sampling.facts(), "diversity": asdict(found)},
+        facts={**sampling.facts(), "diversity": asdict(found), **adaptive(rows, work.study)},
         checks=(
             prompts_answered(len(prompts) - len(failed), len(failed), work.study.generation.max_failed),
             diversity(found),
         ),
     )
+
+
+def adaptive(rows: pa.Table, study: Study) -> dict[str, object]:
+    """What an adaptive N saved and why prompts stopped, over all parts; nothing with a fixed N."""
+    if study.generation.scorer is None:
+        return {}
+    tokens = pc.multiply(rows["n_tokens"], rows["multiplicity"])
+    drawn = rows.append_column("tokens", tokens).filter(pc.is_null(rows["failure"])).group_by("prompt_id")
+    by_prompt = drawn.aggregate([("multiplicity", "sum"), ("tokens", "sum")])
+    samples, spent = by_prompt["multiplicity_sum"].to_pylist(), by_prompt["tokens_sum"].to_pylist()
+    return {
+        "adaptive": {
+            **saved(samples, spent, study.generation.most),
+            "prompts by samples": {str(number): count for number, count in sorted(Counter(samples).items())},
+            "prompts by reason to stop": dict(Counter(rows["stopped"].drop_null().to_pylist()).most_common()),
+        }
+    }
 
 
 def _answers(table: pa.Table) -> Iterator[tuple[list[str], list[int], list[bool]]]:
@@ -98,6 +117,7 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
         "truncated share": _rounded(found.truncated_share),
         "prompts not sampled": artifact.manifest.tables["dropped"].rows,
         **speed(facts.get("this run", {})),
+        **({"adaptive N": dg.MetadataValue.json(facts["adaptive"])} if "adaptive" in facts else {}),
         "preview": preview(table, columns=["candidate_id", "text", "finish_reason", "multiplicity", "sum_logp"]),
         "lengths": histograms(
             {

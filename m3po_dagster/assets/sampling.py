@@ -14,8 +14,10 @@ from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.resources.generator import GeneratorResource
 from m3po_dagster.storage.tables import CANDIDATES
 
-PART_SCHEMA = pa.schema([*(field.with_nullable(True) for field in CANDIDATES.schema), ("failure", pa.string())])
-"""A part's rows: candidates, and prompts without any with the reason."""
+PART_SCHEMA = pa.schema(
+    [*(field.with_nullable(True) for field in CANDIDATES.schema), ("failure", pa.string()), ("stopped", pa.string())]
+)
+"""A part's rows: candidates, the prompt's first with why it got no more rounds; prompts without any with the reason."""
 
 
 class ShardSampling:
@@ -23,6 +25,7 @@ class ShardSampling:
 
     def __init__(self, work: Work, generator: GeneratorResource, prompts: Mapping[str, Prompt]) -> None:
         self._prompts, self._settings = prompts, work.study.generation
+        self._generator, self._study = generator, work.study
         self._engine = generator.engine(work.study) if prompts else None
         self._failures = Failures(len(prompts), self._settings.max_failed)
         self._done = self._tokens = 0
@@ -47,9 +50,10 @@ class ShardSampling:
 
         if not prompts:
             return
-        seeds = [prompt_seed(self._settings.seed, prompt.prompt_id, self._settings.n) for prompt in prompts]
+        seeds = [prompt_seed(self._settings.seed, prompt.prompt_id, self._settings.most) for prompt in prompts]
+        rounds = self._generator.rounds(self._study, prompts)
         started = time.monotonic()
-        for i, found in self._engine.sample(prompts, self._settings, seeds):
+        for i, found in self._engine.sample(prompts, self._settings, seeds, rounds):
             prompt_id = prompts[i].prompt_id
             if isinstance(found, Failure):
                 # Where the images lie on this machine is no part of the result.
@@ -60,7 +64,9 @@ class ShardSampling:
                 self._failures.check()
             else:
                 self._tokens += sum(len(one.token_ids) for one in found)
-                yield [candidate.row(prompt_id, seeds[i]) for candidate in distinct(found)]
+                rows = [candidate.row(prompt_id, seeds[i]) for candidate in distinct(found)]
+                rows[0]["stopped"] = rounds.why_stopped(i) if rounds else None
+                yield rows
             self._done += 1
             self._seconds = time.monotonic() - started
 

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3po_dagster.method.generation.diversity import jaccard, mean_similarity, measure
@@ -24,6 +24,7 @@ def similarity(one: str, other: str) -> float:
     return len(a & b) / len(a | b)
 
 
+@settings(deadline=None)
 @given(
     TEXTS.flatmap(
         lambda texts: st.tuples(st.just(texts), st.lists(st.integers(1, 4), min_size=len(texts), max_size=len(texts)))
@@ -37,6 +38,7 @@ def test_is_the_mean_over_all_pairs_of_samples(drawn):
         assert mean_similarity(texts, np.array(times, dtype=float)) == pytest.approx(np.mean(pairs), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_similarity_is_symmetric_and_a_share(texts):
     alike = jaccard(texts)

@@ -50,6 +50,15 @@ class Prefix:
     attention_mask: "torch.Tensor"
     lengths: "torch.Tensor"
 
+    def keep(self, prompts: Sequence[int]) -> "Prefix":
+        """The prefix of these prompts alone; what is kept of the others is freed, this one can't be used any more."""
+        import torch
+
+        kept = torch.tensor(prompts, device=self.lengths.device)
+        with torch.inference_mode():
+            self.cache.batch_select_indices(kept)
+            return Prefix(self.cache, self.logits[kept], self.attention_mask[kept], self.lengths[kept])
+
 
 def prefill(
     loaded: LoadedModel, prompts: Sequence[Prompt], counts: Counts | None = None

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from m3po_dagster.method.generation.decode import Decoded, decode
+from m3po_dagster.method.generation.engine import More
 from m3po_dagster.method.generation.model import LoadedModel
-from m3po_dagster.method.generation.prefill import Counts, prefill
+from m3po_dagster.method.generation.prefill import Counts, Prefix, prefill
 from m3po_dagster.method.generation.samples import Failure, Sample
 from m3po_dagster.method.generation.settings import SamplingSettings
 from m3po_dagster.method.prompt import Prompt
 
 if TYPE_CHECKING:
     import torch
+
+    Chooser = Callable[[list[int], int, int], Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]
 
 
 @dataclass
@@ -31,7 +34,11 @@ class TransformersEngine:
         return self.loaded.numerics
 
     def sample(
-        self, prompts: Sequence[Prompt], settings: SamplingSettings, seeds: Sequence[int]
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        more: More | None = None,
     ) -> Iterator[tuple[int, list[Sample] | Failure]]:
         """The N samples of each prompt in sampling order, or why there are none, batch after batch (section 3.2).
 
@@ -39,14 +46,20 @@ class TransformersEngine:
         in float32 on CPU are the tokens `generate(do_sample=True, num_return_sequences=N, top_k=0)` gives after
         `torch.manual_seed(seed)` with the same ids suppressed. An answer ends at the latest where the model's
         positions do.
+
+        With an adaptive N a prompt is read once for all its rounds; each is drawn like N samples of its own, from the
+        seed plus the number of samples before it. `more` stops a prompt after a round (section 4.9); without it every
+        prompt goes through all rounds, and its samples are the same.
         """
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
 
-        def chooser(kept: list[int]) -> _Multinomial:
-            return _Multinomial(self.loaded, settings, [seeds[i] for i in kept])
+        def chooser(kept: list[int], n: int, drawn: int) -> _Multinomial:
+            return _Multinomial(self.loaded, settings, n, [seeds[i] + drawn for i in kept])
 
-        return self._in_batches(prompts, settings.n, settings.max_new_tokens, settings.prompts_per_batch, chooser)
+        return self._in_batches(
+            prompts, settings.rounds, settings.max_new_tokens, settings.prompts_per_batch, chooser, more
+        )
 
     def answer(
         self, prompts: Sequence[Prompt], max_new_tokens: int, at_once: int
@@ -61,35 +74,61 @@ class TransformersEngine:
         def likeliest(logits: "torch.Tensor", prompt_of: "torch.Tensor", row_of: "torch.Tensor") -> "torch.Tensor":
             return suppress(None, logits).argmax(dim=-1)
 
-        for i, answer in self._in_batches(prompts, 1, max_new_tokens, at_once, lambda kept: likeliest):
+        for i, answer in self._in_batches(prompts, (1,), max_new_tokens, at_once, lambda *_: likeliest):
             yield i, answer if isinstance(answer, Failure) else answer[0]
 
     def _in_batches(
         self,
         prompts: Sequence[Prompt],
-        n: int,
+        rounds: Sequence[int],
         max_new_tokens: int,
         batch_size: int,
-        chooser: "Callable[[list[int]], Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]",
+        chooser: "Chooser",
+        more: More | None = None,
     ) -> Iterator[tuple[int, list[Sample] | Failure]]:
-        """`chooser` takes the indices of a batch's readable prompts and gives what `decode` picks by."""
+        """`chooser` takes the indices of the prompts in a round, its size and the samples before it."""
         for start in range(0, len(prompts), batch_size):
             prefix, kept, errors = prefill(self.loaded, prompts[start : start + batch_size], self.counts)
             yield from ((start + i, Failure(str(error))) for i, error in errors.items())
             if prefix is not None:
-                indices = [start + i for i in kept]
-                decoded = decode(self.loaded, prefix, n, max_new_tokens, chooser(indices), self.counts)
-                yield from zip(indices, _samples(self.loaded, decoded), strict=True)
+                yield from self._in_rounds(prefix, [start + i for i in kept], rounds, max_new_tokens, chooser, more)
+
+    def _in_rounds(
+        self,
+        prefix: Prefix,
+        indices: list[int],
+        rounds: Sequence[int],
+        max_new_tokens: int,
+        chooser: "Chooser",
+        more: More | None,
+    ) -> Iterator[tuple[int, list[Sample]]]:
+        """All rounds over one prefix, which the prompts that need no further round leave."""
+        found: dict[int, list[Sample]] = {i: [] for i in indices}
+        for number, n in enumerate(rounds, start=1):
+            choose = chooser(indices, n, sum(rounds[: number - 1]))
+            decoded = decode(self.loaded, prefix, n, max_new_tokens, choose, self.counts)
+            for i, samples in zip(indices, _samples(self.loaded, decoded), strict=True):
+                found[i] += samples
+            if number == len(rounds):
+                going = [False] * len(indices)
+            else:
+                going = more([(i, found[i]) for i in indices]) if more else [True] * len(indices)
+            yield from ((i, found.pop(i)) for i, goes_on in zip(indices, going, strict=True) if not goes_on)
+            if not any(going):
+                return
+            if not all(going):
+                prefix = prefix.keep([p for p, goes_on in enumerate(going) if goes_on])
+                indices = list(found)
 
 
 class _Multinomial:
     """Temperature, top-p and a draw, each prompt from a random stream of its own."""
 
-    def __init__(self, loaded: LoadedModel, settings: SamplingSettings, seeds: list[int]):
+    def __init__(self, loaded: LoadedModel, settings: SamplingSettings, n: int, seeds: list[int]):
         import torch
         from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-        self.n = settings.n
+        self.n = n
         self.warp = LogitsProcessorList([_suppression(loaded), TemperatureLogitsWarper(settings.temperature)])
         if settings.top_p < 1:
             self.warp.append(TopPLogitsWarper(settings.top_p))
