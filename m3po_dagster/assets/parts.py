@@ -52,7 +52,7 @@ def in_parts(
             writer.add(rows)
             done |= {row["prompt_id"] for row in rows}
             advance(len(done), len(items))
-    return _last(_whole(work.draft, stored), list(items)).select(schema.names)
+    return _last(_whole(work.draft, stored), list(items)).select(schema.names).cast(schema)
 
 
 class PartWriter:
