@@ -38,12 +38,13 @@ from m3po_dagster.study import JudgeSettings, Study, load_study
 from m3po_dagster.world.write import write_world
 
 STUDY = Path(__file__).parents[1] / "studies" / "easy_scenes.yaml"
-FIRST, STEP, MAX = 8, 8, 32
+MAX = 32
+LAYOUTS = ((8, 8), (4, 4))  # samples of the first round and of every further one
 FIXED = (8, 16, 24, 32)
 TOLERANCES = (0.0, 0.02, 0.05, 0.1, 1.0)
 PATIENCES = (1, 2)
 AT_ONCE = 16
-SAMPLED_FOR_REAL = ("clip", 1, 0.02)
+SAMPLED_FOR_REAL = ((8, 8), "clip", 1, 0.02)
 
 
 def prompts_of(study: Study) -> list[Prompt]:
@@ -150,14 +151,6 @@ def show(title: str, row: dict) -> None:
     )
 
 
-def sampled_for_real(engine: TransformersEngine, prompts, settings: SamplingSettings, seeds, more) -> tuple[dict, list]:
-    """Counts and CPU seconds of one sampling, and its samples."""
-    started = time.process_time()
-    samples = dict(engine.sample(prompts, settings, seeds, more))
-    seconds = time.process_time() - started
-    return {"cpu_seconds": round(seconds, 2), **asdict(engine.counts)}, [samples[i] for i in range(len(prompts))]
-
-
 def main() -> None:
     """Draws, replays, compares, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -174,58 +167,76 @@ def main() -> None:
     options.out.write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")
 
 
+class Experiment:
+    """The study's model, prompts, judge, and its scorers each alone."""
+
+    def __init__(self, study: Study, prompts: list[Prompt]) -> None:
+        self.study, self.prompts, self.loaded = study, prompts, load_model(study.model)
+        self.seeds = [prompt_seed(study.generation.seed, prompt.prompt_id, MAX) for prompt in prompts]
+        self.judge = Memory(study.judge.build())
+        self.alone = {
+            scorer.name: JudgeSettings(scorers=(scorer.model_copy(update={"weight": 1.0}),))
+            for scorer in study.judge.scorers
+        }
+
+    def sample(self, n: int | RoundSettings, wide: int, more: Rounds | None = None) -> tuple[dict, list[list[Sample]]]:
+        """Counts and CPU seconds of sampling all prompts, `wide` at once, and their samples."""
+        base = self.study.generation.model_dump()
+        settings = SamplingSettings(**base | {"n": n, "prompts_per_batch": wide})
+        engine, started = TransformersEngine(self.loaded), time.process_time()
+        samples = dict(engine.sample(self.prompts, settings, self.seeds, more))
+        seconds = round(time.process_time() - started, 2)
+        return {"cpu_seconds": seconds, **asdict(engine.counts)}, [samples[i] for i in range(len(self.prompts))]
+
+    def compared(self, drawn: list[list[Sample]], numbers: list[int]) -> dict:
+        """These numbers of samples against all of them."""
+        mine, best = (pairs(self.prompts, drawn, some, self.judge) for some in (numbers, [MAX] * len(drawn)))
+        return compared(drawn, numbers, mine, best)
+
+    def layout(self, first: int, step: int) -> tuple[list[dict], dict[str, dict]]:
+        """Figures of fixed N and of every setting of the rule, over one drawing in rounds; counts of real samplings."""
+        rows, scorers = [], {name: Memory(settings.build()) for name, settings in self.alone.items()}
+        counted, drawn = self.sample(RoundSettings(first=first, step=step, max=MAX), AT_ONCE)
+        work = {f"all rounds up to {MAX}, {AT_ONCE} at once": counted}
+        print(f"\nrounds {first} + {step} up to {MAX}")
+        for n in FIXED:
+            rows.append({"fixed": n, **self.compared(drawn, [n] * len(drawn))})
+            show(f"fixed N = {n}", rows[-1])
+        for name, patience, tolerance in product(scorers, PATIENCES, TOLERANCES):
+            rule = RoundSettings(first=first, step=step, max=MAX, patience=patience, tolerance=tolerance)
+            numbers = replay(self.prompts, drawn, rule, scorers[name])
+            title = f"{name}, patience {patience}, tolerance {tolerance:g}"
+            rows.append({**rule.model_dump(exclude={"max", "alpha", "delta"}), "scorer": name})
+            rows[-1] |= self.compared(drawn, numbers)
+            show(title, rows[-1])
+            if ((first, step), name, patience, tolerance) == SAMPLED_FOR_REAL:
+                for wide in (AT_ONCE, AT_ONCE * MAX // first):
+                    more = Rounds(self.prompts, rule, self.alone[name].build().score)
+                    work[f"{title}, {wide} at once"], found = self.sample(rule, wide, more)
+                    if [len(samples) for samples in found] != numbers:
+                        raise SystemExit("sampling with the rule drew other numbers of samples than its replay")
+        return rows, work
+
+
 def measure(study: Study, prompts: list[Prompt]) -> dict:
     """All figures."""
-    loaded = load_model(study.model)
-    rule = RoundSettings(first=FIRST, step=STEP, max=MAX)
-    seeds = [prompt_seed(study.generation.seed, prompt.prompt_id, MAX) for prompt in prompts]
-    base = study.generation.model_dump() | {"prompts_per_batch": AT_ONCE}
-    in_rounds, at_once = SamplingSettings(**base | {"n": rule}), SamplingSettings(**base | {"n": MAX})
-    all_rounds, drawn = sampled_for_real(TransformersEngine(loaded), prompts, in_rounds, seeds, None)
-    one_round, _ = sampled_for_real(TransformersEngine(loaded), prompts, at_once, seeds, None)
-    judge = Memory(study.judge.build())
-    alone = {
-        scorer.name: JudgeSettings(scorers=(scorer.model_copy(update={"weight": 1.0}),))
-        for scorer in study.judge.scorers
-    }
-    scorers = {name: Memory(settings.build()) for name, settings in alone.items()}
-    best = pairs(prompts, drawn, [MAX] * len(prompts), judge)
-    print(f"{len(prompts)} prompts, rounds {FIRST} + {STEP} up to {MAX}; lost: against N = {MAX}, same prompts\n")
+    experiment = Experiment(study, prompts)
     head = ("N", "samples", "tokens", "pair", "chosen", "pairs", "MAS R_w", "lost", "gap", "lost")
+    print(f"{len(prompts)} prompts; samples and tokens saved, same pair and chosen answer, lost: against N = {MAX}\n")
     print(f"{'':<34}{head[0]:>6}" + "".join(f"{name:>{7 if name == 'pairs' else 8}}" for name in head[1:]))
-    rows = []
-    for n in FIXED:
-        numbers = [n] * len(prompts)
-        row = compared(drawn, numbers, pairs(prompts, drawn, numbers, judge), best)
-        rows.append({"fixed": n, **row})
-        show(f"fixed N = {n}", row)
-    real = {}
-    for name, patience, tolerance in product(scorers, PATIENCES, TOLERANCES):
-        settings = RoundSettings(first=FIRST, step=STEP, max=MAX, patience=patience, tolerance=tolerance)
-        numbers = replay(prompts, drawn, settings, scorers[name])
-        row = compared(drawn, numbers, pairs(prompts, drawn, numbers, judge), best)
-        rows.append({"scorer": name, "patience": patience, "tolerance": tolerance, **row})
-        show(f"{name}, patience {patience}, tolerance {tolerance:g}", row)
-        if (name, patience, tolerance) == SAMPLED_FOR_REAL:
-            for wide in (AT_ONCE, AT_ONCE * MAX // FIRST):
-                more = Rounds(prompts, settings, alone[name].build().score)
-                sampling = in_rounds.model_copy(update={"prompts_per_batch": wide})
-                counted, found = sampled_for_real(TransformersEngine(loaded), prompts, sampling, seeds, more)
-                if [len(samples) for samples in found] != numbers:
-                    raise SystemExit("sampling with the rule drew other numbers of samples than its replay")
-                real[f"{name}, patience {patience}, tolerance {tolerance:g}, {wide} at once"] = counted
+    work = {f"N = {MAX} in one round, {AT_ONCE} at once": experiment.sample(MAX, AT_ONCE)[0]}
+    policies = {}
+    for first, step in LAYOUTS:
+        policies[f"{first} + {step}"], counted = experiment.layout(first, step)
+        if (first, step) == SAMPLED_FOR_REAL[0]:
+            work |= counted
     print("\nSampled for real, CPU seconds and counts:")
-    work = {
-        f"N = {MAX} in one round, {AT_ONCE} prompts at once": one_round,
-        f"all rounds up to {MAX}, {AT_ONCE} at once": all_rounds,
-        **real,
-    }
     for title, counted in work.items():
         print(
-            f"  {title:<48} {counted['cpu_seconds']:7.1f} s, prefill {counted['prefill_tokens']} tokens, decode "
+            f"  {title:<46} {counted['cpu_seconds']:7.1f} s, prefill {counted['prefill_tokens']} tokens, decode "
             f"{counted['decode_forwards']} forwards of {counted['decode_rows']} rows"
         )
-    return {"prompts": len(prompts), "first": FIRST, "step": STEP, "max": MAX, "policies": rows, "work": work}
+    return {"prompts": len(prompts), "max": MAX, "policies": policies, "work": work}
 
 
 if __name__ == "__main__":
