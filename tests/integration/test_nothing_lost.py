@@ -54,7 +54,6 @@ def test_killed_at_random_moments(fresh, small_study, n):
     assert set(found["killed"]) == set(prompts) and len(set(prompts)) == len(prompts)
     # A kill costs the batch being sampled and one that was finished a moment before; nothing else is begun again.
     repeated = Counter(found["killed"]).total() - len(prompts)
-    print(f"{kills} kills, {len(prompts)} prompts, {repeated} begun again")
     assert repeated <= kills * 2 * 2, found
 
 

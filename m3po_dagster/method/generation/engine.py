@@ -9,7 +9,8 @@ from m3po_dagster.method.generation.settings import SamplingSettings
 from m3po_dagster.method.prompt import Prompt
 
 More = Callable[[Sequence[tuple[int, list[Sample]]]], list[bool]]
-"""After a round: (index of a prompt, all its samples so far) -> whether it gets another. Called by one at a time."""
+"""After a round: (index of a prompt, all its samples so far) -> whether it gets another, for as many prompts as have
+finished one. Not asked after the last round, nor about failed prompts; never by two threads at once."""
 
 
 class Engine(Protocol):
