@@ -148,6 +148,17 @@ def test_each_distinct_answer_is_scored_once():
     assert asked == [("p", "a"), ("p", "b"), ("q", "a"), ("q", "c"), ("q", "d")]
 
 
+def test_a_prompt_that_is_begun_again_has_its_rounds_counted_anew():
+    samples = [said("a"), said("b"), said("c"), said("d")]
+    rounds = Rounds([prompt("p")], RoundSettings(tolerance=9), score)
+    assert judged("a") != judged("b")
+    assert rounds([(0, samples[:2])]) == rounds([(0, samples[:2])]) == [True]
+    assert rounds([(0, samples)]) == [False]
+    # Also one that had stopped.
+    assert rounds([(0, samples[:2])]) == [True]
+    assert rounds.why_stopped(0) == MAX
+
+
 def test_with_the_worlds_own_judge_a_prompt_without_an_image_gets_all_rounds():
     """An answer that can't be scored settles nothing; the scorer says so, no number stands in for it."""
     judge = JudgeSettings(scorers=(SceneJudgeSettings(model=str(JUDGE_FOLDER)),)).build()

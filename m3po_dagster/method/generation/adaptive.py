@@ -113,6 +113,7 @@ def _without(block: Block, rows: np.ndarray, columns: np.ndarray) -> Block:
 
 @dataclass
 class _Prompt:
+    drawn: int = 0
     scores: dict[str, float | None] = field(default_factory=dict)
     history: list[Lead] = field(default_factory=list)
 
@@ -120,7 +121,8 @@ class _Prompt:
 class Rounds:
     """Says after each round which prompts go on; an engine takes it as `more`. One call at a time.
 
-    `score` gives a row with `mas` an answer (`MasScorer.score`); each distinct answer of a prompt is scored once.
+    `score` gives a row with `mas` an answer (`MasScorer.score`); each distinct answer of a prompt is scored once. An
+    engine may begin prompts again from their first round, as after a batch that did not fit in memory.
     """
 
     def __init__(
@@ -143,9 +145,13 @@ class Rounds:
             prompt.scores |= {text: next(rows)["mas"] for text in texts}
         scores = [[prompt.scores[one.text] for one in some] for some, prompt in zip(candidates, known, strict=True)]
         go_on = []
-        for (i, _), prompt, lead in zip(drawn, known, leads(candidates, scores, self._settings), strict=True):
+        for (i, samples), prompt, lead in zip(drawn, known, leads(candidates, scores, self._settings), strict=True):
+            if len(samples) <= prompt.drawn:
+                prompt.history.clear()
+            prompt.drawn = len(samples)
             prompt.history.append(lead)
             why = settled(prompt.history, self._settings)
+            self._stopped.pop(i, None)
             if why:
                 self._stopped[i] = why
                 del self._open[i]
