@@ -54,11 +54,20 @@ def _nothing(study: Study, identities: Identities, partition: str) -> dict:
     return {}
 
 
+def _sampling(study: Study, identities: Identities, partition: str) -> dict:
+    """How candidates are drawn: what scores between rounds is an input, how many may fail decides no result."""
+    settings = study.generation.model_dump(mode="json", exclude={"prompts_per_batch", "part_seconds", "max_failed"})
+    if study.generation.scorer is not None:
+        del settings["n"]["scorer"]
+    return settings
+
+
 STAGES: dict[str, Stage] = {
     stage.asset: stage
     for stage in (
         Stage("source_dataset", (), (), "1", lambda study, ids, _: ids.dataset(study), outside=True),
         Stage("base_model", (), (), "1", lambda study, ids, _: ids.model(study), outside=True),
+        Stage("sampling_scorer", (), (), "1", lambda study, ids, _: ids.sampling_scorer(study), outside=True),
         Stage("judge_probe", (), (), "1", lambda study, ids, _: ids.served_judge(study), outside=True, observed=True),
         Stage("judge_identity", (), ("judge_probe",), "1", lambda study, ids, _: ids.judge(study), outside=True),
         Stage("benchmark_data", (), (), "1", lambda study, ids, _: ids.benchmarks(study), outside=True),
@@ -77,11 +86,9 @@ STAGES: dict[str, Stage] = {
         Stage(
             "candidates",
             ("shard",),
-            ("filtered_instructions", "base_model"),
-            "2",
-            lambda study, ids, _: study.generation.model_dump(
-                mode="json", exclude={"prompts_per_batch", "part_prompts"}
-            ),
+            ("filtered_instructions", "base_model", "sampling_scorer"),
+            "3",
+            _sampling,
             loads_model=True,
         ),
         Stage(

@@ -38,6 +38,10 @@ class Identities:
         """Config, weights, processor and numerics of the base model."""
         return self._once("model", lambda: self._model(study))
 
+    def sampling_scorer(self, study: Study) -> dict:
+        """Settings and weights of what scores between the rounds of an adaptive N; empty with a fixed one."""
+        return self._once("sampling_scorer", lambda: self._sampling_scorer(study))
+
     def judge(self, study: Study) -> dict:
         """Each scorer's settings and weights; of a served one what is asked for, whatever the endpoint then answers."""
         return self._once("judge", lambda: self._judge(study))
@@ -76,6 +80,10 @@ class Identities:
     def _model(self, study: Study) -> dict:
         settings = portable(study.model, exclude={"device", "path"})
         return {"settings": settings, "files": self.weights(study.model.path)}
+
+    def _sampling_scorer(self, study: Study) -> dict:
+        scorer = study.generation.scorer
+        return {} if scorer is None else {**scorer.identity(), "files": self.weights(scorer.model)}
 
     def _judge(self, study: Study) -> dict:
         scorers = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, Tag, ValidationError, field_validator, model_validator
 
 from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.llava_instruct import DatasetSettings
@@ -21,7 +21,13 @@ from m3po_dagster.method.alignment.clip import ClipScorerSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
 from m3po_dagster.method.filtering import FilterSettings
-from m3po_dagster.method.generation.settings import ModelSettings, SamplingSettings
+from m3po_dagster.method.generation.settings import (
+    BY_KIND_OF_N,
+    FixedN,
+    ModelSettings,
+    RoundSettings,
+    SamplingSettings,
+)
 from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
 from m3po_dagster.method.selection import SelectionSettings
 from m3po_dagster.settings import Settings
@@ -42,6 +48,37 @@ def _owner(value: str) -> str:
     if not OWNER.fullmatch(value):
         raise ValueError("an owner is an e-mail address, or a team as team:NAME")
     return value
+
+
+class AdaptiveSettings(RoundSettings):
+    """Adaptive N: samples are drawn in rounds until a prompt's pair is settled (section 4.9)."""
+
+    scorer: ScorerSettings = Field(
+        description="the cheap scorer whose calibrated value stands in for MAS between rounds; its weight is not used"
+    )
+
+    @field_validator("scorer")
+    @classmethod
+    def _loaded_here(cls, scorer: ScorerSettings) -> ScorerSettings:
+        if scorer.served:
+            raise ValueError(
+                "a served judge can't score between rounds: sampling would wait for it, and change with what it "
+                "answers; name a scorer whose model is loaded here"
+            )
+        return scorer
+
+
+class GenerationSettings(SamplingSettings):
+    """How the N candidates of a prompt are drawn."""
+
+    n: Annotated[FixedN | Annotated[AdaptiveSettings, Tag("rounds")], BY_KIND_OF_N] = Field(
+        32, description="N, samples a prompt, 1 to 1024; or the rounds of an adaptive N"
+    )
+
+    @property
+    def scorer(self) -> ScorerSettings | None:
+        """What scores between rounds; None with a fixed N."""
+        return None if isinstance(self.n, int) else self.n.scorer
 
 
 class ConfidenceSettings(Settings):
@@ -117,8 +154,8 @@ class Study(Settings):
     dataset: DatasetSettings = Field(description="image-instruction pairs (section 4.1)")
     filters: FilterSettings = Field(default_factory=FilterSettings, description="which pairs are kept (section 4.1)")
     model: ModelSettings = Field(description="the base LVLM")
-    generation: SamplingSettings = Field(
-        default_factory=SamplingSettings, description="how N candidates are sampled (section 3.2)"
+    generation: GenerationSettings = Field(
+        default_factory=GenerationSettings, description="how N candidates are sampled (section 3.2)"
     )
     confidence: ConfidenceSettings = Field(
         default_factory=ConfidenceSettings, description="log P(R | I, Q) (section 3.4)"

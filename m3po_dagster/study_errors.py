@@ -5,7 +5,7 @@ import re
 import typing
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 _QUERY = re.compile(r"/.*[?#]")
 
@@ -52,6 +52,9 @@ def _walk(location: tuple, root: type[BaseModel]) -> tuple[str, type[BaseModel] 
         if tagged and len(options) > 1:
             kind = tagged[0]
             continue
+        if (member := _member(kind, part)) is not None:
+            kind = member
+            continue
         shown.append(str(part))
         if options:
             section = next((option for option in options if part in option.model_fields), options[0])
@@ -77,6 +80,14 @@ def union_members(kind) -> list:
     if typing.get_origin(kind) is typing.Union or type(kind).__name__ == "UnionType":
         return [option for member in typing.get_args(kind) for option in union_members(member)]
     return [kind]
+
+
+def _member(kind, tag: object):
+    """The member of a union that its own tag names, as pydantic inserts it; None when there is none."""
+    for member in typing.get_args(kind):
+        if typing.get_origin(member) is typing.Annotated and Tag(str(tag)) in typing.get_args(member)[1:]:
+            return typing.get_args(member)[0]
+    return None
 
 
 def _tags(option: type[BaseModel]) -> tuple:

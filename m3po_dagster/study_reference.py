@@ -30,6 +30,9 @@ def missing_paths(study: Study) -> dict[str, str]:
     for scorer in study.judge.scorers:
         if not scorer.served and is_local(scorer.model):
             named[f"judge.scorers.{scorer.name}.model"] = scorer.model
+    scorer = study.generation.scorer
+    if scorer is not None and is_local(scorer.model):
+        named["generation.n.scorer.model"] = scorer.model
     for name, benchmark in study.benchmarks.items():
         for key, value in named_paths(benchmark.model_dump()):
             named[f"benchmarks.{name}.{key}"] = value

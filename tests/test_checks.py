@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from m3po_dagster.assets import checks
-from m3po_dagster.storage.tables import CANDIDATES, LOGPROBS, PAIRS
+from m3po_dagster.method.generation.diversity import measure
+from m3po_dagster.storage.tables import LOGPROBS, PAIRS
 
 
 def table(schema, **columns):
@@ -19,28 +20,21 @@ def table(schema, **columns):
     return pa.table(found, schema=schema.schema)
 
 
-def candidates(prompts, reasons, multiplicities):
-    return table(
-        CANDIDATES,
-        prompt_id=prompts,
-        finish_reason=reasons,
-        multiplicity=multiplicities,
-        token_ids=[[1]] * len(prompts),
-    )
-
-
 @pytest.mark.parametrize(
-    ("prompts", "reasons", "multiplicities", "passed"),
+    ("answers", "passed"),
     [
-        (["a", "a"], ["stop", "stop"], [3, 1], True),
-        (["a", "b"], ["stop", "stop"], [4, 4], False),
-        (["a", "a", "a"], ["stop", "stop", "length"], [1, 1, 6], False),
-        (["a", "a"], ["stop", "length"], [9, 1], True),
-        ([], [], [], True),
+        ([(["yes", "a dog"], [3, 1], [False, False])], True),
+        ([(["yes"], [4], [False]), (["no"], [4], [False])], False),
+        ([(["yes", "a dog", "cut"], [1, 1, 6], [False, False, True])], False),
+        ([(["yes", "a dog"], [9, 1], [False, True])], True),
+        ([(["a very long answer " * 20 + end for end in "ab"], [4, 4], [False, False])], False),
+        ([], True),
     ],
+    ids=["different", "one answer", "cut", "a few cut", "nearly one answer", "none"],
 )
-def test_diversity(prompts, reasons, multiplicities, passed):
-    assert checks.diversity(candidates(prompts, reasons, multiplicities)).passed is passed
+def test_diversity(answers, passed):
+    check = checks.diversity(measure(answers))
+    assert check.passed is passed and not check.blocking
 
 
 @pytest.mark.parametrize(
@@ -83,7 +77,8 @@ def test_spread_counts_prompts_that_mas_tells_apart():
 
 def test_the_other_thresholds():
     assert checks.kept_share(1, 1).passed and not checks.kept_share(1, 2).passed and checks.kept_share(0, 0).passed
-    assert checks.prompts_answered(95, 5).passed and not checks.prompts_answered(94, 6).passed
+    assert checks.prompts_answered(95, 5, 0.05).passed and not checks.prompts_answered(94, 6, 0.05).passed
+    assert checks.prompts_answered(0, 0, 0.0).passed and checks.prompts_answered(71, 29, 0.29).passed
     assert checks.pair_yield(1, 1).passed and not checks.pair_yield(1, 2).passed
     assert checks.learned([0.9, 0.6]).passed and not checks.learned([0.9, 0.5]).passed and checks.learned([]).passed
     assert not checks.weights_finite(False).passed

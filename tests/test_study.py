@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from m3po_dagster.identity import portable
 from m3po_dagster.study import Study, load_study
@@ -89,6 +90,33 @@ def test_an_error_leaves_out_an_address_that_may_hold_a_key(tmp_path, scorer):
     with pytest.raises(StudyError, match=r"judge\.scorers\.0") as error:
         load_study(changed(tmp_path, (scorers, f"    - {scorer}")))
     assert "secret" not in str(error.value)
+
+
+def test_the_documented_adaptive_n_is_valid_and_a_fixed_one_is_a_number(tmp_path):
+    page = (ROOT / "docs" / "adaptive-n.md").read_text()
+    example = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])["generation"]
+    study = load_study(changed(tmp_path, ("n: 32", f"n: {json.dumps(example['n'])}")))
+    assert study.generation.rounds == (8, 8, 8, 8) and study.generation.most == 32
+    assert study.generation.scorer.kind == "clip"
+    fixed = load_study(ROOT / "studies" / "easy_scenes.yaml").generation
+    assert fixed.scorer is None and fixed.rounds == (32,) and fixed.n == 32
+
+
+@pytest.mark.parametrize(
+    ("n", "wanted"),
+    [
+        ("{first: 40, scorer: &s {kind: clip, model: m}}", ["generation.n: first is 40, above max, which is 32"]),
+        ("{first: 8}", ["generation.n.scorer: Field required"]),
+        ("{first: 0, scorer: {kind: clip, model: m}}", ["generation.n.first", "greater than or equal to 1"]),
+        ("2000", ["generation.n: Input should be less than or equal to 1024, found 2000"]),
+        ("[8, 32]", ["generation.n: Input should be a valid integer"]),
+    ],
+)
+def test_a_wrong_n_is_explained(tmp_path, n, wanted):
+    with pytest.raises(StudyError) as caught:
+        load_study(changed(tmp_path, ("n: 32", f"n: {n}")))
+    for piece in wanted:
+        assert piece in str(caught.value)
 
 
 def test_every_problem_is_told_at_once(tmp_path):

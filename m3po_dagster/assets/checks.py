@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from m3po_dagster.method.generation.diversity import Diversity
+
 
 @dataclass(frozen=True)
 class Check:
@@ -38,8 +40,13 @@ class Rule:
 
 
 KEPT_SHARE = Rule("kept_share", False, "at least half of the shard's records pass the filters")
-PROMPTS_ANSWERED = Rule("prompts_answered", True, "at most 5 % of the prompts failed to be sampled")
-DIVERSITY = Rule("diversity", False, "a prompt has at least 2 distinct candidates on average, at most 10 % truncated")
+PROMPTS_ANSWERED = Rule("prompts_answered", True, "no more prompts failed to be sampled than the study's max_failed")
+DIVERSITY = Rule(
+    "diversity",
+    False,
+    "candidates don't collapse: on average at least 2 distinct ones a prompt, a similarity of at most 0.9 between two "
+    "samples, and at most 10 % truncated",
+)
 SCORED = Rule("scored", True, "no more candidates are unscored than the study's max_unscored")
 SPREAD = Rule("spread", False, "MAS tells candidates apart in at least half of the prompts")
 CONFIDENCE_FINITE = Rule("confidence_finite", True, "every log-prob is finite and not above 0")
@@ -76,25 +83,24 @@ def kept_share(kept: int, dropped: int) -> Check:
     )
 
 
-def prompts_answered(answered: int, failed: int) -> Check:
+def prompts_answered(answered: int, failed: int, max_failed: float) -> Check:
     """A failed prompt is counted and left out; many mean that something is wrong."""
     total = answered + failed
-    return PROMPTS_ANSWERED.outcome(total == 0 or failed / total <= 0.05, f"{failed} of {total} failed", failed=failed)
+    share = failed / total if total else 0.0
+    return PROMPTS_ANSWERED.outcome(share <= max_failed, f"{failed} of {total} failed", failed=failed, share=share)
 
 
-def diversity(candidates: pa.Table) -> Check:
+def diversity(found: Diversity) -> Check:
     """Collapsed candidates leave nothing to prefer."""
-    prompts = pc.count_distinct(candidates["prompt_id"]).as_py()
-    mean = len(candidates) / prompts if prompts else 0.0
-    cut = pc.equal(candidates["finish_reason"], "length")
-    truncated = pc.sum(pc.filter(candidates["multiplicity"], cut)).as_py() or 0
-    total = pc.sum(candidates["multiplicity"]).as_py() or 0
-    share = truncated / total if total else 0.0
+    figures = {
+        name: getattr(found, name)
+        for name in ("distinct_a_prompt", "distinct_share", "mean_similarity", "truncated_share")
+        if getattr(found, name) is not None
+    }
+    collapsed = figures.get("distinct_a_prompt", 2) < 2 or figures.get("mean_similarity", 0) > 0.9
+    shown = [f"{name.replace('_', ' ')} {value:.2f}" for name, value in figures.items()]
     return DIVERSITY.outcome(
-        prompts == 0 or (mean >= 2 and share <= 0.1),
-        f"{mean:.1f} distinct candidates a prompt, {share:.1%} truncated",
-        distinct_a_prompt=mean,
-        truncated_share=share,
+        not collapsed and figures.get("truncated_share", 0) <= 0.1, ", ".join(shown) or "no prompts", **figures
     )
 
 

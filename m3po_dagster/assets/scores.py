@@ -1,6 +1,6 @@
 """mas_table and logprob_table: every candidate seen from outside and from inside (sections 3.3 and 3.4)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 import dagster as dg
@@ -12,7 +12,7 @@ from m3po_dagster.assets.checks import confidence_finite, scored, spread
 from m3po_dagster.assets.display import counts, preview
 from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
-from m3po_dagster.assets.parts import in_parts
+from m3po_dagster.assets.parts import Rows, in_parts
 from m3po_dagster.assets.pictures import gallery, histograms
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
@@ -23,6 +23,9 @@ from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.tables import LOGPROBS, TableSchema, mas_schema
 from m3po_dagster.study import JudgeSettings, Study
+
+JUDGED_TOGETHER = 16
+"""Prompts whose answers a judge is given at once: enough to fill its batches and its requests in flight."""
 
 SHOWN_PROMPTS = 3
 """Prompts whose best and worst answers are shown."""
@@ -68,11 +71,12 @@ def score_outside(work: Work, judge: JudgeResource) -> Built:
     scorer = judge.load(work.study.judge)
     schema = table_of(work.study.judge)
 
-    def score(some: Sequence[Answers], advance: Callable[[int, int], None]) -> pa.Table:
-        found = scorer.score([(prompt, [row["text"] for row in given]) for prompt, given in some])
-        ids = [row["candidate_id"] for _, given in some for row in given]
-        named = [{"candidate_id": key, **row} for key, row in zip(ids, found, strict=True)]
-        return pa.Table.from_pylist(named, schema=schema.schema)
+    def score(items: Sequence[Answers]) -> Iterator[Rows]:
+        for start in range(0, len(items), JUDGED_TOGETHER):
+            some = items[start : start + JUDGED_TOGETHER]
+            found = scorer.score([(prompt, [row["text"] for row in given]) for prompt, given in some])
+            ids = [row["candidate_id"] for _, given in some for row in given]
+            yield [{"candidate_id": key, **row} for key, row in zip(ids, found, strict=True)]
 
     columns = ["candidate_id", "prompt_id", "text"]
     table = in_parts(work, answers_of(work, columns), score, schema.schema, "judging")
@@ -89,11 +93,11 @@ def table_of(judge: JudgeSettings) -> TableSchema:
     return mas_schema([scorer.name for scorer in judge.scorers], meanings, meanings)
 
 
-def answers_of(work: Work, columns: list[str]) -> list[Answers]:
-    """Every prompt with the rows of its candidates, adjacent in the table, in the table's order."""
+def answers_of(work: Work, columns: list[str]) -> dict[str, Answers]:
+    """Every prompt with the rows of its candidates, adjacent in the table, in the table's order, by prompt id."""
     prompts = {prompt.prompt_id: prompt for prompt in prompts_of(work.one("filtered_instructions").table(), work.study)}
     rows = work.one("candidates").table(columns=columns).to_pylist()
-    return [(prompts[key], list(some)) for key, some in groupby(rows, key=lambda row: row["prompt_id"])]
+    return {key: (prompts[key], list(some)) for key, some in groupby(rows, key=lambda row: row["prompt_id"])}
 
 
 def reasons(table: pa.Table) -> dict[str, int]:
@@ -120,16 +124,16 @@ def rescored(work: Work, generator: GeneratorResource, numerics: str) -> pa.Tabl
     """log P of the sampled token ids by a pass over each prompt's prefix and its candidates, part by part."""
     from m3po_dagster.method.confidence import score_continuations
 
-    def score(some: Sequence[Answers], advance: Callable[[int, int], None]) -> pa.Table:
-        loaded, found = generator.load(work.study.model), []
-        for done, (prompt, given) in enumerate(some, start=1):
+    def score(some: Sequence[Answers]) -> Iterator[Rows]:
+        loaded = generator.load(work.study.model)
+        for prompt, given in some:
+            found = []
             scores = score_continuations(loaded, prompt, [row["token_ids"] for row in given])
             for row, score in zip(given, scores, strict=True):
                 known = {name: row[name] for name in ("candidate_id", "prompt_id", "n_tokens")}
                 logps = {name: getattr(score, name) for name in ("sum_logp", "eos_logp", "token_logps")}
                 found.append({**known, **logps, "numerics": numerics})
-            advance(done, len(some))
-        return pa.Table.from_pylist(found, schema=LOGPROBS.schema)
+            yield found
 
     columns = ["candidate_id", "prompt_id", "token_ids", "n_tokens"]
     return in_parts(work, answers_of(work, columns), score, LOGPROBS.schema, "scoring")

@@ -49,6 +49,17 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
         """
         yield from materialise(context, study, store, identity, describe)
 
+    @stage_asset("sampling_scorer", study, IDENTITY, group_name="outside", kinds={"yaml"}, section="4.9")
+    def sampling_scorer(
+        context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
+    ) -> Iterator[dg.MaterializeResult]:
+        """The cheap scorer that says between rounds whether a prompt needs more samples (section 4.9).
+
+        In: the scorer that the study names for an adaptive N, and its model files. Out: settings, calibration, hashes;
+        nothing with a fixed N. Another scorer draws other candidates; the judge of the pairs is not asked.
+        """
+        yield from materialise(context, study, store, identity, describe)
+
     @stage_asset("judge_probe", study, PROBE, group_name="outside", kinds={"openai"}, section="3.3")
     def judge_probe(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
@@ -92,7 +103,7 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
         """
         yield from materialise(context, study, store, identity, describe)
 
-    return [source_dataset, base_model, judge_probe, judge_identity, benchmark_data, recipe_config]
+    return [source_dataset, base_model, sampling_scorer, judge_probe, judge_identity, benchmark_data, recipe_config]
 
 
 def index_records(work: Work) -> Built:

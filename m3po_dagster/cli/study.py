@@ -26,11 +26,12 @@ def check(
     with explained(StudyError):
         loaded = load_study(study)
     missing = missing_paths(loaded)
+    n = loaded.generation.n
     facts = {
         "study": loaded.name,
         "valid": True,
         "shards": len(loaded.shards),
-        "candidates a prompt": loaded.generation.n,
+        "candidates a prompt": n if isinstance(n, int) else f"{n.first} to {n.max}",
         "scorers": [scorer.name for scorer in loaded.judge.scorers],
         "recipes": list(loaded.recipes),
         "benchmarks": list(loaded.benchmarks),

@@ -17,6 +17,7 @@ TOPICS = {
     "source_dataset": "dataset",
     "base_model": "base model",
     "filtered_instructions": "filters",
+    "sampling_scorer": "scorer between rounds",
     "candidates": "generation",
     "judge_probe": "judge's answers",
     "judge_identity": "judge",

@@ -1,13 +1,18 @@
 """The base model as a deployment runs it. One model stays warm in a process, over shards and recipes."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3po_dagster.method.generation.settings import ModelSettings
-from m3po_dagster.study import Study
+from m3po_dagster.method.prompt import Prompt
+from m3po_dagster.resources.judge import loaded_judge
+from m3po_dagster.study import JudgeSettings, ScorerSettings, Study
 
 if TYPE_CHECKING:
+    from m3po_dagster.method.alignment.mas import MasScorer
+    from m3po_dagster.method.generation.adaptive import Rounds
     from m3po_dagster.method.generation.engine import Engine
     from m3po_dagster.method.generation.model import LoadedModel
 
@@ -25,9 +30,22 @@ class GeneratorResource:
 
         return TransformersEngine(self.load(study.model, adapter))
 
+    def rounds(self, study: Study, prompts: Sequence[Prompt]) -> "Rounds | None":
+        """What says which of these prompts get another round (section 4.9); None with a fixed N."""
+        from m3po_dagster.method.generation.adaptive import Rounds
+
+        settings = study.generation
+        return Rounds(prompts, settings.n, _scorer(settings.scorer).score) if settings.scorer else None
+
 
 @lru_cache(maxsize=1)
 def _warm(model: ModelSettings, adapter: Path | None) -> "LoadedModel":
     from m3po_dagster.method.generation.model import load_model
 
     return load_model(model, adapter)
+
+
+@lru_cache(maxsize=1)
+def _scorer(settings: ScorerSettings) -> "MasScorer":
+    # Alone, it is all of MAS; the judge of the same shard keeps its own place.
+    return loaded_judge(JudgeSettings(scorers=(settings.model_copy(update={"weight": 1.0}),)), "auto")

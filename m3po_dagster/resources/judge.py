@@ -22,10 +22,13 @@ class JudgeResource(dg.ConfigurableResource):
         return _warm(judge, self.device)
 
 
-@lru_cache(maxsize=1)
-def _warm(judge: JudgeSettings, device: str) -> "MasScorer":
+def loaded_judge(judge: JudgeSettings, device: str) -> "MasScorer":
+    """The scorers on a device; auto: the GPU if there is one. Raises as `JudgeResource.load`."""
     if device == "auto":
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return judge.build(device)
+
+
+_warm = lru_cache(maxsize=1)(loaded_judge)

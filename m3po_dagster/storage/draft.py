@@ -137,12 +137,16 @@ class Draft:
         self._write_table(self._part_path(index), table.replace_schema_metadata({_HASH: table_hash(table)}))
         self._parts.add(index)
 
+    def read_part(self, index: int) -> pa.Table:
+        """The rows of one finished part. Raises StoreError when it can't be read."""
+        with explained("read", self._disk.local(self._part_path(index))):
+            return self._read(index).replace_schema_metadata(None)
+
     def read_parts(self) -> pa.Table:
         """One table of all finished parts in order of their index. Raises StoreError when there are none."""
         if not self._parts:
             raise StoreError(f"the draft of {self.key} has no finished parts to read")
-        with explained("read", self._disk.local(f"{self._folder}/{PARTS}")):
-            return pa.concat_tables([self._read(index).replace_schema_metadata(None) for index in sorted(self._parts)])
+        return pa.concat_tables([self.read_part(index) for index in sorted(self._parts)])
 
     def folder(self, name: str = "files") -> Path:
         """An empty local folder whose files `commit` takes in (an adapter's weights); the same one when asked again."""

@@ -35,7 +35,7 @@ from m3po_dagster.study import load_study
 PORT = 3001
 WEIGHTS = Path(__file__).parents[2] / "m3po_dagster" / "world" / "weights"
 MAS = mas_schema(["judge"], ["accuracy"])
-OUTSIDE = ("source_dataset", "base_model", "judge_probe", "judge_identity", "benchmark_data")
+OUTSIDE = ("source_dataset", "base_model", "sampling_scorer", "judge_probe", "judge_identity", "benchmark_data")
 RECIPES = {
     "base": {},
     "sft": {"selection": {"rule": "best_only"}, "training": {"kind": "sft"}},

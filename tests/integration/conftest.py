@@ -47,7 +47,14 @@ def small_study(world) -> dict:
         },
         "filters": {"min_side": 64},
         "model": {"path": str(WEIGHTS / "llava"), "device": "cpu"},
-        "generation": {"n": 8, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 40, "part_prompts": 4},
+        "generation": {
+            "n": 8,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "max_new_tokens": 40,
+            "prompts_per_batch": 4,
+            "part_seconds": 0.01,
+        },
         "judge": {
             "scorers": [
                 {"kind": "scene_judge", "name": "scene_judge", "model": str(WEIGHTS / "judge")},

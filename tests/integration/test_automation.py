@@ -37,7 +37,7 @@ def automated_study(small_study, judge) -> dict:
         "scorers": [{"kind": "llm_judge", "name": "llm", "base_url": judge.base_url, "model": "loopback-judge"}]
     }
     study["judge"]["probe_repeats"] = 1
-    study["generation"] |= {"n": 4, "part_prompts": 12}
+    study["generation"] |= {"n": 4, "part_seconds": 1}
     del study["benchmarks"]["pope"]
     study["automation"] = {"running": True, "look_every": 5, "retry_after": 1}
     return study

@@ -77,8 +77,9 @@ def test_an_empty_shard_passes_through_the_whole_graph(fresh, small_study):
     settings["recipes"].pop("sft")
     fresh.write(settings)
     outcomes = fresh.run(
-        Selection(assets=(*DATA_ASSETS, "base_model", "judge_probe", "judge_identity", "recipe_config", "candidates",
-                          "mas_table", "logprob_table", "preference_pairs", "selection_sweep"))
+        Selection(assets=(*DATA_ASSETS, "base_model", "sampling_scorer", "judge_probe", "judge_identity",
+                          "recipe_config", "candidates", "mas_table", "logprob_table", "preference_pairs",
+                          "selection_sweep"))
     )  # fmt: skip
     assert [outcome.error for outcome in outcomes if outcome.error] == []
     with fresh.instance() as instance:

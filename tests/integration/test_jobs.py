@@ -114,5 +114,11 @@ def test_every_field_of_every_job_is_explained_and_has_a_default(made):
 
 
 def test_what_a_job_stands_on_is_in_its_order():
-    assert upstream_of("preference_pairs")[:4] == ("source_dataset", "base_model", "judge_probe", "judge_identity")
+    assert upstream_of("preference_pairs")[:5] == (
+        "source_dataset",
+        "base_model",
+        "sampling_scorer",
+        "judge_probe",
+        "judge_identity",
+    )
     assert "lora_adapter" not in upstream_of("preference_pairs", "selection_sweep")

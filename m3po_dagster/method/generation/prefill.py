@@ -50,6 +50,32 @@ class Prefix:
     next_positions: "torch.Tensor | None"
     token_wise: "dict[str, torch.Tensor]"
 
+    def keep(self, prompts: Sequence[int]) -> "Prefix":
+        """The prefix of these prompts alone; what is kept of the others is freed, this one can't be used any more."""
+        import torch
+
+        kept = torch.tensor(prompts, device=self.lengths.device)
+        with torch.inference_mode():
+            self.cache.reorder_cache(kept)
+            return Prefix(
+                language_model=self.language_model,
+                cache=self.cache,
+                logits=self.logits[kept],
+                attention_mask=self.attention_mask[kept],
+                lengths=self.lengths[kept],
+                next_positions=None if self.next_positions is None else self.next_positions[..., kept],
+                token_wise=of_rows(self.token_wise, kept),
+            )
+
+
+def of_rows(token_wise: "dict[str, torch.Tensor]", rows: "torch.Tensor") -> "dict[str, torch.Tensor]":
+    """These rows of what a model was told token by token."""
+    # Positions in several axes have these before the rows.
+    return {
+        name: value[:, rows] if name == "position_ids" and value.ndim == 3 else value[rows]
+        for name, value in token_wise.items()
+    }
+
 
 def prefill(
     loaded: LoadedModel, prompts: Sequence[Prompt], counts: Counts | None = None

@@ -7,7 +7,7 @@ import copy
 from typing import TYPE_CHECKING
 
 from m3po_dagster.method.generation.encoding import grown
-from m3po_dagster.method.generation.prefill import Prefix
+from m3po_dagster.method.generation.prefill import Prefix, of_rows
 from m3po_dagster.method.generation.shared_prefix import SharedPrefixCache
 
 if TYPE_CHECKING:
@@ -59,11 +59,7 @@ class ExpandedRows:
     def keep(self, prompts: "torch.Tensor", rows: "torch.Tensor") -> None:
         """Keeps these rows, in this order; `prompts` follows from them."""
         self._cache.reorder_cache(rows)
-        # Positions in several axes have these before the rows.
-        self._told = {
-            name: value[:, rows] if name == "position_ids" and value.ndim == 3 else value[rows]
-            for name, value in self._told.items()
-        }
+        self._told = of_rows(self._told, rows)
 
     def step(self, tokens: "torch.Tensor") -> "torch.Tensor":
         """As `SharedPrefixRows.step`."""

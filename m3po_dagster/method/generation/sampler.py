@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING
 
 from m3po_dagster.method.generation.decode import Decoded, decode
 from m3po_dagster.method.generation.encoding import encode
+from m3po_dagster.method.generation.engine import More
 from m3po_dagster.method.generation.full_path import generate
 from m3po_dagster.method.generation.memory import fitting, too_little
 from m3po_dagster.method.generation.model import LoadedModel
-from m3po_dagster.method.generation.prefill import Counts, prefill
+from m3po_dagster.method.generation.prefill import Counts, Prefix, prefill
 from m3po_dagster.method.generation.samples import Failure, Sample
 from m3po_dagster.method.generation.settings import SamplingSettings
 from m3po_dagster.method.prompt import Prompt
 
 if TYPE_CHECKING:
     import torch
+    from transformers import BatchFeature
 
     from m3po_dagster.method.generation.decode import Choose
 
-    Chooser = Callable[[list[int]], Choose]
+    Chooser = Callable[[list[int], int, int], Choose]
 
 
 @dataclass
@@ -38,7 +40,11 @@ class TransformersEngine:
         return self.loaded.numerics
 
     def sample(
-        self, prompts: Sequence[Prompt], settings: SamplingSettings, seeds: Sequence[int]
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        more: More | None = None,
     ) -> Iterator[tuple[int, list[Sample] | Failure]]:
         """The N samples of each prompt in sampling order, or why there are none, batch after batch (section 3.2).
 
@@ -46,14 +52,20 @@ class TransformersEngine:
         in float32 on CPU are the tokens `generate(do_sample=True, num_return_sequences=N, top_k=0)` gives after
         `torch.manual_seed(seed)` with the same ids suppressed. An answer ends at the latest where the model's
         positions do.
+
+        With an adaptive N a prompt is read once for all its rounds; each is drawn like N samples of its own, from the
+        seed plus the number of samples before it. `more` stops a prompt after a round (section 4.9); without it every
+        prompt goes through all rounds, and its samples are the same.
         """
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
 
-        def chooser(kept: list[int]) -> _Multinomial:
-            return _Multinomial(self.loaded, settings, [seeds[i] for i in kept])
+        def chooser(kept: list[int], n: int, drawn: int) -> _Multinomial:
+            return _Multinomial(self.loaded, settings, n, [seeds[i] + drawn for i in kept])
 
-        return self._in_batches(prompts, settings.n, settings.max_new_tokens, settings.prompts_per_batch, chooser)
+        return self._in_batches(
+            prompts, settings.rounds, settings.max_new_tokens, settings.prompts_per_batch, chooser, more
+        )
 
     def answer(
         self, prompts: Sequence[Prompt], max_new_tokens: int, at_once: int
@@ -68,21 +80,28 @@ class TransformersEngine:
         def likeliest(logits: "torch.Tensor", prompt_of: "torch.Tensor", row_of: "torch.Tensor") -> "torch.Tensor":
             return suppress(None, logits).argmax(dim=-1)
 
-        for i, answer in self._in_batches(prompts, 1, max_new_tokens, at_once, lambda kept: likeliest):
+        for i, answer in self._in_batches(prompts, (1,), max_new_tokens, at_once, lambda *_: likeliest):
             yield i, answer if isinstance(answer, Failure) else answer[0]
 
     def _in_batches(
-        self, prompts: Sequence[Prompt], n: int, max_new_tokens: int, batch_size: int, chooser: "Chooser"
+        self,
+        prompts: Sequence[Prompt],
+        rounds: Sequence[int],
+        max_new_tokens: int,
+        batch_size: int,
+        chooser: "Chooser",
+        more: More | None = None,
     ) -> Iterator[tuple[int, list[Sample] | Failure]]:
         """Batch after batch, of half the size from where one did not fit in memory.
 
-        `chooser` takes the indices of a batch's readable prompts and gives what `decode` picks by.
+        `chooser` takes the indices of the prompts in a round, its size and the samples before it, and gives what
+        `decode` picks by.
         """
         limits, start = self.loaded.limits, 0
         while start < len(prompts):
             at_once = min(limits.prompts or batch_size, batch_size, len(prompts) - start)
-            rows = min(limits.rows or n, n)
-            batch = self._batch(prompts, range(start, start + at_once), n, rows, max_new_tokens, chooser)
+            rows = min(limits.rows or max(rounds), max(rounds))
+            batch = self._batch(prompts, range(start, start + at_once), rounds, rows, max_new_tokens, chooser, more)
             found = fitting(lambda batch=batch: list(batch))
             if found is not None:
                 yield from found
@@ -95,45 +114,98 @@ class TransformersEngine:
                 raise too_little(what, self.loaded.device.type)
 
     def _batch(
-        self, prompts: Sequence[Prompt], some: range, n: int, rows: int, max_new_tokens: int, chooser: "Chooser"
+        self,
+        prompts: Sequence[Prompt],
+        some: range,
+        rounds: Sequence[int],
+        rows: int,
+        max_new_tokens: int,
+        chooser: "Chooser",
+        more: More | None,
     ) -> Iterator[tuple[int, list[Sample] | Failure]]:
-        """`some` of the prompts at once, `rows` of their N rows at a time."""
+        """`some` of the prompts at once, at most `rows` rows of each at a time."""
         loaded, asked = self.loaded, [prompts[i] for i in some]
-        groups = [range(first, min(first + rows, n)) for first in range(0, n, rows)]
-        if loaded.paths.sampling == "generate":
-            yield from self._one_by_one(asked, some, groups, max_new_tokens, chooser)
+        if loaded.paths.sampling != "generate":
+            prefix, kept, errors = prefill(loaded, asked, self.counts)
+            yield from ((some[i], Failure(str(error))) for i, error in errors.items())
+            if prefix is not None:
+                start = _FromPrefix(loaded, prefix, self.counts)
+                yield from _in_rounds(start, [some[i] for i in kept], rounds, rows, max_new_tokens, chooser, more)
             return
-        prefix, kept, errors = prefill(loaded, asked, self.counts)
-        yield from ((some[i], Failure(str(error))) for i, error in errors.items())
-        if prefix is not None:
-            indices = [some[i] for i in kept]
-            # A group draws from the start of its prompt's stream again, so that its rows get what is theirs.
-            decoded = [decode(loaded, prefix, group, max_new_tokens, chooser(indices), self.counts) for group in groups]
-            for p, i in enumerate(indices):
-                yield i, [sample for part in decoded for sample in _samples(loaded, part, p)]
-
-    def _one_by_one(
-        self, asked: list[Prompt], some: range, groups: list[range], max_new_tokens: int, chooser: "Chooser"
-    ) -> Iterator[tuple[int, list[Sample] | Failure]]:
-        loaded = self.loaded
         for i, prompt in zip(some, asked, strict=True):
             encoded = encode(loaded, [prompt])
             if encoded.inputs is None:
                 yield i, Failure(str(encoded.errors[0]))
                 continue
-            inputs = encoded.inputs.to(loaded.device)
-            decoded = [generate(loaded, inputs, group, max_new_tokens, chooser([i]), self.counts) for group in groups]
-            yield i, [sample for part in decoded for sample in _samples(loaded, part, 0)]
+            start = _FromInputs(loaded, encoded.inputs.to(loaded.device), self.counts)
+            yield from _in_rounds(start, [i], rounds, rows, max_new_tokens, chooser, more)
+
+
+@dataclass
+class _FromPrefix:
+    """Prompts that have been read, to be continued again and again."""
+
+    loaded: LoadedModel
+    prefix: Prefix
+    counts: Counts
+
+    def rows(self, group: range, max_new_tokens: int, choose: "Choose") -> Decoded:
+        return decode(self.loaded, self.prefix, group, max_new_tokens, choose, self.counts)
+
+    def keep(self, prompts: list[int]) -> None:
+        self.prefix = self.prefix.keep(prompts)
+
+
+@dataclass
+class _FromInputs:
+    """One prompt that is read for every row anew."""
+
+    loaded: LoadedModel
+    inputs: "BatchFeature"
+    counts: Counts
+
+    def rows(self, group: range, max_new_tokens: int, choose: "Choose") -> Decoded:
+        return generate(self.loaded, self.inputs, group, max_new_tokens, choose, self.counts)
+
+
+def _in_rounds(
+    start: _FromPrefix | _FromInputs,
+    indices: list[int],
+    rounds: Sequence[int],
+    rows: int,
+    max_new_tokens: int,
+    chooser: "Chooser",
+    more: More | None,
+) -> Iterator[tuple[int, list[Sample]]]:
+    """All rounds from one start, which the prompts that need no further round leave."""
+    found: dict[int, list[Sample]] = {i: [] for i in indices}
+    for number, n in enumerate(rounds, start=1):
+        for first in range(0, n, rows):
+            # A group draws from the start of its prompt's stream again, so that its rows get what is theirs.
+            choose = chooser(indices, n, sum(rounds[: number - 1]))
+            decoded = start.rows(range(first, min(first + rows, n)), max_new_tokens, choose)
+            for p, i in enumerate(indices):
+                found[i] += _samples(start.loaded, decoded, p)
+        if number == len(rounds):
+            going = [False] * len(indices)
+        else:
+            going = more([(i, found[i]) for i in indices]) if more else [True] * len(indices)
+        yield from ((i, found.pop(i)) for i, goes_on in zip(indices, going, strict=True) if not goes_on)
+        if not any(going):
+            return
+        if not all(going):
+            start.keep([p for p, goes_on in enumerate(going) if goes_on])
+            indices = list(found)
 
 
 class _Multinomial:
     """Temperature, top-p and a draw, each prompt from a random stream of its own."""
 
-    def __init__(self, loaded: LoadedModel, settings: SamplingSettings, seeds: list[int]):
+    def __init__(self, loaded: LoadedModel, settings: SamplingSettings, n: int, seeds: list[int]):
         import torch
         from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-        self.n = settings.n
+        self.n = n
         self.warp = LogitsProcessorList([_suppression(loaded), TemperatureLogitsWarper(settings.temperature)])
         if settings.top_p < 1:
             self.warp.append(TopPLogitsWarper(settings.top_p))

@@ -34,7 +34,7 @@ class Failure:
 
 
 def prompt_seed(base_seed: int, prompt_id: str, n: int) -> int:
-    """A prompt's seed in [0, 2**63): a multiple of `n`, so that an engine may count up from it for its N samples.
+    """A prompt's seed in [0, 2**63): a multiple of `n`, so that an engine may count up from it for at most n samples.
 
     Depends on nothing but its arguments: neither on the order of the prompts nor on the shard they are in.
     """

@@ -1,8 +1,8 @@
 """What a study says about the model that answers and about how it is sampled (paper, section 3.2)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from m3po_dagster.settings import Settings
 
@@ -35,11 +35,46 @@ class ModelSettings(Settings):
         return self
 
 
+class RoundSettings(Settings):
+    """Adaptive N: samples are drawn in rounds until a prompt's pair is settled (section 4.9)."""
+
+    first: int = Field(8, ge=1, le=1024, description="samples of the first round")
+    step: int = Field(8, ge=1, le=1024, description="samples of every further round")
+    max: int = Field(32, ge=1, le=1024, description="N of a prompt that never settles; the last round may be shorter")
+    patience: int = Field(1, ge=1, le=1024, description="a prompt stops after this many rounds that changed nothing")
+    tolerance: float = Field(
+        0.02,
+        ge=0,
+        allow_inf_nan=False,
+        description="a round that keeps R_w and R_l changed nothing when it moved neither MAS(R_w) less the next best "
+        "MAS nor S(R_l) less the next best S by more than this",
+    )
+    alpha: float = Field(0.5, ge=0, le=1e6, allow_inf_nan=False, description="alpha of equation 2, for this rule alone")
+    delta: float = Field(0.1, ge=0, le=1e6, allow_inf_nan=False, description="delta of equation 2, for this rule alone")
+
+    @model_validator(mode="after")
+    def _first_within_max(self) -> "RoundSettings":
+        if self.first > self.max:
+            raise ValueError(f"first is {self.first}, above max, which is {self.max}")
+        return self
+
+
+def _kind_of_n(value: object) -> str:
+    return "rounds" if isinstance(value, dict | RoundSettings) else "number"
+
+
+FixedN = Annotated[int, Field(ge=1, le=1024), Tag("number")]
+BY_KIND_OF_N = Discriminator(_kind_of_n)
+"""Tells a number from rounds, so that an error speaks of the one that was meant."""
+
+
 class SamplingSettings(Settings):
     """How the N candidates of a prompt are drawn."""
 
     engine: Literal["transformers"] = Field("transformers", description="what runs the model")
-    n: int = Field(32, ge=1, le=1024, description="N, samples a prompt")
+    n: Annotated[FixedN | Annotated[RoundSettings, Tag("rounds")], BY_KIND_OF_N] = Field(
+        32, description="N, samples a prompt, 1 to 1024; or the rounds of an adaptive N"
+    )
     temperature: float = Field(0.7, gt=0, description="divides the logits before sampling")
     top_p: float = Field(
         0.9, gt=0, le=1, description="draw from the likeliest tokens that together reach this probability"
@@ -47,4 +82,25 @@ class SamplingSettings(Settings):
     max_new_tokens: int = Field(512, ge=1, description="an answer is cut after this many tokens")
     seed: int = Field(0, ge=0, description="base seed; each prompt's own seed is a hash of it and the prompt")
     prompts_per_batch: int = Field(16, ge=1, description="prompts in flight at once, each with its N rows")
-    part_prompts: int = Field(64, ge=1, description="prompts a committed part: what a crash can lose at most")
+    part_seconds: float = Field(
+        60.0, gt=0, description="what is finished is on disk after this many seconds: the most that a crash can lose"
+    )
+    max_failed: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="largest share of a shard's prompts that may fail; once more have, the step stops and says why",
+    )
+
+    @property
+    def most(self) -> int:
+        """The largest number of samples a prompt may get."""
+        return self.n if isinstance(self.n, int) else self.n.max
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """Samples of each round of a prompt that goes through all of them."""
+        if isinstance(self.n, int):
+            return (self.n,)
+        further = range(self.n.first, self.n.max, self.n.step)
+        return (self.n.first, *(min(self.n.step, self.n.max - drawn) for drawn in further))
