@@ -261,7 +261,9 @@ def test_prompt_seeds_are_the_same_in_every_process():
 def test_imports_stay_cheap():
     code = (
         "import sys; from m3po_dagster.method import confidence;"
-        "from m3po_dagster.method.generation import candidates, decode, engine, model, prefill, sampler, shared_prefix;"
+        "from m3po_dagster.method.generation import candidates, continuations, decode, encoding, engine, full_path;"
+        "from m3po_dagster.method.generation import memory, model, placement, prefill, rows, sampler, self_check;"
+        "from m3po_dagster.method.generation import shared_prefix, special_tokens;"
         "print(sorted({'torch', 'transformers', 'dagster', 'peft'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
