@@ -9,11 +9,12 @@ from zoo import FAMILIES, OTHER_ATTENTION
 from m3po_dagster.method.generation.encoding import encode
 from m3po_dagster.method.generation.model import load_model
 from m3po_dagster.method.generation.prefill import Counts
+from m3po_dagster.method.generation.sampler import TransformersEngine
 from m3po_dagster.method.generation.samples import Failure, prompt_seed
-from m3po_dagster.method.generation.settings import ModelSettings, SamplingSettings
+from m3po_dagster.method.generation.settings import ModelSettings, RoundSettings, SamplingSettings
 from m3po_dagster.method.prompt import Message
 from tests.families.oracle import full_forward, generated, inputs_of, open_family
-from tests.sampling import answer_greedily, sample
+from tests.sampling import answer_greedily, in_order, sample
 
 SETTINGS = SamplingSettings(n=6, temperature=1.5, top_p=0.98, max_new_tokens=24, prompts_per_batch=3)
 # Neither keeps every token of a prompt in every layer: a window of them, the state of a convolution. In Llama 3.2
@@ -25,8 +26,6 @@ SHARES_IMAGES = ("llava", "gemma3", "paligemma")
 
 @pytest.fixture(scope="module", params=(*FAMILIES, *OTHER_ATTENTION, "smolvlm"))
 def zoo(request, tmp_path_factory):
-    if request.param == "smolvlm":
-        pytest.importorskip("num2words", reason="SmolVLM2's processor needs num2words")
     return open_family(request.param, tmp_path_factory.mktemp(request.param))
 
 
@@ -116,6 +115,30 @@ def test_recorded_log_probs_are_those_of_a_plain_forward(zoo):
             expected = full_forward(zoo, prompt, one.token_ids)
             assert one.token_logps == pytest.approx(expected, abs=5e-4)
             assert one.sum_logp == pytest.approx(sum(expected), abs=1e-3)
+
+
+@pytest.mark.parametrize("path", ["", "expanded-cache", "generate"])
+def test_rounds_go_on_from_one_reading_and_a_prompt_that_leaves_changes_no_other(zoo, path):
+    loaded = by_path(zoo.loaded, path) if path else zoo.loaded
+    rounds = SETTINGS.model_copy(update={"n": RoundSettings(first=2, step=2, max=6), "prompts_per_batch": 5})
+    seeds, whole, counts = seeds_of(zoo), Counts(), Counts()
+    expected = sample(loaded, zoo.prompts, rounds, seeds, whole)
+    for drawn in (0, 2, 4):
+        alone = sample(loaded, zoo.prompts, SETTINGS.model_copy(update={"n": 2}), [seed + drawn for seed in seeds])
+        assert [[one.token_ids for one in some[drawn : drawn + 2]] for some in expected] == [
+            [one.token_ids for one in some] for some in alone
+        ]
+
+    def more(drawn):
+        return [len(samples) < 2 + 2 * (i % 3) for i, samples in drawn]
+
+    found = in_order(TransformersEngine(loaded, counts).sample(zoo.prompts, rounds, seeds, more))
+    for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert len(ours) == 2 + 2 * (i % 3)
+        assert [one.token_ids for one in ours] == [one.token_ids for one in theirs[: len(ours)]]
+    if loaded.paths.sampling != "generate":
+        assert counts.prefill_tokens == whole.prefill_tokens
+        assert counts.images_encoded == whole.images_encoded
 
 
 @pytest.mark.parametrize("path", ["expanded-cache", "generate"])

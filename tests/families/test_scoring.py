@@ -17,8 +17,6 @@ LENGTHS = (7, 1, 12, 3, 2)
 
 @pytest.fixture(scope="module", params=(*FAMILIES, *OTHER_ATTENTION, "smolvlm"))
 def zoo(request, tmp_path_factory):
-    if request.param == "smolvlm":
-        pytest.importorskip("num2words", reason="SmolVLM2's processor needs num2words")
     return open_family(request.param, tmp_path_factory.mktemp(request.param))
 
 

@@ -47,8 +47,6 @@ class World:
 def world(request, tmp_path_factory):
     import torch
 
-    if request.param == "smolvlm":
-        pytest.importorskip("num2words", reason="SmolVLM2's processor reads no image without the package num2words")
     folder = family(request.param, tmp_path_factory.mktemp(request.param) / "model")
     settings = ModelSettings(path=str(folder), device="cpu")
     loaded = load_model(settings)

@@ -1,4 +1,4 @@
-"""8- and 4-bit weights by bitsandbytes, for real, where it is installed; it also runs on a CPU."""
+"""8- and 4-bit weights by bitsandbytes, for real: it also runs on a CPU."""
 
 import json
 
@@ -9,8 +9,6 @@ from m3po_dagster.method.confidence import score_continuations
 from m3po_dagster.method.generation.model import load_model
 from m3po_dagster.method.generation.settings import ModelSettings, SamplingSettings
 from tests.sampling import sample
-
-bitsandbytes = pytest.importorskip("bitsandbytes")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +31,7 @@ def prompts(tmp_path_factory):
 
 @pytest.mark.parametrize(("bits", "linear"), [("8bit", "Linear8bitLt"), ("4bit", "Linear4bit")])
 def test_it_samples_and_scores_on_quantised_weights(folder, prompts, bits, linear):
+    import bitsandbytes
     import torch
 
     full = load_model(ModelSettings(path=str(folder), dtype="float16", device="cpu"))

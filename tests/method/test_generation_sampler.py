@@ -261,8 +261,9 @@ def test_prompt_seeds_are_the_same_in_every_process():
 def test_imports_stay_cheap():
     code = (
         "import sys; from m3po_dagster.method import confidence;"
-        "from m3po_dagster.method.generation import adaptive, candidates, decode, diversity, engine, failures, model;"
-        "from m3po_dagster.method.generation import prefill, sampler, shared_prefix;"
+        "from m3po_dagster.method.generation import adaptive, candidates, continuations, decode, diversity, encoding;"
+        "from m3po_dagster.method.generation import engine, failures, full_path, memory, model, placement, prefill;"
+        "from m3po_dagster.method.generation import rows, sampler, self_check, shared_prefix, special_tokens;"
         "print(sorted({'torch', 'transformers', 'dagster', 'peft'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
