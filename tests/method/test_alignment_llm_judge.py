@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from m3po_dagster.method.alignment.judge_request import RUBRIC, read_reply, request_version
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
-from m3po_dagster.method.alignment.scorer import EndpointError
+from m3po_dagster.method.endpoint import EndpointError
 from m3po_dagster.method.prompt import Message, Prompt
 from m3po_dagster.storage.tables import mas_schema
 from m3po_dagster.study import JudgeSettings
