@@ -79,9 +79,10 @@ STAGES: dict[str, Stage] = {
             ("shard",),
             ("filtered_instructions", "base_model"),
             "2",
-            lambda study, ids, _: study.generation.model_dump(
-                mode="json", exclude={"prompts_per_batch", "part_prompts"}
-            ),
+            lambda study, ids, _: {
+                **study.generation.model_dump(mode="json", exclude={"prompts_per_batch", "part_prompts"}),
+                "engine": study.generator.identity(),
+            },
             loads_model=True,
         ),
         Stage(
@@ -97,7 +98,7 @@ STAGES: dict[str, Stage] = {
             "logprob_table",
             ("shard",),
             ("candidates", "filtered_instructions", "base_model"),
-            "2",
+            "3",
             lambda study, ids, _: study.confidence.model_dump(mode="json"),
             loads_model=True,
         ),
@@ -105,7 +106,7 @@ STAGES: dict[str, Stage] = {
             "preference_pairs",
             ("recipe", "shard"),
             ("candidates", "mas_table", "logprob_table", "recipe_config"),
-            "1",
+            "2",
             _nothing,
         ),
         Stage(
@@ -130,7 +131,11 @@ STAGES: dict[str, Stage] = {
             ("recipe",),
             ("lora_adapter", "base_model", "benchmark_data"),
             "1",
-            lambda study, ids, _: study.answers.model_dump(mode="json", exclude={"questions_per_batch"}),
+            # Only a server is named: answers asked before there were any stay what they are.
+            lambda study, ids, _: (
+                study.answers.model_dump(mode="json", exclude={"questions_per_batch"})
+                | ({"engine": study.generator.identity()} if study.generator.kind == "server" else {})
+            ),
             loads_model=True,
         ),
         Stage("leaderboard", (), ("benchmark_scores", "benchmark_data"), "1", _nothing, fan_in=True),

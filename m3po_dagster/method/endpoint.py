@@ -5,6 +5,7 @@ the same for both.
 """
 
 import os
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -25,7 +26,14 @@ class EndpointError(ConnectionError):
 
 
 class Unanswered(EndpointError):
-    """A request that met a busy or failing service, or none in time, after every retry; the next may fare better."""
+    """A request that met a busy or failing service, or none in time, after every retry; the next may fare better.
+
+    `what` says it without the endpoint's address.
+    """
+
+    def __init__(self, message: str, what: str) -> None:
+        super().__init__(message)
+        self.what = what
 
 
 class Refused(ValueError):
@@ -80,8 +88,11 @@ class Endpoint:
     409, 429, 5xx, a lost connection and a timeout.
     """
 
-    def __init__(self, settings: EndpointSettings, who: str) -> None:
-        """Asks nothing yet. Raises ValueError when the key's variable is not set, or holds what is no key."""
+    def __init__(self, settings: EndpointSettings, who: str, sent: Callable[[], None] | None = None) -> None:
+        """Asks nothing yet; `sent` is called for every request that leaves, retries too, from any thread.
+
+        Raises ValueError when the key's variable is not set, or holds what is no key.
+        """
         from openai import DefaultHttpxClient, OpenAI
 
         self.settings, self.who = settings, who
@@ -92,26 +103,28 @@ class Endpoint:
             timeout=settings.timeout,
             max_retries=settings.max_retries,
             # A redirect would take the image and the answer to a place that the study does not name.
-            http_client=DefaultHttpxClient(follow_redirects=False),
+            http_client=DefaultHttpxClient(
+                follow_redirects=False, event_hooks={"request": [lambda request: sent()] if sent else []}
+            ),
         )
         # The client takes these from the environment; the endpoint need not be the one they belong to.
         self._client.organization = self._client.project = None
         self._client._custom_headers = {}
 
-    def chat(self, body: dict) -> tuple[bytes, int]:
-        """The body of the reply to a chat completion request, and how many requests it took.
+    def chat(self, body: dict) -> bytes:
+        """The body of the reply to a chat completion request.
 
         `body` may hold fields beside those of the OpenAI API. Raises Refused, Unanswered, EndpointError.
         """
         return self.post("/chat/completions", body)
 
-    def post(self, path: str, body: dict) -> tuple[bytes, int]:
+    def post(self, path: str, body: dict) -> bytes:
         """The body of the reply to `body` sent to a path under base_url, as `chat`."""
         import httpx2
         import openai
 
         try:
-            reply = self._client.post(path, body=body, cast_to=httpx2.Response)
+            return self._client.post(path, body=body, cast_to=httpx2.Response).content
         except openai.APIStatusError as error:
             status = f"HTTP {error.status_code}"
             said = error.message.removeprefix(f"Error code: {error.status_code}").lstrip(" -")
@@ -119,14 +132,20 @@ class Endpoint:
                 raise Refused(error.status_code, self.without_key(said)) from None
             if error.response.has_redirect_location:
                 status += f", a redirect to {error.response.headers['location']}, which is not followed"
-            failing = error.status_code in BUSY or error.status_code >= 500
             # The client's own errors are not chained: a log would print their text as it came.
-            raise (Unanswered if failing else EndpointError)(self.failure(f"answers {status}: {said}")) from None
+            if error.status_code in BUSY or error.status_code >= 500:
+                raise self._unanswered(f"answers {status}: {said}") from None
+            raise EndpointError(self.failure(f"answers {status}: {said}")) from None
         except openai.APITimeoutError as error:
-            raise Unanswered(self.failure(f"can't be reached: {error.__cause__ or error.message}")) from None
+            raise self._unanswered(f"can't be reached: {error.__cause__ or error.message}") from None
         except openai.APIConnectionError as error:
             raise EndpointError(self.failure(f"can't be reached: {error.__cause__ or error.message}")) from None
-        return reply.content, 1 + int(reply.request.headers["x-stainless-retry-count"])
+
+    def _unanswered(self, what: str) -> Unanswered:
+        return Unanswered(self.failure(what), self._brief(what))
+
+    def _brief(self, what: str) -> str:
+        return " ".join(self.without_key(what).split())[:MESSAGE_LENGTH]
 
     def without_key(self, said: str) -> str:
         """What came from outside: an endpoint may send back the headers it was sent."""
@@ -134,9 +153,9 @@ class Endpoint:
 
     def failure(self, what: str) -> str:
         """The sentence of an error: who asked which endpoint, what it did, what to correct."""
-        settings, said = self.settings, " ".join(self.without_key(what).split())[:MESSAGE_LENGTH]
+        settings = self.settings
         return (
-            f"{self.who}: {settings.base_url} (model {settings.model!r}) {said} "
+            f"{self.who}: {settings.base_url} (model {settings.model!r}) {self._brief(what)} "
             f"(after up to {settings.max_retries} retries). Correct base_url, model or api_key_env, "
             "or run it again when the endpoint answers"
         )

@@ -89,7 +89,7 @@ class LlmJudge:
 
     def _submit(self, pool: ThreadPoolExecutor, prompt: Prompt, answers: list[str]) -> list[Future[Score]]:
         try:
-            image = data_url(prompt)
+            image = data_url(prompt.image_path)
         except OSError:
             image = None
         return [pool.submit(self._score, prompt, image, answer) for answer in answers]
@@ -100,7 +100,7 @@ class LlmJudge:
         if image is None:
             return Score.unscored("image can't be read")
         try:
-            reply, _ = self._endpoint.chat(
+            reply = self._endpoint.chat(
                 request(self.settings.model, self.settings.max_reply_tokens, prompt, image, answer)
             )
         except Refused as error:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from m3po_dagster.method.generation.prefill import Counts
-from m3po_dagster.method.generation.samples import Failure, Sample
+from m3po_dagster.method.generation.samples import Answer, Failure, Sample
 from m3po_dagster.method.generation.settings import SamplingSettings
 from m3po_dagster.method.prompt import Prompt
 
@@ -12,7 +12,7 @@ from m3po_dagster.method.prompt import Prompt
 class Engine(Protocol):
     """Both methods give (index of the prompt, its result) when a prompt is done, in whatever order they come.
 
-    `numerics` names engine, precision and device: log-probs are comparable only where it is equal. `counts` is what has
+    `numerics` names engine and precision: log-probs are comparable only where it is equal. `counts` is what has
     been done so far.
     """
 
@@ -28,5 +28,5 @@ class Engine(Protocol):
 
     def answer(
         self, prompts: Sequence[Prompt], max_new_tokens: int, at_once: int
-    ) -> Iterator[tuple[int, Sample | Failure]]:
+    ) -> Iterator[tuple[int, Sample | Answer | Failure]]:
         """The greedy answer of each prompt, `at_once` prompts in flight, or why there is none (section 4.1)."""

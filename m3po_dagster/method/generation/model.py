@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m3po_dagster.method.generation.numerics import of_model
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.torchvision_repair import repair_torchvision
 
@@ -23,8 +24,8 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 class LoadedModel:
     """A model ready to answer.
 
-    `numerics` names engine, precision and device: log-probs are comparable only where it is equal. `suppressed` are the
-    token ids that must not be sampled (image placeholder, padding, begin of sequence, unknown), `eos` those that end an
+    `numerics` names engine and precision: log-probs are comparable only where it is equal. `suppressed` are the token
+    ids that must not be sampled (image placeholder, padding, begin of sequence, unknown), `eos` those that end an
     answer. `context` is the longest sequence the language model has positions for, None when its config names no limit.
     """
 
@@ -64,13 +65,13 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
     model.set_attn_implementation({_language_config_key(model.config): shared_prefix.register()})
     if adapter is not None:
         model = _with_adapter(model, adapter, merge=settings.dtype == "float32")
-    eos = _ids(model.generation_config.eos_token_id) or _ids(processor.tokenizer.eos_token_id)
+    eos = eos_ids(model.generation_config, processor.tokenizer)
     return LoadedModel(
         model=model.to(device).eval(),
         processor=processor,
         device=device,
-        numerics=f"transformers/{settings.dtype}/{device.type}",
-        suppressed=_suppressed(model.config, processor, eos),
+        numerics=of_model(settings),
+        suppressed=suppressed_ids(model.config, processor, eos),
         eos=eos,
         context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
     )
@@ -141,7 +142,13 @@ def _ids(value: int | list[int] | None) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-def _suppressed(config, processor, eos: tuple[int, ...]) -> tuple[int, ...]:
+def eos_ids(generation_config, tokenizer) -> tuple[int, ...]:
+    """The ids that end an answer."""
+    return _ids(generation_config.eos_token_id) or _ids(tokenizer.eos_token_id)
+
+
+def suppressed_ids(config, processor, eos: tuple[int, ...]) -> tuple[int, ...]:
+    """The ids that must not be sampled; see `LoadedModel`."""
     tokenizer = processor.tokenizer
     image = (getattr(config, "image_token_id", None), getattr(processor, "image_token_id", None))
     special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Counts:
-    """What the model was asked to do; tests and metadata read it."""
+    """What the model, or the server of it, was asked to do; tests and metadata read it."""
 
     images_encoded: int = 0
     prefill_forwards: int = 0
@@ -23,6 +23,8 @@ class Counts:
     decode_rows: int = 0
     scoring_forwards: int = 0
     scoring_tokens: int = 0
+    requests: int = 0
+    choices_asked_again: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))

@@ -27,7 +27,7 @@ class TransformersEngine:
 
     @property
     def numerics(self) -> str:
-        """Engine, precision and device."""
+        """Engine and precision."""
         return self.loaded.numerics
 
     def sample(

@@ -22,7 +22,6 @@ class ModelSettings(Settings):
 class SamplingSettings(Settings):
     """How the N candidates of a prompt are drawn."""
 
-    engine: Literal["transformers"] = Field("transformers", description="what runs the model")
     n: int = Field(32, ge=1, le=1024, description="N, samples a prompt")
     temperature: float = Field(0.7, gt=0, description="divides the logits before sampling")
     top_p: float = Field(
