@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from m3po_dagster.method.generation.model import LoadedModel
@@ -30,7 +31,8 @@ class ServedGenerator(LoopbackServer):
 
     `ids` says how token ids are given: "ids" (`token_ids`), "numbers" (tokens as token_id:N), "pieces" (tokens as
     strings). `most_choices` caps `n`. `load` makes the model of an adapter's folder, for /v1/load_lora_adapter.
-    `scale` gives log-probs of this temperature in place of 1, `eos` leaves the end of sequence out.
+    `scaled` gives log-probs at the sampling temperature in place of raw ones, `eos` False leaves the end of sequence
+    out, `change_logp` makes another engine's rounding.
     """
 
     def __init__(self, loaded: LoadedModel, folder: Path, key: str | None = None) -> None:
@@ -41,7 +43,8 @@ class ServedGenerator(LoopbackServer):
         self.bodies: list[dict] = []
         self.asked: Counter[int] = Counter()
         self.ids, self.most_choices, self.logprobs, self.eos = "ids", 10**6, True, True
-        self.change_logp: Callable[[float, float], float] = lambda logp, temperature: logp
+        self.scaled = False
+        self.change_logp: Callable[[float], float] = lambda logp: logp
         self.load: Callable[[Path], LoadedModel] | None = None
         self.before: Callable[[], None] = lambda: None
 
@@ -102,6 +105,8 @@ class ServedGenerator(LoopbackServer):
                 found += [samples] if isinstance(samples, Failure) else samples
         assert all(isinstance(one, Sample) for one in found), found
         inputs, _, _ = _encode(loaded, [prompt])
+        if self.scaled and asked["temperature"]:
+            found = [replace(one, token_logps=scaled(loaded, inputs, one, asked["temperature"])) for one in found]
         choices = [self._choice(loaded, asked, index, one) for index, one in enumerate(found)]
         return choices, inputs["input_ids"][0].tolist()
 
@@ -109,7 +114,7 @@ class ServedGenerator(LoopbackServer):
         tokenizer, ids, logps = loaded.tokenizer, list(sample.token_ids), list(sample.token_logps)
         if not self.eos and sample.finish_reason == "stop":
             ids, logps = ids[:-1], logps[:-1]
-        logps = [self.change_logp(logp, asked["temperature"]) for logp in logps]
+        logps = [self.change_logp(logp) for logp in logps]
         by_number = self.ids != "pieces" and asked.get("return_tokens_as_token_ids")
         pieces = [piece.replace("▁", " ") for piece in tokenizer.convert_ids_to_tokens(ids)]
         content = [
@@ -143,3 +148,14 @@ class ServedGenerator(LoopbackServer):
                 content = text["text"]
             messages.append(Message(turn["role"], content))
         return Prompt("served", path, tuple(messages))
+
+
+def scaled(loaded: LoadedModel, inputs, sample: Sample, temperature: float) -> tuple[float, ...]:
+    """The tokens' log-probs after the logits were divided by the temperature, by one forward over the whole."""
+    import torch
+
+    answer = torch.tensor([sample.token_ids])
+    ids = torch.cat([inputs["input_ids"], answer], dim=1)
+    with torch.inference_mode():
+        logits = loaded.model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0, -answer.shape[1] - 1 : -1]
+    return tuple((logits / temperature).log_softmax(dim=-1).gather(1, answer.T)[:, 0].tolist())

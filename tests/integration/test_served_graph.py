@@ -39,7 +39,7 @@ def served(tmp_path_factory, settings):
         project.write(settings)
         model = project.load().model
         with ServedGenerator(load_model(model), tmp_path_factory.mktemp("pictures"), key=KEY) as server:
-            server.change_logp = lambda logp, temperature: logp - SHIFT
+            server.change_logp = lambda logp: logp - SHIFT
             server.load = lambda folder: load_model(model, folder)
             server.faults.extend([error(429, "busy", retry_after="0.01"), error(503, "loading")])
             project.write({**settings, "generator": generator(server)})

@@ -58,6 +58,12 @@ class Vocabulary:
         """The conversation as the chat template writes it, up to where the answer begins."""
         return self.processor.apply_chat_template(prompt.chat(), tokenize=False, add_generation_prompt=True)
 
+    def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """The prompt as the processor reads it, image tokens included. Raises OSError for an unreadable image."""
+        special = self.needs_special_tokens(prompt)
+        read = self.processor(text=[self.render(prompt)], images=[prompt.open_image()], add_special_tokens=special)
+        return tuple(read["input_ids"][0])
+
     def ids_of(self, pieces: Iterable[bytes]) -> tuple[int, ...]:
         """The ids of sampled pieces, each given as its own bytes.
 
