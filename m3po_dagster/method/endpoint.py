@@ -127,7 +127,8 @@ class Endpoint:
             return self._client.post(path, body=body, cast_to=httpx2.Response).content
         except openai.APIStatusError as error:
             status = f"HTTP {error.status_code}"
-            said = error.message.removeprefix(f"Error code: {error.status_code}").lstrip(" -")
+            # The client words errors of OpenAI's own layout only; FastAPI's `detail` and plain text are in the body.
+            said = error.message.removeprefix(f"Error code: {error.status_code}").lstrip(" -") or error.response.text
             if error.status_code in REFUSED:
                 raise Refused(error.status_code, self.without_key(said)) from None
             if error.response.has_redirect_location:

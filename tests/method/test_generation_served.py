@@ -206,6 +206,19 @@ def test_a_choice_that_always_fails_fails_its_prompt_with_the_reason(engine_of, 
     assert_same(found[1:], expected[1:])
 
 
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (Reply(422, b'{"detail": "Unexpected fields: top_k"}'), '{"detail": "Unexpected fields: top_k"}'),
+        (Reply(400, b"no images here", {"Content-Type": "text/plain"}), "no images here"),
+    ],
+)
+def test_an_error_in_any_layout_is_passed_on(engine_of, server, prompts, reply, said):
+    server.faults.append(reply)
+    (found,) = sampled(engine_of(), prompts[:1])
+    assert found.reason.endswith(f"the server refuses it: HTTP {reply.status}: {said}")
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_refused_prompt_is_its_own_fault_however_many_there_are(engine_of, server, prompts, expected, status):
     server.faults.extend([error(status, "image too large")] * 4)

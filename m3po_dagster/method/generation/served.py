@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from m3po_dagster.method.endpoint import Endpoint, EndpointError, Refused, Unanswered
+from m3po_dagster.method.endpoint import MESSAGE_LENGTH, Endpoint, EndpointError, Refused, Unanswered
 from m3po_dagster.method.generation.adapter import Adapter
 from m3po_dagster.method.generation.generator_settings import ServerSettings
 from m3po_dagster.method.generation.prefill import Counts
@@ -211,7 +211,7 @@ class ServedEngine:
         try:
             found = future.result()
         except Refused as error:
-            asked.failure, asked.own_fault = f"the server refuses it: {error}", True
+            asked.failure, asked.own_fault = f"the server refuses it: {str(error)[:MESSAGE_LENGTH]}", True
             return []
         except Unanswered as error:
             asked.failure = f"the server {error.what}"

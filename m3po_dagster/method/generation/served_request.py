@@ -11,8 +11,8 @@ from m3po_dagster.method.generation.settings import SamplingSettings
 from m3po_dagster.method.generation.vocabulary import Vocabulary
 from m3po_dagster.method.prompt import Prompt
 
-# The lowest that the API takes: e**-100 is none.
-NEVER = -100
+# The lowest that the API takes: e**-100 is none. A float, for transformers serve takes no other.
+NEVER = -100.0
 
 
 def messages(prompt: Prompt, image: str) -> list[dict]:
