@@ -62,6 +62,7 @@ def parity(
 
 def _text(found: dict[str, Any]) -> str:
     differences, raw, greedy = found["differences"], found["raw"], found["greedy"]
+    elsewhere = raw["elsewhere"]
     lines = [
         f"{found['engine numerics']} against {found['local numerics']}",
         f"  {found['samples']} samples of {found['prompts']} prompts, {differences['tokens']} tokens",
@@ -79,7 +80,7 @@ def _text(found: dict[str, Any]) -> str:
         )
         lines.append(
             f"  log-probs look {raw['verdict']}: mean {raw['mean at temperature 1']:.5f} at temperature 1, "
-            f"{raw['mean elsewhere']:.5f} at {raw['elsewhere']}"
+            f"{raw['mean elsewhere']:.5f} at {elsewhere['temperature']:g}, top-p {elsewhere['top_p']:g}"
         )
     end, prompts = found["end of sequence"], found["prompt tokens"]
     lines.append(f"  end of sequence: in {end['reported']} of {end['ended']} answers that ended by themselves")
