@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from m3po_dagster.method.generation.model import LoadedModel
-from m3po_dagster.method.generation.prefill import _encode
 from m3po_dagster.method.generation.sampler import TransformersEngine
 from m3po_dagster.method.generation.samples import Failure, Sample
 from m3po_dagster.method.generation.settings import SamplingSettings
@@ -104,7 +103,9 @@ class ServedGenerator(LoopbackServer):
                 ((_, samples),) = engine.sample([prompt], settings, [seed])
                 found += [samples] if isinstance(samples, Failure) else samples
         assert all(isinstance(one, Sample) for one in found), found
-        inputs, _, _ = _encode(loaded, [prompt])
+        text = loaded.processor.apply_chat_template(prompt.chat(), tokenize=False, add_generation_prompt=True)
+        images, special = [prompt.open_image()], asked.get("add_special_tokens", False)
+        inputs = loaded.processor(text=[text], images=images, add_special_tokens=special, return_tensors="pt")
         if self.scaled and asked["temperature"]:
             found = [replace(one, token_logps=scaled(loaded, inputs, one, asked["temperature"])) for one in found]
         choices = [self._choice(loaded, asked, index, one) for index, one in enumerate(found)]

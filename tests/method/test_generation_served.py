@@ -6,6 +6,8 @@ import traceback
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_llava import tiny_llava, tiny_prompts
 
 from m3po_dagster.method.confidence import score_continuations
@@ -195,6 +197,18 @@ def test_a_server_that_caps_or_ignores_n_is_asked_for_what_it_gives(engine_of, s
     # Two replies show the cap; from then on no request asks for more.
     assert [body["n"] for body in server.bodies].count(N) <= 2
     assert server.requests == {1: N, 3: 2}[most] * len(prompts)
+
+
+@given(samples=st.sets(st.integers(0, 40)), most=st.none() | st.integers(1, 9))
+def test_a_request_asks_for_neighbours_all_once_and_no_more_than_is_given(vocabulary, samples, most):
+    """Choice i of a request is drawn from its seed + i, so only neighbours go together."""
+    settings = ServerSettings(base_url="http://a/v1", model="m", version="0", samples_per_request=most)
+    chunks = ServedEngine(settings, vocabulary)._chunks(None, sorted(samples))
+    asked = [first + i for _, first, count in chunks for i in range(count)]
+    assert asked == sorted(samples)
+    assert all(count <= (most or 41) for _, _, count in chunks)
+    runs = sum(k - 1 not in samples for k in samples)
+    assert most is not None or len(chunks) == runs
 
 
 def test_a_choice_that_always_fails_fails_its_prompt_with_the_reason(engine_of, server, prompts, expected):

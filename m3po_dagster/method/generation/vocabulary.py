@@ -106,7 +106,7 @@ def load_vocabulary(model: ModelSettings) -> Vocabulary:
             generation = GenerationConfig.from_pretrained(model.path, revision=model.revision)
         except OSError:
             generation = GenerationConfig.from_model_config(config)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"model.path {model.path!r}: a served model needs the config and processor of the same model here: "
             f"{str(error).splitlines()[0]}"
