@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai import OpenAI
 from tiny_llava import tiny_llava, tiny_prompts
 
 from m3po_dagster.method.confidence import score_continuations
@@ -151,7 +152,7 @@ FAULTS = {
     "500": (Reply(500, b"{}", NOW), 1),
     "503": (Reply(503, b"overloaded", NOW), 1),
     "dropped mid-body": (Reply(cut=100), 1),
-    "never answers in time": (Reply(delay=3.0), 1),
+    "never answers in time": (Reply(delay=6.0), 1),
     "no JSON": (Reply(body=b"<html>"), 1),
     "no choices": (lambda choices: [], 1),
     "fewer choices": (dropped_choice, 1),
@@ -174,11 +175,28 @@ FAULTS = {
 @pytest.mark.parametrize(("fault", "more"), FAULTS.values(), ids=FAULTS)
 def test_nothing_is_lost_or_changed_by_trouble_on_the_way(engine_of, server, prompts, expected, fault, more):
     server.faults.append(fault)
-    engine = engine_of(max_retries=1, timeout=2.0, max_parallel=1)
+    slow = isinstance(fault, Reply) and fault.delay
+    engine = engine_of(max_retries=1, timeout=4.0 if slow else 60.0, max_parallel=1)
     assert_same(sampled(engine, prompts), expected)
     assert server.requests == engine.counts.requests == len(prompts) + more
     again = {body["n"] for body in server.bodies if body["n"] < N}
     assert again <= {1}, "only the choice that failed is asked for again"
+
+
+def test_a_retry_waits_as_long_as_the_server_says_or_longer_each_time(engine_of, server, prompts, monkeypatch):
+    waits, real = [], OpenAI._calculate_retry_timeout
+
+    def noted(self, *args, **kwargs):
+        waits.append(real(self, *args, **kwargs))
+        return 0.0
+
+    monkeypatch.setattr(OpenAI, "_calculate_retry_timeout", noted)
+    server.faults.extend([error(429, "busy", retry_after="7"), *[error(503, "loading")] * 3])
+    (found,) = sampled(engine_of(), prompts[:1])
+    assert len(found) == N and server.requests == 5
+    assert waits[0] == 7
+    # Half a second, doubled each time, less up to a quarter by chance: whoever failed together does not come together.
+    assert [0.75 * wait <= mine <= wait for mine, wait in zip(waits[1:], (1, 2, 4), strict=True)] == [True] * 3
 
 
 def test_all_troubles_at_once_with_many_requests_in_flight(engine_of, server, prompts, expected):
