@@ -59,7 +59,7 @@ def _sampling(study: Study, identities: Identities, partition: str) -> dict:
     settings = study.generation.model_dump(mode="json", exclude={"prompts_per_batch", "part_seconds", "max_failed"})
     if study.generation.scorer is not None:
         del settings["n"]["scorer"]
-    return settings
+    return {**settings, "engine": study.generator.identity()}
 
 
 STAGES: dict[str, Stage] = {
@@ -104,7 +104,7 @@ STAGES: dict[str, Stage] = {
             "logprob_table",
             ("shard",),
             ("candidates", "filtered_instructions", "base_model"),
-            "2",
+            "3",
             lambda study, ids, _: study.confidence.model_dump(mode="json"),
             loads_model=True,
         ),
@@ -112,7 +112,7 @@ STAGES: dict[str, Stage] = {
             "preference_pairs",
             ("recipe", "shard"),
             ("candidates", "mas_table", "logprob_table", "recipe_config"),
-            "1",
+            "2",
             _nothing,
         ),
         Stage(
@@ -137,7 +137,11 @@ STAGES: dict[str, Stage] = {
             ("recipe",),
             ("lora_adapter", "base_model", "benchmark_data"),
             "1",
-            lambda study, ids, _: study.answers.model_dump(mode="json", exclude={"questions_per_batch"}),
+            # Only a server is named: answers asked before there were any stay what they are.
+            lambda study, ids, _: (
+                study.answers.model_dump(mode="json", exclude={"questions_per_batch"})
+                | ({"engine": study.generator.identity()} if study.generator.kind == "server" else {})
+            ),
             loads_model=True,
         ),
         Stage("leaderboard", (), ("benchmark_scores", "benchmark_data"), "1", _nothing, fan_in=True),

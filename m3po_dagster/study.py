@@ -21,6 +21,7 @@ from m3po_dagster.method.alignment.clip import ClipScorerSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
 from m3po_dagster.method.filtering import FilterSettings
+from m3po_dagster.method.generation.generator_settings import GeneratorSettings, TransformersSettings
 from m3po_dagster.method.generation.settings import (
     BY_KIND_OF_N,
     FixedN,
@@ -154,6 +155,10 @@ class Study(Settings):
     dataset: DatasetSettings = Field(description="image-instruction pairs (section 4.1)")
     filters: FilterSettings = Field(default_factory=FilterSettings, description="which pairs are kept (section 4.1)")
     model: ModelSettings = Field(description="the base LVLM")
+    generator: GeneratorSettings = Field(
+        default_factory=TransformersSettings,
+        description="where the model runs that samples candidates and answers benchmarks: transformers, or server",
+    )
     generation: GenerationSettings = Field(
         default_factory=GenerationSettings, description="how N candidates are sampled (section 3.2)"
     )

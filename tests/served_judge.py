@@ -14,8 +14,7 @@ import json
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -25,18 +24,10 @@ from m3po_dagster.world.judge_words import evidence
 from m3po_dagster.world.language import claims, kind_of, parse_question
 from m3po_dagster.world.scene_reading import NOTHING, SceneReading
 from m3po_dagster.world.scenes import POSITIONS, THINGS, Thing
+from tests.loopback import LoopbackServer, Reply, error
 from tests.world.pixel_reader import RGB, read_scene
 
 SCENE = (64, 64)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What goes over the wire."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ def graded(relevance: object, accuracy: object, adherence: object, words: str = 
     return completion(json.dumps({"evidence": words, **grades}))
 
 
-class ServedJudge:
+class ServedJudge(LoopbackServer):
     """The server; a context manager. `requests` counts what came in, `asked` by answer.
 
     `instead` maps an answer to the replies its next requests get in place of a judgement. While `up` is false every
@@ -78,59 +69,27 @@ class ServedJudge:
     """
 
     def __init__(self, model: str = "loopback-judge", key: str | None = None, revision: int = 1) -> None:
+        super().__init__()
         self.model, self.key, self.revision, self.up = model, key, revision, True
-        self.requests = 0
         self.asked: Counter[str] = Counter()
         self.received: deque[Received] = deque(maxlen=100)
         self.instead: defaultdict[str, list[Reply]] = defaultdict(list)
         self.meeting: threading.Barrier | None = None
-        self.most_at_once = 0
-        self._at_once = 0
-        self._lock = threading.Lock()
 
-    @property
-    def base_url(self) -> str:
-        """What a study's `base_url` says."""
-        return f"http://127.0.0.1:{self._server.server_port}/v1"
-
-    def __enter__(self) -> "ServedJudge":
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def reply(self, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        """Answers one request."""
-        with self._lock:
-            self.requests += 1
-            self._at_once += 1
-            self.most_at_once = max(self.most_at_once, self._at_once)
-        try:
-            return self._reply(path, headers, body)
-        finally:
-            with self._lock:
-                self._at_once -= 1
-
-    def _reply(self, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+    def answer(self, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
         if self.meeting is not None:
             self.meeting.wait(timeout=20)
         if not self.up:
-            return _error(503, "the model is loading")
+            return error(503, "the model is loading")
         if path != "/v1/chat/completions":
-            return _error(404, f"no such path: {path}")
+            return error(404, f"no such path: {path}")
         if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
-            return _error(401, "wrong key")
+            return error(401, "wrong key")
         received = Received(headers, json.loads(body))
         if received.body["model"] != self.model:
-            return _error(404, f"no such model: {received.body['model']}")
+            return error(404, f"no such model: {received.body['model']}")
         answer = received.material["answer"]
-        with self._lock:
+        with self.lock:
             self.received.append(received)
             self.asked[answer] += 1
             if self.instead[answer]:
@@ -158,27 +117,3 @@ def look(image: bytes, question: str, answer: str) -> tuple[dict[str, float], st
     share = len(named & seen) / len(named) if named else 0.5
     brevity = 1.0 if len(answer.split()) < 8 else 0.5
     return {"relevance": share, "accuracy": share, "adherence": brevity}, f"sees {', '.join(sorted(seen))}"
-
-
-def _error(status: int, message: str) -> Reply:
-    return Reply(status, json.dumps({"error": {"message": message}}).encode())
-
-
-def _handler(judge: ServedJudge) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            reply = judge.reply(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
-            self.send_response(reply.status)
-            for name, value in {"Content-Type": "application/json", **reply.headers}.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(reply.body)))
-            self.end_headers()
-            self.wfile.write(reply.body)
-
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-    return Handler

@@ -119,6 +119,42 @@ def test_a_wrong_n_is_explained(tmp_path, n, wanted):
         assert piece in str(caught.value)
 
 
+def test_the_generator_is_transformers_by_default_and_by_name(tmp_path):
+    named = load_study(changed(tmp_path, ("generation:\n", "generator: transformers\ngeneration:\n"))).generator
+    assert named == load_study(ROOT / "studies" / "easy_scenes.yaml").generator and named.kind == "transformers"
+
+
+SERVER = "{kind: server, base_url: 'http://127.0.0.1:8000/v1/', model: llava, version: 0.33.0, dtype: bfloat16}"
+
+
+def test_a_server_is_named_with_its_engine(tmp_path):
+    server = load_study(changed(tmp_path, ("generation:\n", f"generator: {SERVER}\ngeneration:\n"))).generator
+    assert (server.base_url, server.numerics) == ("http://127.0.0.1:8000/v1", "vllm-0.33.0/bfloat16")
+    assert server.choices_a_request is None and server.model_copy(update={"engine": "sglang"}).choices_a_request == 1
+
+
+@pytest.mark.parametrize(
+    ("generator", "wanted"),
+    [
+        ("vllm", ["generator", "'transformers', 'server'"]),
+        ("server", ["generator.base_url", "generator.version"]),
+        (SERVER.replace("version: 0.33.0, ", ""), ["generator.version", "declare"]),
+        (SERVER.replace("llava", "llava, engine: tgi"), ["generator.engine", "vllm"]),
+        (SERVER.replace("8000/v1", "8000/v1?key=secret"), ["generator.base_url", "not shown"]),
+    ],
+)
+def test_a_generator_that_can_not_be_is_refused(tmp_path, generator, wanted):
+    with pytest.raises(StudyError) as caught:
+        load_study(changed(tmp_path, ("generation:\n", f"generator: {generator}\ngeneration:\n")))
+    message = str(caught.value)
+    assert all(piece in message for piece in wanted) and "secret" not in message
+
+
+def test_the_engine_has_left_the_sampling_section(tmp_path):
+    with pytest.raises(StudyError, match=r"generation\.engine: unknown key"):
+        load_study(changed(tmp_path, ("generation:\n", "generation:\n  engine: transformers\n")))
+
+
 def test_every_problem_is_told_at_once(tmp_path):
     path = changed(tmp_path, ("n: 32", "n: 0"), ("alpha: 0.5", "alpha: x"))
     with pytest.raises(StudyError) as caught:

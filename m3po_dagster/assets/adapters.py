@@ -4,7 +4,8 @@ Every seed's adapter is an object of its own in the store, committed when its tr
 the seed it was training, and a seed added to a recipe leaves the others as they are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import dagster as dg
@@ -15,12 +16,14 @@ from m3po_dagster.assets.checks import learned, weights_finite
 from m3po_dagster.assets.display import preview, rows_table
 from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
+from m3po_dagster.assets.pairs import NUMERICS
 from m3po_dagster.assets.pictures import curves, histograms
-from m3po_dagster.graph import STAGES
+from m3po_dagster.graph import STAGES, label
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.lineage.manifests import Manifests
 from m3po_dagster.lineage.profile import TRAINED_ON_COLUMNS, abridged, trained_on_rows
 from m3po_dagster.materialise import Built, Work, materialise, reference
+from m3po_dagster.method.generation.numerics import of_model, only_one
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.resources.trainer import TrainerResource
@@ -61,7 +64,9 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
 def train_recipe(work: Work, trainer: TrainerResource) -> Built:
     """Trains what is not in the store yet; gives a row a seed."""
     recipe = work.study.recipes[work.partition]
-    trained = {seed: train_seed(work, trainer, seed) for seed in recipe.seeds} if recipe.trains else {}
+    # Read, and scored again where need be, once for all seeds; not at all when every adapter is in the store.
+    examples = cache(lambda: examples_with_reference(work, trainer))
+    trained = {seed: train_seed(work, trainer, seed, examples) for seed in recipe.seeds} if recipe.trains else {}
     rows = [
         {
             "adapter_id": artifact.fingerprint,
@@ -83,7 +88,12 @@ def train_recipe(work: Work, trainer: TrainerResource) -> Built:
     )
 
 
-def train_seed(work: Work, trainer: TrainerResource, seed: int) -> Artifact:
+def train_seed(
+    work: Work,
+    trainer: TrainerResource,
+    seed: int,
+    examples: Callable[[], tuple[list[PreferenceExample], Mapping[str, object]]],
+) -> Artifact:
     """The adapter of one seed, from the store or trained now."""
     training = work.study.recipes[work.partition].training
     settings = {"training": training.model_dump(mode="json"), "seed": seed}
@@ -96,11 +106,12 @@ def train_seed(work: Work, trainer: TrainerResource, seed: int) -> Artifact:
     if found is not None:
         work.log(f"seed {seed}: reused adapter {key[:16]}")
         return found
-    with work.open(*part, key) as draft, work.progress(f"training seed {seed}", "step") as advance:
+    with work.open(*part, key) as draft:
         if draft.committed:
             return draft.committed
-        out = draft.folder("files")
-        result = trainer.train(work.study.model, examples_of(work), training, seed, out, advance)
+        out, (pairs, reference_facts) = draft.folder("files"), examples()
+        with work.progress(f"training seed {seed}", "step") as advance:
+            result = trainer.train(work.study.model, pairs, training, seed, out, advance)
         log = pa.Table.from_pylist(result.log, schema=TRAINING_LOG.schema)
         margins = pa.Table.from_pylist(result.margins, schema=MARGINS.schema)
         gained = [row["reward_margin"] for row in result.margins if row["reward_margin"] is not None]
@@ -117,9 +128,35 @@ def train_seed(work: Work, trainer: TrainerResource, seed: int) -> Artifact:
                 "trainable parameters": result.n_trainable,
                 "peak memory": result.peak_memory,
                 **{name.replace("_", " "): number for name, number in result.counts.items()},
+                **reference_facts,
                 "checks": {},
             },
         )
+
+
+def examples_with_reference(
+    work: Work, trainer: TrainerResource
+) -> tuple[list[PreferenceExample], Mapping[str, object]]:
+    """The recipe's examples, their reference log-probs of the trainer's numerics, and what the manifest says of it.
+
+    The stored log-probs are the reference where their numerics are the trainer's. Raises MixedNumerics when the shards'
+    pairs were selected by log-probs of different numerics.
+    """
+    pairs = work.all("preference_pairs").values()
+    stored = only_one((artifact.manifest.metadata[NUMERICS] for artifact in pairs), label(work.part))
+    own, examples = of_model(work.study.model), examples_of(work)
+    if stored in (None, own):
+        return examples, {"reference": "stored", "reference numerics": own, "reference forwards": 0}
+    work.log(f"the stored log-probs are {stored}, the trainer's {own}: {len(examples)} pairs are scored again")
+    with work.progress("scoring the reference", "pair") as advance:
+        examples, counts = trainer.rescored(work.study.model, examples, advance)
+    forwards = counts.prefill_forwards + counts.scoring_forwards
+    return examples, {
+        "reference": "rescored",
+        "reference numerics": own,
+        "selection numerics": stored,
+        "reference forwards": forwards,
+    }
 
 
 def finite(folder: Path) -> bool:
@@ -173,6 +210,7 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
         "pairs": sum(row["pairs"] or 0 for row in trained_on),
         "trainable parameters": first.manifest.metadata["trainable parameters"],
         "language model forwards": first.manifest.metadata["language model forwards"],
+        "reference log-probs": first.manifest.metadata.get("reference", "stored"),
         "curves": curves(
             {
                 name.replace("_", " "): {

@@ -1,6 +1,7 @@
 """benchmark_scores and leaderboard: what each recipe is worth (section 4)."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from statistics import fmean
 
 import dagster as dg
@@ -123,15 +124,18 @@ def answered(
 
 def ask(work: Work, generator: GeneratorResource, adapter: dict, name: str, questions: list[Question]) -> pa.Table:
     """One adapter's greedy answers to one benchmark. Raises RuntimeError naming a question that can't be asked."""
+    from m3po_dagster.method.generation.adapter import Adapter
     from m3po_dagster.method.generation.samples import Failure
 
-    folder = None
+    trained = None
     if adapter["adapter_id"] != BASE_ADAPTER:
-        folder = work.store.find("adapter", f"{work.partition}|{adapter['seed']}", adapter["fingerprint"]).path("files")
+        seed, key = adapter["seed"], adapter["fingerprint"]
+        folder = work.store.find("adapter", f"{work.partition}|{seed}", key).path("files")
+        trained = Adapter(Path(folder), work.partition, seed, key)
     settings = work.study.answers
     with work.progress(f"seed {adapter['seed']} answering {name}", "question") as advance:
         prompts = [question.prompt() for question in questions]
-        engine, given = generator.engine(work.study, folder), {}
+        engine, given = generator.engine(work.study, trained), {}
         for i, answer in engine.answer(prompts, settings.max_new_tokens, settings.questions_per_batch):
             given[i] = answer
             advance(len(given), len(questions))
@@ -147,7 +151,7 @@ def ask(work: Work, generator: GeneratorResource, adapter: dict, name: str, ques
             "question": question.text,
             "expected": question.expected,
             "answer": given[i].text,
-            "n_tokens": len(given[i].token_ids),
+            "n_tokens": given[i].n_tokens,
         }
         for i, question in enumerate(questions)
     ]

@@ -116,6 +116,7 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
         "mean pairwise similarity": _rounded(found.mean_similarity),
         "truncated share": _rounded(found.truncated_share),
         "prompts not sampled": artifact.manifest.tables["dropped"].rows,
+        **{name: facts[name] for name in ("numerics", "path") if name in facts},
         **speed(facts.get("this run", {})),
         **({"adaptive N": dg.MetadataValue.json(facts["adaptive"])} if "adaptive" in facts else {}),
         "preview": preview(table, columns=["candidate_id", "text", "finish_reason", "multiplicity", "sum_logp"]),

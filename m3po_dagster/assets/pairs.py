@@ -10,8 +10,10 @@ from m3po_dagster.assets.display import column_schema, counts, preview, rows_tab
 from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pictures import curves, gallery, histograms
+from m3po_dagster.graph import label
 from m3po_dagster.inspector.links import prompts_url, tune_url
 from m3po_dagster.materialise import Built, Work, materialise
+from m3po_dagster.method.generation.numerics import only_one
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.errors import StoreError
@@ -20,6 +22,9 @@ from m3po_dagster.study import Study
 
 SHOWN = 4
 """Pairs shown with their image."""
+
+NUMERICS = "numerics"
+"""Under which name a manifest says with which numerics its reference log-probs were computed."""
 
 CURVES = {
     "overlap": "prompts with the default point's pair",
@@ -82,8 +87,9 @@ def select_shard(work: Work) -> Built:
     from m3po_dagster.method.selection import select_pairs
 
     recipe = work.study.recipes[work.partition.split("|")[0]]
-    pairs, dropped, stats = PAIRS.schema.empty_table(), DROPPED.schema.empty_table(), {}
+    pairs, dropped, stats, numerics = PAIRS.schema.empty_table(), DROPPED.schema.empty_table(), {}, None
     if recipe.selection is not None:
+        numerics = numerics_of(work, work.one("logprob_table"))
         tables = (work.one(name) for name in ("candidates", "mas_table", "logprob_table"))
         result = select_pairs(joined(*tables, reward=recipe.selection.reward), recipe.selection)
         pairs, stats = result.pairs.cast(PAIRS.schema), dict(result.stats)
@@ -91,9 +97,15 @@ def select_shard(work: Work) -> Built:
     by_reason = {item["values"]: item["counts"] for item in dropped["reason"].value_counts().to_pylist()}
     return Built(
         {"data": (pairs, PAIRS), "dropped": (dropped, DROPPED)},
-        facts={"stats": stats, "dropped by reason": by_reason},
+        facts={"stats": stats, "dropped by reason": by_reason, NUMERICS: numerics},
         checks=(pairs_well_formed(pairs), pair_yield(len(pairs), len(dropped))),
     )
+
+
+def numerics_of(work: Work, *logprobs: Artifact) -> str | None:
+    """The one numerics of log-prob tables; None without rows. Raises MixedNumerics for more."""
+    found = [name for table in logprobs for name in table.table(columns=["numerics"])["numerics"].unique().to_pylist()]
+    return only_one(found, label(work.part))
 
 
 def describe_pairs(artifact: Artifact, work: Work) -> Mapping[str, object]:
@@ -139,6 +151,7 @@ def sweep_all(work: Work) -> Built:
     """The whole grid over all shards."""
     from m3po_dagster.method.selection_sweep import sweep
 
+    numerics_of(work, *work.all("logprob_table").values())
     tables = zip(*(work.all(name).values() for name in ("candidates", "mas_table", "logprob_table")), strict=True)
     grid = work.study.sweep
     result = sweep((joined(*some) for some in tables), grid.alpha, grid.delta)

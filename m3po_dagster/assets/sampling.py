@@ -80,6 +80,7 @@ class ShardSampling:
             return {}
         return {
             "numerics": self._engine.numerics,
+            "path": self._engine.path,
             "this run": {
                 "prompts": self._done,
                 "tokens": self._tokens,

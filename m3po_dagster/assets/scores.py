@@ -108,19 +108,18 @@ def reasons(table: pa.Table) -> dict[str, int]:
 
 def score_inside(work: Work, generator: GeneratorResource) -> Built:
     """The log-probs noted while sampling; or a pass of their own when the study asks for it."""
-    # The device is left out: log-probs of one engine and dtype are one numerics, wherever they were computed.
-    numerics = f"{work.study.generation.engine}/{work.study.model.dtype}/{work.study.confidence.source}"
     if work.study.confidence.source == "recorded":
         columns = ["candidate_id", "prompt_id", "sum_logp", "eos_logp", "token_logps", "n_tokens"]
-        table = work.one("candidates").table(columns=columns)
+        sampled = work.one("candidates")
+        table, numerics = sampled.table(columns=columns), sampled.manifest.metadata.get("numerics")
         table = table.append_column("numerics", pa.array([numerics] * len(table), pa.string()))
         table = table.select(LOGPROBS.schema.names).cast(LOGPROBS.schema)
     else:
-        table = rescored(work, generator, numerics)
+        table = rescored(work, generator)
     return Built({"data": (table, LOGPROBS)}, checks=(confidence_finite(table),))
 
 
-def rescored(work: Work, generator: GeneratorResource, numerics: str) -> pa.Table:
+def rescored(work: Work, generator: GeneratorResource) -> pa.Table:
     """log P of the sampled token ids by a pass over each prompt's prefix and its candidates, part by part."""
     from m3po_dagster.method.confidence import score_continuations
 
@@ -132,7 +131,7 @@ def rescored(work: Work, generator: GeneratorResource, numerics: str) -> pa.Tabl
             for row, score in zip(given, scores, strict=True):
                 known = {name: row[name] for name in ("candidate_id", "prompt_id", "n_tokens")}
                 logps = {name: getattr(score, name) for name in ("sum_logp", "eos_logp", "token_logps")}
-                found.append({**known, **logps, "numerics": numerics})
+                found.append({**known, **logps, "numerics": loaded.numerics})
             yield found
 
     columns = ["candidate_id", "prompt_id", "token_ids", "n_tokens"]

@@ -37,10 +37,7 @@ class Prompt:
 
     def open_image(self) -> "Image.Image":
         """The image as upright RGB (EXIF orientation applied). Raises OSError when it is no image of FORMATS."""
-        from PIL import Image, ImageOps
-
-        with Image.open(self.image_path, formats=FORMATS) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        return open_upright(self.image_path)
 
     def chat(self) -> list[dict]:
         """The conversation as a chat template takes it, the image before the text of the first user turn."""
@@ -52,3 +49,11 @@ class Prompt:
                 image_given = True
             turns.append({"role": message.role, "content": content})
         return turns
+
+
+def open_upright(path: Path) -> "Image.Image":
+    """An image file as upright RGB. Raises OSError when it is no image of FORMATS."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path, formats=FORMATS) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")

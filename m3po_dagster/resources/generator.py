@@ -1,4 +1,4 @@
-"""The base model as a deployment runs it. One model stays warm in a process, over shards and recipes."""
+"""The base model as a deployment runs it: one model warm in a process, over shards and recipes, or a server of it."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,9 +12,11 @@ from m3po_dagster.study import JudgeSettings, ScorerSettings, Study
 
 if TYPE_CHECKING:
     from m3po_dagster.method.alignment.mas import MasScorer
+    from m3po_dagster.method.generation.adapter import Adapter
     from m3po_dagster.method.generation.adaptive import Rounds
     from m3po_dagster.method.generation.engine import Engine
     from m3po_dagster.method.generation.model import LoadedModel
+    from m3po_dagster.method.generation.vocabulary import Vocabulary
 
 
 class GeneratorResource:
@@ -24,11 +26,18 @@ class GeneratorResource:
         """The model ready to answer. Raises FileNotFoundError naming the folder or hub id that is not there."""
         return _warm(model, adapter)
 
-    def engine(self, study: Study, adapter: Path | None = None) -> "Engine":
-        """What samples candidates and answers benchmarks. Raises as `load`."""
+    def engine(self, study: Study, adapter: "Adapter | None" = None) -> "Engine":
+        """What samples candidates and answers benchmarks.
+
+        Raises as `load`; for a server ValueError when its key is not set, EndpointError when it can't load an adapter.
+        """
+        if study.generator.kind == "server":
+            from m3po_dagster.method.generation.served import ServedEngine
+
+            return ServedEngine(study.generator, _vocabulary(study.model), adapter)
         from m3po_dagster.method.generation.sampler import TransformersEngine
 
-        return TransformersEngine(self.load(study.model, adapter))
+        return TransformersEngine(self.load(study.model, adapter.folder if adapter else None))
 
     def rounds(self, study: Study, prompts: Sequence[Prompt]) -> "Rounds | None":
         """What says which of these prompts get another round (section 4.9); None with a fixed N."""
@@ -49,3 +58,10 @@ def _warm(model: ModelSettings, adapter: Path | None) -> "LoadedModel":
 def _scorer(settings: ScorerSettings) -> "MasScorer":
     # Alone, it is all of MAS; the judge of the same shard keeps its own place.
     return loaded_judge(JudgeSettings(scorers=(settings.model_copy(update={"weight": 1.0}),)), "auto")
+
+
+@lru_cache(maxsize=1)
+def _vocabulary(model: ModelSettings) -> "Vocabulary":
+    from m3po_dagster.method.generation.vocabulary import load_vocabulary
+
+    return load_vocabulary(model)

@@ -9,11 +9,21 @@ from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
 
 if TYPE_CHECKING:
+    from m3po_dagster.method.generation.prefill import Counts
     from m3po_dagster.method.optimization.run import TrainingResult
 
 
 class TrainerResource:
     """Trains a LoRA adapter."""
+
+    def rescored(
+        self, model: ModelSettings, examples: Sequence[PreferenceExample], progress: Callable[[int, int], None]
+    ) -> "tuple[list[PreferenceExample], Counts]":
+        """The examples with reference log-probs of the trainer's own numerics, and what scoring them took."""
+        from m3po_dagster.method.generation.model import load_model
+        from m3po_dagster.method.optimization.reference import rescored
+
+        return rescored(load_model(model), examples, progress)
 
     def train(
         self,

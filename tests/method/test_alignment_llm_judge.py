@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from m3po_dagster.method import image_url
 from m3po_dagster.method.alignment.judge_request import RUBRIC, read_reply, request_version
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
-from m3po_dagster.method.alignment.scorer import EndpointError
+from m3po_dagster.method.endpoint import EndpointError
 from m3po_dagster.method.prompt import Message, Prompt
 from m3po_dagster.storage.tables import mas_schema
 from m3po_dagster.study import JudgeSettings
@@ -315,9 +316,10 @@ def test_it_stands_beside_other_scorers_in_a_mas_table(served, tmp_path):
 
 def test_an_image_is_read_once_a_prompt(served, prompt, monkeypatch):
     opened = []
-    monkeypatch.setattr(Prompt, "open_image", lambda self, real=Prompt.open_image: opened.append(1) or real(self))
+    real = image_url.open_upright
+    monkeypatch.setattr(image_url, "open_upright", lambda path: opened.append(path) or real(path))
     judge_of(served).score([(prompt, [RIGHT, WRONG, "The picture is green."])])
-    assert len(opened) == 1 and served.requests == 3
+    assert opened == [prompt.image_path] and served.requests == 3
 
 
 SAME = {"model": "m", "base_url": "https://judge.example/v1"}

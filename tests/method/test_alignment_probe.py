@@ -8,7 +8,7 @@ import pytest
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
 from m3po_dagster.method.alignment.probe import CASES, N_CASES, picture, probe
-from m3po_dagster.method.alignment.scorer import EndpointError
+from m3po_dagster.method.endpoint import EndpointError
 from m3po_dagster.storage.tables import PROBE
 from m3po_dagster.study import JudgeSettings
 from m3po_dagster.world.judge import SceneJudgeSettings

@@ -5,9 +5,7 @@ name what it saw before it grades, grades by it. The answer is untrusted text, s
 that it is material. A reply that is not exactly what was asked for gives no grade.
 """
 
-import base64
 import hashlib
-import io
 import json
 from collections.abc import Iterable
 from statistics import fmean
@@ -15,7 +13,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from m3po_dagster.image_files import FORMATS
 from m3po_dagster.method.alignment.scorer import Score
 from m3po_dagster.method.prompt import Message, Prompt
 
@@ -55,10 +52,6 @@ SCHEMA = {
     "additionalProperties": False,
 }
 
-# What an endpoint takes as it is; anything else is sent as PNG.
-_MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-_ORIENTATION = 0x0112
-
 
 def request(model: str, max_tokens: int, prompt: Prompt, image: str, answer: str) -> dict:
     """The body of one chat completion request; `image` is a data URL."""
@@ -86,26 +79,6 @@ def request_version() -> str:
     """Hash of all that a request says beside model, image and texts: the rubric, the schema, their layout."""
     sample = Prompt("", None, (Message("user", "question"),))
     return hashlib.sha256(json.dumps(request("", 0, sample, "", "answer")).encode()).hexdigest()[:16]
-
-
-def data_url(prompt: Prompt) -> str:
-    """The upright image as a data URL: the file's own bytes where they are upright, else a PNG.
-
-    Raises OSError when the image can't be decoded.
-    """
-    from PIL import Image
-
-    upright = prompt.open_image()
-    with Image.open(prompt.image_path, formats=FORMATS) as image:
-        plain = image.mode in ("RGB", "L") and image.getexif().get(_ORIENTATION, 1) == 1
-        media_type = _MEDIA_TYPES.get(image.format) if plain else None
-    if media_type:
-        content = prompt.image_path.read_bytes()
-    else:
-        buffer = io.BytesIO()
-        upright.save(buffer, format="PNG")
-        media_type, content = _MEDIA_TYPES["PNG"], buffer.getvalue()
-    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 _Grade = Annotated[int, Field(strict=True, ge=LOWEST, le=HIGHEST)]

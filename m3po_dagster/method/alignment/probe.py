@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from m3po_dagster.method.alignment.mas import MasSettings
-from m3po_dagster.method.alignment.scorer import SCORED, EndpointError, Score, ScorerSettings, ServedScorer
+from m3po_dagster.method.alignment.scorer import SCORED, Score, ScorerSettings, ServedScorer
+from m3po_dagster.method.endpoint import EndpointError
 from m3po_dagster.method.prompt import Message, Prompt
 
 SIDE = 224

@@ -72,10 +72,6 @@ class ServedScorer(Scorer, Protocol):
         ...
 
 
-class EndpointError(ConnectionError):
-    """A served judge gave no judgement at all: it can't be reached, or refuses the key or the model."""
-
-
 class ScorerSettings(Settings):
     """What every scorer of a study says: its column, its share of MAS, its model and its calibration."""
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
 
     from m3po_dagster.method.generation.model import LoadedModel
+    from m3po_dagster.method.generation.vocabulary import Vocabulary
 
 
 class PromptError(ValueError):
@@ -36,7 +37,7 @@ class Encoded:
     errors: dict[int, PromptError]
 
 
-def render(loaded: "LoadedModel", prompt: Prompt) -> str:
+def render(loaded: "LoadedModel | Vocabulary", prompt: Prompt) -> str:
     """The conversation as the text that the processor takes, up to where the answer begins.
 
     By the model's chat template. A processor without one (BLIP-2, InstructBLIP) gets the question as it is, and earlier

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from m3po_dagster.method.generation.prefill import Counts
-from m3po_dagster.method.generation.samples import Failure, Sample
+from m3po_dagster.method.generation.samples import Answer, Failure, Sample
 from m3po_dagster.method.generation.settings import SamplingSettings
 from m3po_dagster.method.prompt import Prompt
 
@@ -16,14 +16,17 @@ finished one. Not asked after the last round, nor about failed prompts; never by
 class Engine(Protocol):
     """Both methods give (index of the prompt, its result) when a prompt is done, in whatever order they come.
 
-    `numerics` names engine, precision and device: log-probs are comparable only where it is equal. `counts` is what has
-    been done so far.
+    `numerics` names engine and precision: log-probs are comparable only where it is equal. `path` says how rows are
+    decoded, `counts` what has been done so far.
     """
 
     counts: Counts
 
     @property
     def numerics(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
 
     def sample(
         self,
@@ -40,5 +43,5 @@ class Engine(Protocol):
 
     def answer(
         self, prompts: Sequence[Prompt], max_new_tokens: int, at_once: int
-    ) -> Iterator[tuple[int, Sample | Failure]]:
+    ) -> Iterator[tuple[int, Sample | Answer | Failure]]:
         """The greedy answer of each prompt, `at_once` prompts in flight, or why there is none (section 4.1)."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m3po_dagster.method.generation.memory import MemoryLimits
+from m3po_dagster.method.generation.numerics import of_precision
 from m3po_dagster.method.generation.paths import Paths
-from m3po_dagster.method.generation.placement import device_of, weights_placement
+from m3po_dagster.method.generation.placement import device_of, precision, weights_placement
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.generation.special_tokens import end_of_sequence, placeholders, suppressed
 from m3po_dagster.torchvision_repair import repair_torchvision
@@ -74,8 +75,8 @@ class LoadedModel:
 
     @property
     def numerics(self) -> str:
-        """Engine, precision, device and path: log-probs are comparable only where it is equal."""
-        return f"transformers/{self.precision}/{self.device.type}/{self.paths.sampling}"
+        """Engine and precision: log-probs are comparable only where it is equal."""
+        return of_precision(self.precision)
 
 
 def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedModel:
@@ -101,12 +102,12 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
         model = model.to(device)
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    eos = end_of_sequence(model, processor.tokenizer)
+    eos = end_of_sequence(model.generation_config, processor.tokenizer)
     dtype = str(model.config.dtype).removeprefix("torch.")
     return LoadedModel(
         model=model.eval(),
         processor=processor,
-        precision=dtype if settings.quantization == "none" else f"{dtype}+{settings.quantization}",
+        precision=precision(dtype, settings),
         suppressed=suppressed(model.config, processor, eos),
         eos=eos,
         placeholders=placeholders(model.config, processor),

@@ -15,6 +15,11 @@ def device_of(settings: ModelSettings) -> str:
     return "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def precision(dtype: str, settings: ModelSettings) -> str:
+    """How the precision of weights loaded in `dtype` is named, with their quantisation if there is one."""
+    return dtype if settings.quantization == "none" else f"{dtype}+{settings.quantization}"
+
+
 def weights_placement(settings: ModelSettings) -> dict[str, Any]:
     """The arguments `dtype`, `device_map` and `quantization_config`, as far as the settings ask for them.
 

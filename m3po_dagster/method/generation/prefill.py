@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Counts:
-    """What the model was asked to do; tests and metadata read it. `halvings`: batches that did not fit in memory."""
+    """What the model, or the server of it, was asked to do; tests and metadata read it.
+
+    `halvings`: batches that did not fit in memory. `choices_asked_again`: of a server, missing or not usable.
+    """
 
     images_encoded: int = 0
     prefill_forwards: int = 0
@@ -26,6 +29,8 @@ class Counts:
     scoring_forwards: int = 0
     scoring_tokens: int = 0
     halvings: int = 0
+    requests: int = 0
+    choices_asked_again: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))

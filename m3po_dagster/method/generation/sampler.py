@@ -36,8 +36,13 @@ class TransformersEngine:
 
     @property
     def numerics(self) -> str:
-        """Engine, precision, device and path."""
+        """Engine and precision."""
         return self.loaded.numerics
+
+    @property
+    def path(self) -> str:
+        """How the rows are decoded (see `paths`)."""
+        return self.loaded.paths.sampling
 
     def sample(
         self,

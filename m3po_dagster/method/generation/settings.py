@@ -71,7 +71,6 @@ BY_KIND_OF_N = Discriminator(_kind_of_n)
 class SamplingSettings(Settings):
     """How the N candidates of a prompt are drawn."""
 
-    engine: Literal["transformers"] = Field("transformers", description="what runs the model")
     n: Annotated[FixedN | Annotated[RoundSettings, Tag("rounds")], BY_KIND_OF_N] = Field(
         32, description="N, samples a prompt, 1 to 1024; or the rounds of an adaptive N"
     )

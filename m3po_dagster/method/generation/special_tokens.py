@@ -3,9 +3,9 @@
 from typing import Any
 
 
-def end_of_sequence(model: Any, tokenizer: Any) -> tuple[int, ...]:
+def end_of_sequence(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
     """The ids that end an answer: several in some models, such as the end of a turn beside the end of sequence."""
-    return _ids(model.generation_config.eos_token_id) or _ids(tokenizer.eos_token_id)
+    return _ids(generation_config.eos_token_id) or _ids(tokenizer.eos_token_id)
 
 
 def placeholders(config: Any, processor: Any) -> tuple[str, ...]:

@@ -1,0 +1,94 @@
+"""A real HTTP server on 127.0.0.1 for tests: counts what comes in, how much of it at once; can fail on purpose."""
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What goes over the wire, `delay` seconds late; after `cut` bytes of the body the connection is dropped."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut: int | None = None
+    delay: float = 0.0
+
+
+def error(status: int, message: str, **headers: str) -> Reply:
+    """An error as OpenAI-compatible servers word it."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Reply(status, json.dumps({"error": {"message": message}}).encode(), named)
+
+
+class LoopbackServer:
+    """A context manager; `answer` makes the replies. `requests` counts, `most_at_once` is the most met together."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.most_at_once = 0
+        self.lock = threading.Lock()
+        self._at_once = 0
+
+    @property
+    def base_url(self) -> str:
+        """What a study's `base_url` says."""
+        return f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def __enter__(self):
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def answer(self, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        """The reply to one request; header names are in lower case."""
+        raise NotImplementedError
+
+    def reply(self, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        """Answers one request, counted."""
+        with self.lock:
+            self.requests += 1
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            return self.answer(path, headers, body)
+        finally:
+            with self.lock:
+                self._at_once -= 1
+
+
+def _handler(server: LoopbackServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            reply = server.reply(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+            time.sleep(reply.delay)
+            self.send_response(reply.status)
+            for name, value in {"Content-Type": "application/json", **reply.headers}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(reply.body)))
+            try:
+                self.end_headers()
+                self.wfile.write(reply.body if reply.cut is None else reply.body[: reply.cut])
+            except ConnectionError:
+                self.close_connection = True  # whoever asked has given up
+            if reply.cut is not None:
+                self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    return Handler
