@@ -315,6 +315,10 @@ def views(folder: Path, prompts: int) -> dict[str, Iterator[str]]:
     def point() -> dict:
         return {"recipe": "m3po", "alpha": round(rng.uniform(0, 2), 3), "delta": round(rng.uniform(0, 1), 3)}
 
+    def nearly_saved() -> dict:
+        """Few pairs change, all over the study: the texts shown lie far apart."""
+        return {"recipe": "m3po", "alpha": round(0.5 + rng.uniform(-0.03, 0.03), 5), "delta": 0.1}
+
     return {
         "overview": forever(dict, "/"),
         "list, by shard order": forever(lambda: {"page": rng.randint(1, last)}, "/prompts"),
@@ -334,6 +338,7 @@ def views(folder: Path, prompts: int) -> dict[str, Iterator[str]]:
         "image": (f"/images/{name}" for name in ids),
         "sliders, page": forever(point, "/tune"),
         "sliders, a move": forever(point, "/tune/point"),
+        "sliders, a small move": forever(nearly_saved, "/tune/point"),
         "sliders, last page of changes": forever(lambda: point() | {"page": 10**6}, "/tune"),
         "answers, became right": forever(
             lambda: {"recipe": "m3po", "show": "right", "page": rng.randint(1, 100)}, "/answers"

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
@@ -18,13 +18,21 @@ class Kept(Generic[Result]):
 
     def get(self, key: Hashable, make: Callable[[], Result]) -> Result:
         """The result kept under `key`, or a new one. Two threads may make the same one; both get a good one."""
+        (result,) = self.get_all([key], lambda _: [make()])
+        return result
+
+    def get_all(self, keys: Sequence[Hashable], make: Callable[[Sequence[Hashable]], Sequence[Result]]) -> list[Result]:
+        """The results of different keys; `make` is asked once for all that are not kept, in their order."""
         with self._lock:
-            if key in self._results:
+            found = {key: self._results[key] for key in keys if key in self._results}
+            for key in found:
                 self._results.move_to_end(key)
-                return self._results[key]
-        result = make()
+        lacking = [key for key in keys if key not in found]
+        if lacking:
+            found |= zip(lacking, make(lacking), strict=True)
         with self._lock:
-            self._results[key] = result
+            for key in lacking:
+                self._results[key] = found[key]
             while len(self._results) > self._size:
                 self._results.popitem(last=False)
-        return result
+        return [found[key] for key in keys]

@@ -7,6 +7,7 @@ from math import isfinite
 import numpy as np
 from pydantic import ValidationError
 
+from m3po_dagster.inspector.candidate_texts import CandidateTexts
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.changed import Changed, changed_prompts
 from m3po_dagster.inspector.curves import Chart, chart
@@ -88,10 +89,11 @@ def no_sliders(catalogue: Catalogue, recipe: str) -> str:
 
 
 class Tuner:
-    """Moves recipes; a recipe's grid is computed once for what it is made from."""
+    """Moves recipes; a recipe's grid is computed once for what it is made from, and texts that were shown are kept."""
 
     def __init__(self) -> None:
         self._grids: Kept[list[Figures]] = Kept(_KEPT_GRIDS)
+        self._texts = CandidateTexts()
 
     def move(
         self, catalogue: Catalogue, recipe: str, fronts: Sequence[Fronts], moved: SelectionSettings, page: int
@@ -111,7 +113,7 @@ class Tuner:
             at_saved=figures(fronts, before, before, saved),
             here=here,
             charts=self._charts(catalogue, recipe, fronts, before, moved, here),
-            changed=changed_prompts(catalogue, fronts, before, after, (page - 1) * PAGE_SIZE, PAGE_SIZE),
+            changed=changed_prompts(catalogue, self._texts, fronts, before, after, (page - 1) * PAGE_SIZE, PAGE_SIZE),
             page=page,
             pages=pages,
         )

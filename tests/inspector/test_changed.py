@@ -6,7 +6,8 @@ import re
 import pytest
 from made_study import some_prompts
 
-from m3po_dagster.inspector import changed as changed_module
+from m3po_dagster.inspector import candidate_texts
+from m3po_dagster.inspector.candidate_texts import CandidateTexts
 from m3po_dagster.inspector.changed import changed_prompts
 from m3po_dagster.inspector.reselect import picks
 
@@ -28,12 +29,13 @@ def losers(study, recipe: str) -> dict[str, tuple[int, str]]:
     return found
 
 
-def moved(catalogue, watch, count: int = 20, skip: int = 0):
-    """`changed_prompts` from the saved m3po to the point."""
+def moved(catalogue, watch, count: int = 20, skip: int = 0, texts: CandidateTexts | None = None):
+    """`changed_prompts` from the saved m3po to the point, with no text kept from before."""
     saved = catalogue.study.recipes["m3po"].selection
     fronts = watch.fronts(catalogue, saved)
     points = (saved, saved.model_copy(update={"alpha": 0.0}))
-    return changed_prompts(catalogue, fronts, *(picks(fronts, point) for point in points), skip, count)
+    picked = [picks(fronts, point) for point in points]
+    return changed_prompts(catalogue, texts or CandidateTexts(), fronts, *picked, skip, count)
 
 
 def test_every_row_names_its_picture_its_shard_and_both_losers(complete):
@@ -78,15 +80,36 @@ def test_pages_follow_each_other_over_the_shards(complete):
     assert moved(catalogue, complete.watch, 3, 4) == []
 
 
-@pytest.mark.parametrize(("rows", "reads"), [(1 << 14, 2), (21, 2), (20, 4)])
-def test_prompts_that_lie_close_share_a_read(complete, monkeypatch, rows, reads):
+@pytest.fixture
+def reads(monkeypatch) -> list[int]:
+    """How many rows each read takes."""
+    asked, read_rows = [], candidate_texts.read_rows
+    monkeypatch.setattr(candidate_texts, "read_rows", lambda *words: asked.append(words[2]) or read_rows(*words))
+    return asked
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(1 << 14, [21, 21]), (21, [21, 21]), (20, [5, 5, 5, 5])])
+def test_prompts_that_lie_close_share_a_read(complete, monkeypatch, reads, rows, taken):
     """In each shard two prompts change, 0 and 4 of 6: these and all between them have 21 rows."""
-    catalogue, asked, read_rows = complete.watch.catalogue(), [], changed_module.read_rows
+    catalogue = complete.watch.catalogue()
     expected = moved(catalogue, complete.watch)
-    monkeypatch.setattr(changed_module, "_ROWS_A_READ", rows)
-    monkeypatch.setattr(changed_module, "read_rows", lambda *words: asked.append(words[2]) or read_rows(*words))
+    reads.clear()
+    monkeypatch.setattr(candidate_texts, "_ROWS_A_READ", rows)
     assert moved(catalogue, complete.watch) == expected
-    assert len(asked) == reads
+    assert reads == taken
+
+
+def test_texts_are_read_once_and_anew_when_they_change(made_study, client, reads):
+    prompts, texts = some_prompts(1), CandidateTexts()
+    made_study.add_shard("s0", prompts)
+    client.watch.settle()
+    first, again = (moved(client.watch.catalogue(), client.watch, texts=texts) for _ in range(2))
+    assert first == again and reads == [5]
+    prompts[0].answers[4].text = "another answer"
+    made_study.add_shard("s0", prompts)
+    client.watch.settle()
+    (now,) = moved(client.watch.catalogue(), client.watch, texts=texts)
+    assert (now.after.k, now.after.text) == (4, "another answer") and reads == [5, 5]
 
 
 def test_a_damaged_file_of_texts_is_named(made_study, client):

@@ -23,6 +23,22 @@ def test_the_last_results_are_kept_and_the_one_asked_for_longest_ago_goes():
     assert made == ["a", "b", "c", "b"]
 
 
+def test_what_is_lacking_is_made_in_one_go():
+    asked = []
+
+    def make(keys):
+        asked.append(list(keys))
+        return [key.upper() for key in keys]
+
+    kept = Kept(3)
+    assert kept.get_all(["a", "b"], make) == ["A", "B"]
+    assert kept.get_all(["c", "a", "d"], make) == ["C", "A", "D"]
+    assert kept.get_all(["d", "c"], make) == ["D", "C"] and asked == [["a", "b"], ["c", "d"]]
+    # More than are kept: all come, the last ones stay.
+    assert kept.get_all(list("vwxyz"), make) == list("VWXYZ") and kept.get_all(list("xyz"), make) == list("XYZ")
+    assert asked[2:] == [list("vwxyz")]
+
+
 def test_the_files_used_longest_ago_are_removed(tmp_path):
     for age, name in enumerate(["new", "middle", "old"]):
         path = tmp_path / f"fronts-{name}.npz"
