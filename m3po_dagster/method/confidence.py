@@ -64,8 +64,11 @@ def score_continuations(
                 scores.extend(scored)
             return True
 
-        if not fitting(score_rest) and not loaded.limits.halve_scoring(at_once):
-            raise too_little(f"prompt {prompt.prompt_id}: scoring one answer", loaded.device.type)
+        if not fitting(score_rest):
+            if not loaded.limits.halve_scoring(at_once):
+                raise too_little(f"prompt {prompt.prompt_id}: scoring one answer", loaded.device.type)
+            if counts is not None:
+                counts.halvings += 1
     return [
         Confidence(tuple(logps.tolist()), ended=continuation[-1] in loaded.eos)
         for continuation, logps in zip(continuations, scores, strict=True)

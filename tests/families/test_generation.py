@@ -241,6 +241,26 @@ def test_a_prompt_reads_the_same_in_a_batch_as_alone(zoo):
     assert len({int(mask.sum()) for mask in inputs["attention_mask"]}) == len(zoo.prompts)
 
 
+def test_a_published_generation_config_changes_nothing(zoo, tmp_path):
+    """Checkpoints come with beams, penalties and lengths; the study says how samples are drawn."""
+    import json
+    import shutil
+
+    folder = shutil.copytree(zoo.folder, tmp_path / "model")
+    published = json.loads((folder / "generation_config.json").read_text())
+    published |= {"num_beams": 3, "repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "max_length": 40}
+    published |= {"do_sample": True, "temperature": 0.2, "top_k": 3, "min_length": 5, "num_return_sequences": 2}
+    (folder / "generation_config.json").write_text(json.dumps(published))
+    loaded = load_model(ModelSettings(path=str(folder), device="cpu"))
+    assert loaded.paths == zoo.loaded.paths
+    expected = sample(zoo.loaded, zoo.prompts[:2], SETTINGS, [0, 1])
+    assert sample(loaded, zoo.prompts[:2], SETTINGS, [0, 1]) == expected
+    slow = sample(by_path(loaded, "generate"), zoo.prompts[:2], SETTINGS, [0, 1])
+    assert [[one.token_ids for one in samples] for samples in slow] == [
+        [one.token_ids for one in samples] for samples in expected
+    ]
+
+
 def test_an_image_is_seen_upright(zoo, tmp_path):
     """A camera's file may hold the picture on its side, and say so."""
     import torch

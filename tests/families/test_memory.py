@@ -105,8 +105,9 @@ def test_scores_are_the_same_in_smaller_groups(zoo):
     expected = score_continuations(zoo.loaded, zoo.prompts[0], answers)
     longest = max(len(answer) for answer in answers) - 1
     with SmallMemory(zoo.loaded, 2 * longest) as loaded:
-        found = score_continuations(loaded, zoo.prompts[0], answers)
-        assert loaded.limits.answers == 2
+        counts = Counts()
+        found = score_continuations(loaded, zoo.prompts[0], answers, counts=counts)
+        assert (loaded.limits.answers, counts.halvings) == (2, 2)
     for one, other in zip(found, expected, strict=True):
         assert one.token_logps == pytest.approx(other.token_logps, abs=5e-4)
     with SmallMemory(zoo.loaded, 0) as loaded, pytest.raises(MemoryError, match="scoring one answer"):

@@ -111,6 +111,24 @@ def test_a_path_that_fails_is_passed_over(loaded, monkeypatch):
     assert "not possible: TypeError: got an unexpected keyword argument" in loaded.paths.reasons[0]
 
 
+def test_attention_that_can_not_be_exchanged_stays_as_it_is(loaded, monkeypatch):
+    def refuse(*args):
+        raise ValueError("the attention implementation can't be set")
+
+    usual = shared_prefix.attention_of(loaded.model)
+    monkeypatch.setattr(self_check, "attend", refuse)
+    assert loaded.paths.sampling == "expanded-cache"
+    assert "not possible: ValueError: the attention implementation can't be set" in loaded.paths.reasons[0]
+    assert shared_prefix.attention_of(loaded.model) == usual
+
+
+def test_attention_that_is_not_used_is_put_back(loaded, no_bias):
+    usual = shared_prefix.attention_of(loaded.model)
+    assert usual == "sdpa"
+    assert loaded.paths.sampling == "expanded-cache"
+    assert shared_prefix.attention_of(loaded.model) == usual
+
+
 def test_what_can_not_be_checked_goes_the_slow_way(loaded, monkeypatch):
     def refuse(*args):
         raise ValueError("this processor takes documents only")

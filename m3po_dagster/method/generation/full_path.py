@@ -35,7 +35,6 @@ def generate(
     recorder = _Recorder(loaded.eos, rows, choose)
 
     def loop(model: Any, input_ids: "torch.Tensor", *, logits_processor: Any, **kwargs: Any) -> "torch.Tensor":
-        # Those prepared are what the generation config asks for, such as a repetition penalty: not part of the method.
         return model._sample(input_ids, logits_processor=LogitsProcessorList([recorder]), **kwargs)
 
     with torch.inference_mode(), torch.random.fork_rng():
@@ -44,11 +43,8 @@ def generate(
             custom_generate=loop,
             num_return_sequences=len(rows),
             max_new_tokens=max_new_tokens,
-            min_length=0,
             do_sample=True,
             use_cache=True,
-            pad_token_id=loaded.tokenizer.pad_token_id,
-            eos_token_id=list(loaded.eos),
         )
     if counts is not None:
         counts.images_encoded += 1

@@ -103,6 +103,7 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     eos = end_of_sequence(model.generation_config, processor.tokenizer)
+    _ask_for_nothing_else(model, eos, processor.tokenizer.pad_token_id)
     dtype = str(model.config.dtype).removeprefix("torch.")
     return LoadedModel(
         model=model.eval(),
@@ -156,6 +157,24 @@ def without_deprecation() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
+
+
+def _ask_for_nothing_else(model: "PreTrainedModel", eos: tuple[int, ...], pad_token_id: int) -> None:
+    """Takes away what a published generation config asks for beside: beams, penalties, lengths, another temperature.
+
+    It would enter every `generate`, that of a language model inside (BLIP-2) too; how samples are drawn is the study's.
+    """
+    from transformers import GenerationConfig
+
+    for module in model.modules():
+        published = getattr(module, "generation_config", None)
+        if published is not None:
+            module.generation_config = GenerationConfig(
+                eos_token_id=list(eos),
+                pad_token_id=pad_token_id,
+                bos_token_id=published.bos_token_id,
+                decoder_start_token_id=published.decoder_start_token_id,
+            )
 
 
 def _with_adapter(model, folder: Path, merge: bool):

@@ -149,8 +149,6 @@ def read(loaded: LoadedModel, inputs: "BatchFeature") -> Prefix:
             max_new_tokens=1,
             do_sample=True,
             use_cache=True,
-            pad_token_id=loaded.tokenizer.pad_token_id,
-            eos_token_id=list(loaded.eos),
         )
     return found[0]
 

@@ -106,6 +106,8 @@ def _chosen(loaded: LoadedModel) -> Paths:
 
     def sampled(path: SamplingPath) -> bool:
         def found() -> "LogProbs":
+            if path == "shared-prefix":
+                attend(first.language_model)
             chosen, longest = _forced(loaded, answers), max(ANSWER_LENGTHS)
             return _given(decode(loaded, both, range(ROWS), longest, chosen, counts, path), answers)
 
@@ -121,11 +123,10 @@ def _chosen(loaded: LoadedModel) -> Paths:
         # A prefix of its own: an attempt that fails half way leaves one that is of no use.
         return right("scoring", path, lambda: score(fresh(), answers[::-1], counts)[1:], expected[:1])
 
-    with_shared_prefix = attention_of(first.language_model)
-    attend(first.language_model)
+    usual = attention_of(first.language_model)
     sampling_path = next((path for path in sampling if sampled(path)), "generate")
-    if sampling_path != "shared-prefix":
-        attend(first.language_model, with_shared_prefix)
+    if sampling_path != "shared-prefix" and attention_of(first.language_model) != usual:
+        attend(first.language_model, usual)
     scoring_path = next((path for path in scoring if scored(path)), "full-forward")
     return Paths(sampling_path, scoring_path, tuple(reasons), _forwards(counts))
 

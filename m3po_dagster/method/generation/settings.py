@@ -80,7 +80,11 @@ class SamplingSettings(Settings):
     )
     max_new_tokens: int = Field(512, ge=1, description="an answer is cut after this many tokens")
     seed: int = Field(0, ge=0, description="base seed; each prompt's own seed is a hash of it and the prompt")
-    prompts_per_batch: int = Field(16, ge=1, description="prompts in flight at once, each with its N rows")
+    prompts_per_batch: int = Field(
+        16,
+        ge=1,
+        description="most prompts in flight at once, each with its N rows; halved when memory does not suffice",
+    )
     part_seconds: float = Field(
         60.0, gt=0, description="what is finished is on disk after this many seconds: the most that a crash can lose"
     )
