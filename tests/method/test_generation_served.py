@@ -217,6 +217,30 @@ def test_a_server_that_caps_or_ignores_n_is_asked_for_what_it_gives(engine_of, s
     assert server.requests == {1: N, 3: 2}[most] * len(prompts)
 
 
+class InRounds(SamplingSettings):
+    """Two samples, then one at a time."""
+
+    rounds = property(lambda self: (2, 1, 1))
+
+
+@pytest.mark.parametrize("parallel", [1, 8])
+def test_rounds_go_on_until_a_prompt_is_settled_and_change_no_sample(engine_of, server, prompts, expected, parallel):
+    settled, told = {0: 2, 1: 3}, []
+
+    def more(finished):
+        told.extend((index, len(samples)) for index, samples in finished)
+        return [settled.get(index, N) > len(samples) for index, samples in finished]
+
+    settings, engine = InRounds(**SETTINGS.model_dump()), engine_of(max_parallel=parallel)
+    server.faults.append(dropped_choice)
+    found = in_order(engine.sample(prompts, settings, seeds_of(prompts), more))
+    assert_same(found, [row[: settled.get(index, N)] for index, row in enumerate(expected)])
+    # Once a round and prompt, but not after the last one.
+    assert sorted(told) == [(0, 2), (1, 2), (1, 3), *((index, n) for index in (2, 3, 4) for n in (2, 3))]
+    assert sum(server.asked.values()) == 2 + 3 + 3 * N + 1, "the choice that was dropped, and nothing else, twice"
+    assert_same(in_order(engine.sample(prompts, settings, seeds_of(prompts))), expected)
+
+
 @given(samples=st.sets(st.integers(0, 40)), most=st.none() | st.integers(1, 9))
 def test_a_request_asks_for_neighbours_all_once_and_no_more_than_is_given(vocabulary, samples, most):
     """Choice i of a request is drawn from its seed + i, so only neighbours go together."""

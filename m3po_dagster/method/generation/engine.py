@@ -1,12 +1,16 @@
 """What samples and answers prompts: a model in this process, or a server (paper, section 3.2)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from m3po_dagster.method.generation.prefill import Counts
 from m3po_dagster.method.generation.samples import Answer, Failure, Sample
 from m3po_dagster.method.generation.settings import SamplingSettings
 from m3po_dagster.method.prompt import Prompt
+
+More = Callable[[Sequence[tuple[int, list[Sample]]]], list[bool]]
+"""After a round: (index of a prompt, all its samples so far) -> whether it gets another, for as many prompts as have
+finished one. Not asked after the last round, nor about failed prompts; never by two threads at once."""
 
 
 class Engine(Protocol):
@@ -22,9 +26,17 @@ class Engine(Protocol):
     def numerics(self) -> str: ...
 
     def sample(
-        self, prompts: Sequence[Prompt], settings: SamplingSettings, seeds: Sequence[int]
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        more: More | None = None,
     ) -> Iterator[tuple[int, list[Sample] | Failure]]:
-        """The N samples of each prompt in sampling order, drawn from its seed, or why there are none."""
+        """The samples of each prompt in sampling order, or why there are none.
+
+        Drawn in the rounds of `settings`, each from the prompt's seed plus the number of its samples so far; a prompt
+        gets no further round once `more` says so (section 4.9).
+        """
 
     def answer(
         self, prompts: Sequence[Prompt], max_new_tokens: int, at_once: int

@@ -15,6 +15,7 @@ from typing import Any
 
 from m3po_dagster.method.endpoint import MESSAGE_LENGTH, Endpoint, EndpointError, Refused, Unanswered
 from m3po_dagster.method.generation.adapter import Adapter
+from m3po_dagster.method.generation.engine import More
 from m3po_dagster.method.generation.generator_settings import ServerSettings
 from m3po_dagster.method.generation.prefill import Counts
 from m3po_dagster.method.generation.samples import Answer, Failure, Sample
@@ -42,8 +43,10 @@ class _Asked:
     index: int
     prompt: Prompt
     body: dict
-    found: list[Sample | Answer | None]
-    tries: list[int]
+    found: list[Sample | Answer | None] = field(default_factory=list)
+    tries: list[int] = field(default_factory=list)
+    rounds: int = 0
+    """How many it has begun."""
     out: int = 0
     failure: str = ""
     """Why it is given up; empty while it is not."""
@@ -83,12 +86,17 @@ class ServedEngine:
         return self.settings.numerics
 
     def sample(
-        self, prompts: Sequence[Prompt], settings: SamplingSettings, seeds: Sequence[int]
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        more: More | None = None,
     ) -> Iterator[tuple[int, list[Sample] | Failure]]:
-        """The N samples of each prompt, as they finish, or why there are none.
+        """The samples of each prompt, as prompts finish, or why there are none.
 
-        At most `max_parallel` requests are in flight. Raises EndpointError when the server can't be reached, refuses
-        key or model, or gave nothing usable for OUTAGE prompts in a row.
+        At most `max_parallel` requests are in flight. After each of the settings' rounds but the last `more` says which
+        prompts get another; their samples are the same however many rounds they came in. Raises EndpointError when the
+        server can't be reached, refuses key or model, or gave nothing usable for OUTAGE prompts in a row.
         """
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
@@ -97,7 +105,7 @@ class ServedEngine:
             fields = sampling_fields(settings, seeds[asked.index] + first, n)
             return list(read_samples(self._endpoint.chat(asked.body | fields), n, self.vocabulary))
 
-        return self._run(prompts, settings.n, self.settings.max_parallel, ask)
+        return self._run(prompts, settings.rounds, self.settings.max_parallel, ask, more)
 
     def answer(
         self, prompts: Sequence[Prompt], max_new_tokens: int, at_once: int
@@ -108,7 +116,7 @@ class ServedEngine:
             reply = self._endpoint.chat(asked.body | greedy_fields(max_new_tokens))
             return [read_answer(reply, self.vocabulary)]
 
-        for index, found in self._run(prompts, 1, min(at_once, self.settings.max_parallel), ask):
+        for index, found in self._run(prompts, (1,), min(at_once, self.settings.max_parallel), ask):
             yield index, found if isinstance(found, Failure) else found[0]
 
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...] | None:
@@ -118,9 +126,10 @@ class ServedEngine:
     def _run(
         self,
         prompts: Sequence[Prompt],
-        n: int,
+        rounds: Sequence[int],
         at_once: int,
         ask: Callable[[_Asked, int, int], Outcome],
+        more: More | None = None,
     ) -> Iterator[tuple[int, Any]]:
         """`ask(asked, first, n)` gives the outcomes of samples first to first + n - 1."""
         pool = ThreadPoolExecutor(at_once, thread_name_prefix="generator")
@@ -132,18 +141,19 @@ class ServedEngine:
             while True:
                 while len(out) < at_once:
                     if not queue:
-                        started = self._start(coming, n)
+                        started = self._start(coming)
                         if started is None:
                             break
                         if isinstance(started[1], Failure):
                             yield started
                             continue
-                        queue += self._chunks(started[1], range(n))
+                        queue += self._begin_round(started[1], rounds)
                     asked, first, count = queue.popleft()
                     asked.out += 1
                     out[pool.submit(ask, asked, first, count)] = (asked, first, count)
                 if not out:
                     return
+                finished = []
                 for future in wait(out, return_when=FIRST_COMPLETED).done:
                     asked, first, count = out.pop(future)
                     asked.out -= 1
@@ -154,7 +164,7 @@ class ServedEngine:
                         queue.extendleft(reversed(self._chunks(asked, missing)))
                     if asked.complete:
                         lost = 0
-                        yield asked.index, asked.found
+                        finished.append(asked)
                     elif asked.failure and not asked.out:
                         lost += not asked.own_fault
                         if lost >= OUTAGE:
@@ -164,11 +174,17 @@ class ServedEngine:
                                 )
                             )
                         yield asked.index, Failure(f"prompt {asked.prompt.prompt_id}: {asked.failure}")
+                going = _going(finished, len(rounds), more)
+                for asked in finished:
+                    if asked.index in going:
+                        queue += self._begin_round(asked, rounds)
+                    else:
+                        yield asked.index, asked.found
         finally:
             # A request in flight can't be called back; waiting for it would hold up the error, or the reader's end.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _start(self, coming: Iterator[tuple[int, Prompt]], n: int) -> tuple[int, _Asked | Failure] | None:
+    def _start(self, coming: Iterator[tuple[int, Prompt]]) -> tuple[int, _Asked | Failure] | None:
         """The next prompt, its image encoded; None when there is none left."""
         from jinja2 import TemplateError
 
@@ -185,7 +201,7 @@ class ServedEngine:
             return index, Failure(f"{where}: the image can't be decoded: {error}")
         except TemplateError as error:
             return index, Failure(f"{where}: the chat template refuses the conversation: {error}")
-        return index, _Asked(index, prompt, body, [None] * n, [0] * n)
+        return index, _Asked(index, prompt, body)
 
     def _body(self, prompt: Prompt) -> dict:
         image = self._data_url(prompt.image_path)
@@ -194,6 +210,13 @@ class ServedEngine:
     def _encode(self, path: Path) -> str:
         self.counts.images_encoded += 1
         return data_url(path)
+
+    def _begin_round(self, asked: _Asked, rounds: Sequence[int]) -> list[tuple[_Asked, int, int]]:
+        first, size = len(asked.found), rounds[asked.rounds]
+        asked.rounds += 1
+        asked.found += [None] * size
+        asked.tries += [0] * size
+        return self._chunks(asked, range(first, first + size))
 
     def _chunks(self, asked: _Asked, samples: Sequence[int]) -> list[tuple[_Asked, int, int]]:
         """The requests that ask for these samples: runs of neighbours, for their seeds are, cut to what is given."""
@@ -256,3 +279,12 @@ class ServedEngine:
                 raise EndpointError(
                     self._endpoint.failure(f"does not load the adapter {self._model}: {error}")
                 ) from None
+
+
+def _going(finished: Sequence[_Asked], rounds: int, more: More | None) -> set[int]:
+    """The indices of those prompts, each with a round finished, that get another."""
+    could = [asked for asked in finished if asked.rounds < rounds]
+    if more is None or not could:
+        return {asked.index for asked in could}
+    goes_on = more([(asked.index, list(asked.found)) for asked in could])
+    return {asked.index for asked, yes in zip(could, goes_on, strict=True) if yes}

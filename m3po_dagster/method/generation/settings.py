@@ -31,3 +31,8 @@ class SamplingSettings(Settings):
     seed: int = Field(0, ge=0, description="base seed; each prompt's own seed is a hash of it and the prompt")
     prompts_per_batch: int = Field(16, ge=1, description="prompts in flight at once, each with its N rows")
     part_prompts: int = Field(64, ge=1, description="prompts a committed part: what a crash can lose at most")
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """Samples of each round of a prompt that goes through all of them."""
+        return (self.n,)
