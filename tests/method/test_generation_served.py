@@ -217,6 +217,25 @@ def test_a_server_that_caps_or_ignores_n_is_asked_for_what_it_gives(engine_of, s
     assert server.requests == {1: N, 3: 2}[most] * len(prompts)
 
 
+@pytest.mark.parametrize("parallel", [1, 8])
+def test_rounds_go_on_until_a_prompt_is_settled_and_change_no_sample(engine_of, server, prompts, expected, parallel):
+    settled, told = {0: 2, 1: 3}, []
+
+    def more(finished):
+        told.extend((index, len(samples)) for index, samples in finished)
+        return [settled.get(index, N) > len(samples) for index, samples in finished]
+
+    settings = SETTINGS.model_copy(update={"n": RoundSettings(first=2, step=1, max=N)})
+    engine = engine_of(max_parallel=parallel)
+    server.faults.append(dropped_choice)
+    found = in_order(engine.sample(prompts, settings, seeds_of(prompts), more))
+    assert_same(found, [row[: settled.get(index, N)] for index, row in enumerate(expected)])
+    # Once a round and prompt, but not after the last one.
+    assert sorted(told) == [(0, 2), (1, 2), (1, 3), *((index, n) for index in (2, 3, 4) for n in (2, 3))]
+    assert sum(server.asked.values()) == 2 + 3 + 3 * N + 1, "the choice that was dropped, and nothing else, twice"
+    assert_same(in_order(engine.sample(prompts, settings, seeds_of(prompts))), expected)
+
+
 @given(samples=st.sets(st.integers(0, 40)), most=st.none() | st.integers(1, 9))
 def test_a_request_asks_for_neighbours_all_once_and_no_more_than_is_given(vocabulary, samples, most):
     """Choice i of a request is drawn from its seed + i, so only neighbours go together."""
@@ -332,23 +351,6 @@ def test_requests_in_flight_are_bounded_and_run_side_by_side(engine_of, server, 
     # Nobody is answered before two have come: fewer at once would never end.
     assert_same(sampled(engine_of(max_parallel=2, samples_per_request=2), prompts), expected)
     assert server.most_at_once == 2 and server.requests == 2 * len(prompts)
-
-
-def test_rounds_are_further_requests_and_a_prompt_that_stops_is_asked_no_more(engine_of, server, loaded, prompts):
-    rounds = SETTINGS.model_copy(update={"n": RoundSettings(first=2, step=2, max=6)})
-    fixed, seeds = SETTINGS.model_copy(update={"n": 6}), [prompt_seed(0, one.prompt_id, 6) for one in prompts]
-    expected = in_order(engine_of().sample(prompts, fixed, seeds))
-    before, asked = server.requests, []
-
-    def more(drawn):
-        asked.extend((i, len(samples)) for i, samples in drawn)
-        return [len(samples) < 2 + 2 * (i % 3) for i, samples in drawn]
-
-    found = in_order(engine_of().sample(prompts, rounds, seeds, more))
-    for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-        assert [one.token_ids for one in ours] == [one.token_ids for one in theirs[: 2 + 2 * (i % 3)]]
-    assert server.requests - before == sum(1 + i % 3 for i in range(5))
-    assert sorted(asked) == [(0, 2), (1, 2), (1, 4), (2, 2), (2, 4), (3, 2), (4, 2), (4, 4)]
 
 
 def test_prompts_that_cannot_be_sent_cost_no_request(engine_of, server, prompts, tmp_path):

@@ -39,14 +39,15 @@ Outcome = list[Sample | Answer | str | None]
 
 @dataclass
 class _Asked:
-    """A prompt on its way: `found` by sample, `tries` by sample, requests still out; `rounds` are those to come."""
+    """A prompt on its way: `found` by sample, `tries` by sample, requests still out."""
 
     index: int
     prompt: Prompt
     body: dict
-    rounds: deque[int]
     found: list[Sample | Answer | None] = field(default_factory=list)
     tries: list[int] = field(default_factory=list)
+    rounds: int = 0
+    """How many it has begun."""
     out: int = 0
     failure: str = ""
     """Why it is given up; empty while it is not."""
@@ -55,16 +56,7 @@ class _Asked:
 
     @property
     def complete(self) -> bool:
-        """Whether the rounds that have begun gave all their samples."""
         return all(one is not None for one in self.found)
-
-    def begin_round(self) -> range:
-        """The samples of the next round."""
-        begun = len(self.found)
-        n = self.rounds.popleft()
-        self.found += [None] * n
-        self.tries += [0] * n
-        return range(begun, begun + n)
 
 
 @dataclass
@@ -106,11 +98,11 @@ class ServedEngine:
         seeds: Sequence[int],
         more: More | None = None,
     ) -> Iterator[tuple[int, list[Sample] | Failure]]:
-        """The samples of each prompt, as they finish, or why there are none.
+        """The samples of each prompt, as prompts finish, or why there are none.
 
-        A further round of an adaptive N is further requests: `more` stops a prompt after a round (section 4.9). At most
-        `max_parallel` requests are in flight. Raises EndpointError when the server can't be reached, refuses key or
-        model, or gave nothing usable for OUTAGE prompts in a row.
+        At most `max_parallel` requests are in flight. After each of the settings' rounds but the last `more` says which
+        prompts get another; their samples are the same however many rounds they came in. Raises EndpointError when the
+        server can't be reached, refuses key or model, or gave nothing usable for OUTAGE prompts in a row.
         """
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
@@ -155,18 +147,19 @@ class ServedEngine:
             while True:
                 while len(out) < at_once:
                     if not queue:
-                        started = self._start(coming, rounds)
+                        started = self._start(coming)
                         if started is None:
                             break
                         if isinstance(started[1], Failure):
                             yield started
                             continue
-                        queue += self._chunks(started[1], started[1].begin_round())
+                        queue += self._begin_round(started[1], rounds)
                     asked, first, count = queue.popleft()
                     asked.out += 1
                     out[pool.submit(ask, asked, first, count)] = (asked, first, count)
                 if not out:
                     return
+                finished = []
                 for future in wait(out, return_when=FIRST_COMPLETED).done:
                     asked, first, count = out.pop(future)
                     asked.out -= 1
@@ -177,10 +170,7 @@ class ServedEngine:
                         queue.extendleft(reversed(self._chunks(asked, missing)))
                     if asked.complete:
                         lost = 0
-                        if asked.rounds and (more is None or more([(asked.index, asked.found)])[0]):
-                            queue += self._chunks(asked, asked.begin_round())
-                        else:
-                            yield asked.index, asked.found
+                        finished.append(asked)
                     elif asked.failure and not asked.out:
                         lost += not asked.own_fault
                         if lost >= OUTAGE:
@@ -190,13 +180,17 @@ class ServedEngine:
                                 )
                             )
                         yield asked.index, Failure(f"prompt {asked.prompt.prompt_id}: {asked.failure}")
+                going = _going(finished, len(rounds), more)
+                for asked in finished:
+                    if asked.index in going:
+                        queue += self._begin_round(asked, rounds)
+                    else:
+                        yield asked.index, asked.found
         finally:
             # A request in flight can't be called back; waiting for it would hold up the error, or the reader's end.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _start(
-        self, coming: Iterator[tuple[int, Prompt]], rounds: Sequence[int]
-    ) -> tuple[int, _Asked | Failure] | None:
+    def _start(self, coming: Iterator[tuple[int, Prompt]]) -> tuple[int, _Asked | Failure] | None:
         """The next prompt, its image encoded; None when there is none left."""
         index, prompt = next(coming, (0, None))
         if prompt is None:
@@ -208,7 +202,7 @@ class ServedEngine:
             return index, Failure(str(error))
         except OSError as error:
             return index, Failure(str(PromptError(prompt, f"the image can't be decoded: {error}")))
-        return index, _Asked(index, prompt, body, deque(rounds))
+        return index, _Asked(index, prompt, body)
 
     def _body(self, prompt: Prompt) -> dict:
         image = self._data_url(prompt.image_path)
@@ -217,6 +211,13 @@ class ServedEngine:
     def _encode(self, path: Path) -> str:
         self.counts.images_encoded += 1
         return data_url(path)
+
+    def _begin_round(self, asked: _Asked, rounds: Sequence[int]) -> list[tuple[_Asked, int, int]]:
+        first, size = len(asked.found), rounds[asked.rounds]
+        asked.rounds += 1
+        asked.found += [None] * size
+        asked.tries += [0] * size
+        return self._chunks(asked, range(first, first + size))
 
     def _chunks(self, asked: _Asked, samples: Sequence[int]) -> list[tuple[_Asked, int, int]]:
         """The requests that ask for these samples: runs of neighbours, for their seeds are, cut to what is given."""
@@ -279,3 +280,12 @@ class ServedEngine:
                 raise EndpointError(
                     self._endpoint.failure(f"does not load the adapter {self._model}: {error}")
                 ) from None
+
+
+def _going(finished: Sequence[_Asked], rounds: int, more: More | None) -> set[int]:
+    """The indices of those prompts, each with a round finished, that get another."""
+    could = [asked for asked in finished if asked.rounds < rounds]
+    if more is None or not could:
+        return {asked.index for asked in could}
+    goes_on = more([(asked.index, list(asked.found)) for asked in could])
+    return {asked.index for asked, yes in zip(could, goes_on, strict=True) if yes}
