@@ -31,8 +31,8 @@ from m3po_dagster.method.prompt import Prompt
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("mha", hidden=256, intermediate=688, layers=6, heads=8, key_value_heads=8, vocabulary=4096),
-        Shape("gqa", hidden=256, intermediate=688, layers=6, heads=8, key_value_heads=2, vocabulary=4096),
+        Shape("mha", hidden=512, intermediate=1376, layers=8, heads=8, key_value_heads=8, vocabulary=4096),
+        Shape("gqa", hidden=512, intermediate=1376, layers=8, heads=8, key_value_heads=2, vocabulary=4096),
         Shape("7b", hidden=4096, intermediate=11008, layers=32, heads=32, key_value_heads=32, vocabulary=32064),
     )
 }

@@ -78,7 +78,7 @@ class Identities:
         return {"settings": portable(study.dataset), "file": self.file_hash(path), "images": listing}
 
     def _model(self, study: Study) -> dict:
-        settings = portable(study.model, exclude={"device", "path"})
+        settings = portable(study.model, exclude={"device", "device_map", "path"})
         return {"settings": settings, "files": self.weights(study.model.path)}
 
     def _sampling_scorer(self, study: Study) -> dict:

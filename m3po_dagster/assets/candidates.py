@@ -45,9 +45,9 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult]:
         """N answers to every prompt, sampled from the base model (section 3.2). A partition a shard.
 
-        In: the shard's prompts, the base model, and what scores between the rounds of an adaptive N (section 4.9). Out:
-        a row a distinct answer with its tokens, how many of the samples say the same, and the log-prob of each token as
-        it was sampled. The dearest step: no judge, recipe or training makes it due again.
+        In: the shard's prompts, the base model, and what scores between the rounds of an adaptive N (section 4.9).
+        Out: a row a distinct answer with its tokens, how many of the samples say the same, and the log-prob of each
+        token as it was sampled. The dearest step: no judge, recipe or training makes it due again.
         """
         yield from materialise(context, study, store, lambda work: sample_shard(work, generator), describe)
 
