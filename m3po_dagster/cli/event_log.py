@@ -32,7 +32,8 @@ def opened_event_log() -> "Iterator[dg.DagsterInstance]":
         instance.get_runs(limit=1)
         instance.all_asset_keys()
     except (dg.DagsterError, CheckError, SQLAlchemyError, yaml.YAMLError, OSError) as error:
-        why = " ".join(str(error).split())[:WHY_LENGTH]
+        # What the database says, without the statement and the link that SQLAlchemy puts around it.
+        why = " ".join(str(getattr(error, "orig", None) or error).split())[:WHY_LENGTH]
         raise EventLogError(f"Dagster's event log in {dagster_home()} can't be read: {why}") from error
     with instance:
         yield instance

@@ -24,7 +24,10 @@ def ui(
     study: StudyOption = DEFAULT_STUDY,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 3000,
     inspector_port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Port of the inspector, which the assets' pages link to.")
+        int,
+        typer.Option(
+            min=1, max=65535, help="Port of the inspector. An asset's page links to the port of when it was made."
+        ),
     ] = DEFAULT_PORT,
 ) -> None:
     """Open Dagster's web interface (and its daemon) on 127.0.0.1, and the inspector that its pages link to."""
@@ -64,7 +67,9 @@ def _watch(dagster: subprocess.Popen, inspector: subprocess.Popen, path: Path, l
         time.sleep(SECONDS_BETWEEN_LOOKS)
         if inspected and inspector.poll() is not None:
             inspected = False
-            typer.echo("the inspector has ended, see above; `m3po inspect` starts it again", err=True)
+            typer.echo(
+                "the inspector has ended, see above; `m3po inspect` with the same --study starts it again", err=True
+            )
         try:
             now = load_study(path)
         except StudyError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from m3po_dagster.graph import Head, Part, standings
 from m3po_dagster.identity import portable
 from m3po_dagster.inspector.commands import Commands
+from m3po_dagster.lineage.profile import flattened
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.study import Study
 
@@ -75,23 +76,15 @@ def _edits(
                     configs[item.fingerprint] = find(item.asset, item.partition, item.fingerprint)
     if not configs:
         configs[""] = found.get(("recipe_config", recipe))
-    now = dict(_flat(portable(study.recipes[recipe], exclude={"description"})))
+    now = dict(flattened(portable(study.recipes[recipe], exclude={"description"})))
     changes: dict[str, None] = {}
     for config in configs.values():
         if config is not None:
-            was = dict(_flat(config.manifest.settings))
+            was = dict(flattened(config.manifest.settings))
             for name in sorted({*was, *now}):
                 if was.get(name) != now.get(name):
                     changes[f"{name} was {was.get(name, 'not there')}, now {now.get(name, 'not there')}"] = None
     return some(list(changes), "; ") if changes else ""
-
-
-def _flat(settings: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def some(names: list[str], separator: str = ", ") -> str:
