@@ -166,6 +166,24 @@ def seconds(device) -> float:
     return time.perf_counter()
 
 
+def limits(device, dtype) -> dict[str, float]:
+    """What the machine does at best in this run: GFLOP/s of a large matrix product, GB/s of a large copy."""
+    import torch
+
+    side, copied = (2048, 2**28) if device.type == "cpu" else (8192, 2**32)
+    one = torch.randn(side, side, device=device, dtype=dtype)
+    data = torch.empty(copied, device=device, dtype=torch.uint8)
+    best = {"gflop_per_second": 0.0, "gb_per_second": 0.0}
+    for _ in range(3):
+        started = seconds(device)
+        one @ one
+        best["gflop_per_second"] = max(best["gflop_per_second"], 2 * side**3 / (seconds(device) - started) / 1e9)
+        started = seconds(device)
+        data.clone()
+        best["gb_per_second"] = max(best["gb_per_second"], 2 * copied / (seconds(device) - started) / 1e9)
+    return best
+
+
 def measure(args: argparse.Namespace) -> dict:
     """One variant in this process: time, counts, operations, peak memory and the answers themselves."""
     import torch
@@ -191,10 +209,18 @@ def measure(args: argparse.Namespace) -> dict:
         run(asked[:IN_FLIGHT], seeds[:IN_FLIGHT])
     answers = run(asked, seeds, logps=True)
     sampled = sum(len(tokens) for given in answers for tokens, _ in given)
+    gflop = flops.get_total_flops() / min(IN_FLIGHT, len(asked)) / 1e9
+    # A forward of the language model reads its weights at least once.
+    weights = sum(weight.numel() * weight.element_size() for weight in run.model.model.language_model.parameters())
+    gigabytes = weights * counts["language_model_forwards"] / 1e9
+    at_best = limits(run.device, run.model.dtype)
     return {
         "seconds_a_prompt": best / len(asked),
         "tokens_per_second": sampled / best,
-        "gflop_a_prompt": flops.get_total_flops() / min(IN_FLIGHT, len(asked)) / 1e9,
+        "gflop_a_prompt": gflop,
+        "share_of_arithmetic_limit": gflop * len(asked) / best / at_best["gflop_per_second"],
+        "share_of_bandwidth_limit_for_weights": gigabytes / best / at_best["gb_per_second"],
+        "machine_at_best": at_best,
         "peak_memory_mb": peak / 1e6,
         **{f"{name}_a_prompt": number / len(asked) for name, number in counts.items()},
         "answers": answers,

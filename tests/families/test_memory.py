@@ -136,7 +136,7 @@ print(json.dumps([engine.counts.halvings, [[one.token_ids for one in samples] fo
 
 def test_a_real_allocation_that_fails_is_halved(tmp_path):
     """A process may take 100 MB once the model is loaded; the logits of five prompts' rows, 60,000 each, need more."""
-    folder = llava_576(tmp_path, vocabulary=60_000)
+    folder = llava_576(tmp_path, vocab_size=60_000)
     settings = SamplingSettings(n=32, temperature=2, top_p=1, max_new_tokens=3, prompts_per_batch=5)
     counts = Counts()
     loaded = load_model(ModelSettings(path=str(folder), device="cpu"))

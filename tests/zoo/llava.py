@@ -13,8 +13,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def build():
-    """The model and its processor."""
+def build(image_size: int = IMAGE_SIZE, patch_size: int = PATCH_SIZE, **text_sizes: int):
+    """The model and its processor; `text_sizes` are the language model's, where other ones are wanted."""
     from transformers import (
         CLIPImageProcessor,
         CLIPVisionConfig,
@@ -32,18 +32,18 @@ def build():
         pad="<pad>",
         adds_bos=True,
     )
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    size = {"height": image_size, "width": image_size}
     processor = LlavaProcessor(
-        image_processor=CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size),
+        image_processor=CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=size),
         tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
+        patch_size=patch_size,
         num_additional_image_tokens=1,
         vision_feature_select_strategy="default",
         chat_template=CHAT_TEMPLATE,
     )
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**VISION_SIZES, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, projection_dim=32),
-        text_config=LlamaConfig(**TEXT_SIZES, **special_ids(tokenizer)),
+        vision_config=CLIPVisionConfig(**VISION_SIZES, image_size=image_size, patch_size=patch_size, projection_dim=32),
+        text_config=LlamaConfig(**{**TEXT_SIZES, **special_ids(tokenizer), **text_sizes}),
         image_token_index=tokenizer.image_token_id,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
