@@ -28,12 +28,22 @@ from m3po_dagster.method.generation.samples import prompt_seed
 from m3po_dagster.method.generation.settings import ModelSettings, SamplingSettings
 from m3po_dagster.method.prompt import Prompt
 
+CLIP_L = (1024, 4096, 24, 16)
 SHAPES = {
     shape.name: shape
     for shape in (
         Shape("mha", hidden=512, intermediate=1376, layers=8, heads=8, key_value_heads=8, vocabulary=4096),
         Shape("gqa", hidden=512, intermediate=1376, layers=8, heads=8, key_value_heads=2, vocabulary=4096),
-        Shape("7b", hidden=4096, intermediate=11008, layers=32, heads=32, key_value_heads=32, vocabulary=32064),
+        Shape(
+            "7b",
+            hidden=4096,
+            intermediate=11008,
+            layers=32,
+            heads=32,
+            key_value_heads=32,
+            vocabulary=32064,
+            vision=CLIP_L,
+        ),
     )
 }
 VARIANTS = {
@@ -55,13 +65,13 @@ class Generate:
     def __init__(self, model: ModelSettings, settings: SamplingSettings, expand: bool = False):
         import torch
 
-        from m3po_dagster.method.generation.model import load_model
+        from m3po_dagster.method.generation.placement import device_of
+        from m3po_dagster.method.generation.vocabulary import load_vocabulary
 
         self.settings, self.expand = settings, expand
-        # For the ids that it suppresses, so that both draw from the same tokens.
-        loaded = load_model(model)
-        self.suppressed, self.device, self.eos = loaded.suppressed, loaded.device, loaded.eos
-        del loaded
+        # For the ids that the engine suppresses, so that both draw from the same tokens.
+        vocabulary = load_vocabulary(model)
+        self.suppressed, self.eos, self.device = vocabulary.suppressed, vocabulary.eos, torch.device(device_of(model))
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.model = AutoModelForImageTextToText.from_pretrained(model.path, dtype=getattr(torch, model.dtype))
@@ -195,6 +205,9 @@ def measure(args: argparse.Namespace) -> dict:
     seeds = [prompt_seed(0, prompt.prompt_id, args.n) for prompt in asked]
     run = runner(args.variant, model, settings)
     run(asked[:1], seeds[:1])
+    on_gpu = run.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     best = None
     for _ in range(args.repeats):
         started = seconds(run.device)
@@ -203,7 +216,6 @@ def measure(args: argparse.Namespace) -> dict:
         spent = seconds(run.device) - started
         best = spent if best is None else min(best, spent)
     # Before all raw logits are kept for the comparison.
-    on_gpu = run.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with FlopCounterMode(display=False) as flops:
         run(asked[:IN_FLIGHT], seeds[:IN_FLIGHT])

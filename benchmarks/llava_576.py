@@ -15,7 +15,7 @@ QUESTION_TOKENS = 32
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the language model."""
+    """Sizes of the language model, and of the vision tower as CLIP's: width, feed-forward, layers, heads."""
 
     name: str
     hidden: int
@@ -24,6 +24,7 @@ class Shape:
     heads: int
     key_value_heads: int
     vocabulary: int
+    vision: tuple[int, int, int, int] = (64, 128, 2, 2)
 
 
 def save(folder: Path, shape: Shape, dtype: str = "float32") -> Path:
@@ -62,11 +63,12 @@ def save(folder: Path, shape: Shape, dtype: str = "float32") -> Path:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+    width, feed_forward, vision_layers, vision_heads = shape.vision
     vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
+        hidden_size=width,
+        intermediate_size=feed_forward,
+        num_hidden_layers=vision_layers,
+        num_attention_heads=vision_heads,
         image_size=IMAGE_SIDE,
         patch_size=PATCH,
     )

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import duckdb
@@ -21,4 +23,18 @@ def machine() -> dict:
         "numpy": np.__version__,
         "pyarrow": pa.__version__,
         "duckdb": duckdb.__version__,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        **_gpu(),
+    }
+
+
+def _gpu() -> dict:
+    """The GPU at hand, if torch has been loaded and sees one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "gpu_memory_gb": torch.cuda.get_device_properties(0).total_memory / 1e9,
     }

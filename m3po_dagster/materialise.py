@@ -41,7 +41,7 @@ from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.storage.tables import TableSchema
 from m3po_dagster.study import Study
 
-MENDABLE = (StoreError, OSError, ValueError, FloatingPointError)
+MENDABLE = (StoreError, OSError, ValueError, FloatingPointError, MemoryError)
 """What a user can mend; the message says where and how, a stack trace adds nothing."""
 
 SECONDS_BETWEEN_TRIES = 1.0

@@ -139,13 +139,17 @@ def examples_with_reference(
 ) -> tuple[list[PreferenceExample], Mapping[str, object]]:
     """The recipe's examples, their reference log-probs of the trainer's numerics, and what the manifest says of it.
 
-    The stored log-probs are the reference where their numerics are the trainer's. Raises MixedNumerics when the shards'
-    pairs were selected by log-probs of different numerics.
+    The stored log-probs are the reference where their numerics are the trainer's, and where nothing is compared with
+    them: SFT only reports them. Raises MixedNumerics when the shards' pairs were selected by log-probs of different
+    numerics.
     """
     pairs = work.all("preference_pairs").values()
     stored = only_one((artifact.manifest.metadata[NUMERICS] for artifact in pairs), label(work.part))
-    own, examples = of_model(work.study.model), examples_of(work)
-    if stored in (None, own):
+    examples = examples_of(work)
+    if stored is None or work.study.recipes[work.partition].training.kind == "sft":
+        return examples, {"reference": "stored", "reference numerics": stored, "reference forwards": 0}
+    own = of_model(work.study.model)
+    if stored == own:
         return examples, {"reference": "stored", "reference numerics": own, "reference forwards": 0}
     work.log(f"the stored log-probs are {stored}, the trainer's {own}: {len(examples)} pairs are scored again")
     with work.progress("scoring the reference", "pair") as advance:

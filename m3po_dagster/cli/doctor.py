@@ -46,7 +46,7 @@ def parity(
     from m3po_dagster.method.generation.parity import parity as compare
     from m3po_dagster.study_prompts import first_prompts
 
-    with explained(ValueError):
+    with explained(EndpointError, OSError, ValueError):
         other = engine_to_check(loaded.generator, loaded.model, base_url, model, dtype)
     with explained(DatasetError, EndpointError, OSError, ValueError, status=1):
         from m3po_dagster.method.generation.model import load_model

@@ -1,6 +1,7 @@
 """What does not fit in memory is done in halves, with the same results."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,9 +10,10 @@ import pytest
 from zoo.images import write_prompts
 
 from m3po_dagster.method.confidence import score_continuations
-from m3po_dagster.method.generation.memory import MemoryLimits
+from m3po_dagster.method.generation.memory import TRY_MORE_AFTER, MemoryLimits
 from m3po_dagster.method.generation.model import load_model
 from m3po_dagster.method.generation.prefill import Counts
+from m3po_dagster.method.generation.samples import Failure
 from m3po_dagster.method.generation.settings import ModelSettings, SamplingSettings
 from tests.families.llava_576 import llava_576
 from tests.families.oracle import open_family
@@ -83,21 +85,45 @@ def test_samples_are_the_same_in_smaller_batches(zoo, caplog, rows, prompts_left
     assert again.halvings == 0
 
 
-def test_an_answer_that_does_not_fit_alone_is_an_error(zoo):
-    with SmallMemory(zoo.loaded, 0) as loaded, pytest.raises(MemoryError, match=r"prompt odd .*odd\.jpg.*quantization"):
-        sample(loaded, zoo.prompts, SETTINGS, range(5))
+def test_an_answer_that_does_not_fit_alone_fails_its_prompt(zoo):
+    with SmallMemory(zoo.loaded, 0) as loaded:
+        found = sample(loaded, zoo.prompts, SETTINGS, range(5))
+        # What one prompt needed too much of says nothing about the next.
+        assert (loaded.limits.prompts, loaded.limits.rows) == (None, None)
+    assert all(isinstance(one, Failure) for one in found)
+    assert re.fullmatch(
+        r"prompt odd \(image .*odd\.jpg\): one answer alone doesn't fit .*quantization.*", found[0].reason
+    )
 
 
-def test_another_error_is_not_taken_for_one(zoo):
-    def fail(*_):
-        raise RuntimeError("shapes cannot be multiplied")
+def test_more_is_tried_again_after_a_while():
+    limits = MemoryLimits(prompts=1, rows=8)
+    for _ in range(TRY_MORE_AFTER - 1):
+        limits.note_fit(4, 32)
+    assert (limits.prompts, limits.rows) == (1, 8)
+    seen = set()
+    for _ in range(5 * TRY_MORE_AFTER):
+        limits.note_fit(4, 32)
+        seen.add((limits.prompts, limits.rows))
+    assert {(1, 16), (1, None), (2, None)} <= seen and (limits.prompts, limits.rows) == (None, None)
+    limits.halve_sampling(4, 32)
+    assert (limits.prompts, limits.fitted) == (2, 0)
 
-    hook = zoo.loaded.model.get_decoder().register_forward_pre_hook(fail)
-    try:
-        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-            sample(replace_limits(zoo.loaded), zoo.prompts, SETTINGS, range(5))
-    finally:
-        hook.remove()
+
+def test_a_prompt_that_the_model_fails_on_fails_alone(zoo):
+    """Its question has a token for which the model has no embedding."""
+    expected = sample(zoo.loaded, zoo.prompts, SETTINGS, range(5))
+    zoo.loaded.tokenizer.add_tokens(["unheardof"])
+    prompts = list(zoo.prompts)
+    question = prompts[2].messages[-1]
+    prompts[2] = replace(
+        prompts[2], messages=(*prompts[2].messages[:-1], replace(question, text=f"{question.text} unheardof"))
+    )
+    found = sample(replace_limits(zoo.loaded), prompts, SETTINGS, range(5))
+    assert isinstance(found[2], Failure)
+    assert prompts[2].prompt_id in found[2].reason and "the model fails on it: IndexError" in found[2].reason
+    for i in (0, 1, 3, 4):
+        assert [one.token_ids for one in found[i]] == [one.token_ids for one in expected[i]]
 
 
 def test_scores_are_the_same_in_smaller_groups(zoo):

@@ -32,7 +32,7 @@ def settings(small_study) -> dict:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, settings):
     """The server, and the study that has been run on it."""
-    from conftest import Project
+    from tests.integration.conftest import Project
 
     project = Project(tmp_path_factory.mktemp("served"))
     with pytest.MonkeyPatch.context() as patched:
@@ -166,7 +166,7 @@ def test_the_key_is_in_no_file(served):
 
 
 def test_a_wrong_key_fails_the_step_with_one_sentence(served, settings, monkeypatch, tmp_path):
-    from conftest import Project
+    from tests.integration.conftest import Project
 
     server, _ = served
     monkeypatch.setenv("GENERATOR_KEY", "sk-wrong")

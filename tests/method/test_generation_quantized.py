@@ -39,7 +39,7 @@ def test_it_samples_and_scores_on_quantised_weights(folder, prompts, bits, linea
     layers = {type(m) for m in loaded.model.get_decoder().modules() if isinstance(m, torch.nn.Linear)}
     assert layers == {getattr(bitsandbytes.nn, linear)}
     assert loaded.model.get_memory_footprint() < (0.7 if bits == "8bit" else 0.5) * full.model.get_memory_footprint()
-    assert loaded.numerics == f"transformers/float16+{bits}/cpu/shared-prefix"
+    assert loaded.numerics == f"transformers/float16+{bits}"
     assert loaded.paths.scoring == "packed"
     found = sample(loaded, prompts, SamplingSettings(n=4, max_new_tokens=10), range(3))
     for prompt, samples in zip(prompts, found, strict=True):
@@ -64,3 +64,27 @@ def test_an_adapter_stays_beside_quantised_weights(folder, prompts, tmp_path):
     answers = [[7, 8, 9, 10]]
     one, other = (score_continuations(loaded, prompts[0], answers)[0] for loaded in (base, tuned))
     assert abs(one.sum_logp - other.sum_logp) > 0.1
+
+
+def test_an_adapter_is_trained_on_eight_bits_and_refused_on_four_on_a_cpu(folder, prompts, tmp_path):
+    from m3po_dagster.method.optimization.dpo import train_dpo
+    from m3po_dagster.method.optimization.examples import PreferenceExample
+    from m3po_dagster.method.optimization.settings import DpoSettings
+
+    eight, four = (
+        ModelSettings(path=str(folder), dtype="float16", device="cpu", quantization=bits) for bits in ("8bit", "4bit")
+    )
+    loaded, examples = load_model(eight), []
+    for prompt in prompts:
+        answers = [[7, 8, 9, 10], [11, 12, 13]]
+        logps = [one.sum_logp for one in score_continuations(loaded, prompt, answers)]
+        examples.append(PreferenceExample(prompt.prompt_id, prompt, *map(tuple, answers), *logps))
+    training = DpoSettings(batch_size=1, learning_rate=1e-3, warmup_ratio=0, reference_tolerance=0.5)
+    train_dpo(eight, examples, training, 0, tmp_path / "out")
+    from safetensors.numpy import load_file
+
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    moved = {name: bool(weight.any()) for name, weight in weights.items() if "lora_B" in name}
+    assert moved and all(moved.values()), [name for name, found in moved.items() if not found]
+    with pytest.raises(ValueError, match="4-bit weights can't be trained on a CPU"):
+        train_dpo(four, examples, training, 0, tmp_path / "none")

@@ -288,9 +288,10 @@ def test_a_failing_request_fails_its_prompt_and_a_row_of_them_stops_the_work(eng
     assert_same(found[1:], expected[1:])
     server.requests = 0
     server.faults.extend([Reply(500, b'{"error": {"message": "CUDA error"}}', NOW)] * 100)
+    given = []
     with pytest.raises(EndpointError, match=rf"nothing usable for {OUTAGE} prompts in a row.*CUDA error.*base_url"):
-        sampled(engine_of(max_parallel=1, max_retries=1), prompts)
-    assert server.requests == 2 * OUTAGE
+        given.extend(engine_of(max_parallel=1, max_retries=1).sample(prompts, SETTINGS, seeds_of(prompts)))
+    assert server.requests == 2 * OUTAGE and not given, "an outage is no prompt's fault"
 
 
 def test_a_server_without_log_probs_is_refused_in_so_many_words(engine_of, server, prompts):

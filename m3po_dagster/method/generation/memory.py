@@ -7,6 +7,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+TRY_MORE_AFTER = 64
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -20,9 +22,26 @@ class MemoryLimits:
     prompts: int | None = None
     rows: int | None = None
     answers: int | None = None
+    fitted: int = 0
+    """Batches that fitted since the last one that did not."""
+
+    def note_fit(self, prompts: int, rows: int) -> None:
+        """A batch fitted. After TRY_MORE_AFTER of them twice as much is tried, up to what is asked for.
+
+        One large image may have been the cause, and must not slow down all that comes after it.
+        """
+        self.fitted += 1
+        if self.fitted < TRY_MORE_AFTER:
+            return
+        self.fitted = 0
+        if self.rows is not None:
+            self.rows = 2 * self.rows if 2 * self.rows < rows else None
+        elif self.prompts is not None:
+            self.prompts = 2 * self.prompts if 2 * self.prompts < prompts else None
 
     def halve_sampling(self, prompts: int, rows: int) -> bool:
         """After `prompts` of `rows` rows each did not fit: from now on half, and says so. False: there is no half."""
+        self.fitted = 0
         if prompts > 1:
             self.prompts = prompts // 2
             _LOG.warning("%d prompts in flight did not fit in memory: going on with %d", prompts, self.prompts)

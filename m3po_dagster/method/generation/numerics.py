@@ -21,19 +21,12 @@ def of_precision(precision: str) -> str:
 
 
 def of_model(model: ModelSettings) -> str:
-    """The numerics that the model of these settings has once it is loaded here.
+    """The numerics that the model of these settings has once it is loaded here; with `dtype: auto` it is loaded."""
+    if model.dtype == "auto":
+        from m3po_dagster.method.generation.model import load_model
 
-    Raises ValueError where `dtype: auto` leaves it to a config that names no dtype.
-    """
-    dtype = model.dtype
-    if dtype == "auto":
-        from transformers import AutoConfig
-
-        found = AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=False).dtype
-        if found is None:
-            raise ValueError(f"model.dtype is auto, and the config of {model.path!r} names no dtype: give one")
-        dtype = str(found).removeprefix("torch.")
-    return of_precision(precision(dtype, model))
+        return load_model(model).numerics
+    return of_precision(precision(model.dtype, model))
 
 
 def of_server(engine: str, version: str, dtype: str) -> str:

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from m3po_dagster.method.confidence import score_continuations
+from m3po_dagster.method.generation.encoding import PromptError
 from m3po_dagster.method.generation.engine import Engine
 from m3po_dagster.method.generation.generator_settings import GeneratorSettings, ServerSettings
 from m3po_dagster.method.generation.model import LoadedModel, load_model
-from m3po_dagster.method.generation.prefill import PromptError
 from m3po_dagster.method.generation.sampler import TransformersEngine
 from m3po_dagster.method.generation.samples import Failure, Sample, prompt_seed
 from m3po_dagster.method.generation.served import ServedEngine

@@ -4,11 +4,11 @@ Paper, sections 3.2 and 3.4.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from m3po_dagster.method.generation.decode import Decoded, decode
-from m3po_dagster.method.generation.encoding import encode
+from m3po_dagster.method.generation.encoding import PromptError, encode
 from m3po_dagster.method.generation.engine import More
 from m3po_dagster.method.generation.full_path import generate
 from m3po_dagster.method.generation.memory import fitting, too_little
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from m3po_dagster.method.generation.decode import Choose
 
     Chooser = Callable[[list[int], int, int], Choose]
+
+
+MODEL_FAULTS = (RuntimeError, ValueError, TypeError, IndexError, KeyError)
+"""What a model's code raises on an input that it can't take."""
 
 
 @dataclass
@@ -99,24 +103,42 @@ class TransformersEngine:
     ) -> Iterator[tuple[int, list[Sample] | Failure]]:
         """Batch after batch, of half the size from where one did not fit in memory.
 
+        A prompt that by itself does not fit, or that the model fails on, is given up with the reason; the others go on.
         `chooser` takes the indices of the prompts in a round, its size and the samples before it, and gives what
         `decode` picks by.
         """
-        limits, start = self.loaded.limits, 0
+        limits, most = self.loaded.limits, max(rounds)
+        if self.loaded.paths.sampling == "generate":
+            # That path gains nothing from others beside it, and what is finished is given sooner.
+            batch_size = 1
+        start, alone_until = 0, 0
+        before = replace(limits)
         while start < len(prompts):
             at_once = min(limits.prompts or batch_size, batch_size, len(prompts) - start)
-            rows = min(limits.rows or max(rounds), max(rounds))
+            at_once = 1 if start < alone_until else at_once
+            rows = min(limits.rows or most, most)
             batch = self._batch(prompts, range(start, start + at_once), rounds, rows, max_new_tokens, chooser, more)
-            found = fitting(lambda batch=batch: list(batch))
+            try:
+                found = fitting(lambda batch=batch: list(batch))
+            except MODEL_FAULTS as error:
+                # One prompt spoils the batch: found by itself, it fails alone.
+                if at_once > 1:
+                    alone_until = start + at_once
+                    continue
+                reason = f"the model fails on it: {type(error).__name__}: {error}"
+                found = [(start, Failure(str(PromptError(prompts[start], reason))))]
             if found is not None:
-                yield from found
-                start += at_once
+                limits.note_fit(batch_size, most)
             elif limits.halve_sampling(at_once, rows):
                 self.counts.halvings += 1
+                continue
             else:
-                prompt = prompts[start]
-                what = f"prompt {prompt.prompt_id} (image {prompt.image_path}): one answer alone"
-                raise too_little(what, self.loaded.device.type)
+                reason = str(too_little("one answer alone", self.loaded.device.type))
+                found = [(start, Failure(str(PromptError(prompts[start], reason))))]
+                limits.prompts, limits.rows = before.prompts, before.rows
+            yield from found
+            start += at_once
+            before = replace(limits)
 
     def _batch(
         self,

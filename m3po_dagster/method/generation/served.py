@@ -58,6 +58,10 @@ class _Asked:
     def complete(self) -> bool:
         return all(one is not None for one in self.found)
 
+    def failed(self) -> tuple[int, Failure]:
+        """What is said of it when it is given up."""
+        return self.index, Failure(f"prompt {self.prompt.prompt_id}: {self.failure}")
+
 
 @dataclass
 class ServedEngine:
@@ -142,7 +146,8 @@ class ServedEngine:
         coming = iter(enumerate(prompts))
         queue: deque[tuple[_Asked, int, int]] = deque()
         out: dict[Future[Outcome], tuple[_Asked, int, int]] = {}
-        lost = 0
+        # Prompts that got nothing usable wait for the next that does: an outage is no fault of theirs.
+        lost: list[_Asked] = []
         try:
             while True:
                 while len(out) < at_once:
@@ -158,8 +163,9 @@ class ServedEngine:
                     asked.out += 1
                     out[pool.submit(ask, asked, first, count)] = (asked, first, count)
                 if not out:
+                    yield from (asked.failed() for asked in lost)
                     return
-                finished = []
+                finished, given_up = [], []
                 for future in wait(out, return_when=FIRST_COMPLETED).done:
                     asked, first, count = out.pop(future)
                     asked.out -= 1
@@ -169,23 +175,23 @@ class ServedEngine:
                     else:
                         queue.extendleft(reversed(self._chunks(asked, missing)))
                     if asked.complete:
-                        lost = 0
                         finished.append(asked)
                     elif asked.failure and not asked.out:
-                        lost += not asked.own_fault
-                        if lost >= OUTAGE:
-                            raise EndpointError(
-                                self._endpoint.failure(
-                                    f"gave nothing usable for {lost} prompts in a row, the last: {asked.failure}"
-                                )
-                            )
-                        yield asked.index, Failure(f"prompt {asked.prompt.prompt_id}: {asked.failure}")
+                        given_up.append(asked)
+                if finished:
+                    yield from (asked.failed() for asked in lost)
+                    lost = []
                 going = _going(finished, len(rounds), more)
                 for asked in finished:
                     if asked.index in going:
                         queue += self._begin_round(asked, rounds)
                     else:
                         yield asked.index, asked.found
+                yield from (asked.failed() for asked in given_up if asked.own_fault)
+                lost += [asked for asked in given_up if not asked.own_fault]
+                if len(lost) >= OUTAGE:
+                    said = f"gave nothing usable for {len(lost)} prompts in a row, the last: {lost[-1].failure}"
+                    raise EndpointError(self._endpoint.failure(said))
         finally:
             # A request in flight can't be called back; waiting for it would hold up the error, or the reader's end.
             pool.shutdown(wait=False, cancel_futures=True)

@@ -86,7 +86,9 @@ class SamplingSettings(Settings):
         description="most prompts in flight at once, each with its N rows; halved when memory does not suffice",
     )
     part_seconds: float = Field(
-        60.0, gt=0, description="what is finished is on disk after this many seconds: the most that a crash can lose"
+        60.0,
+        gt=0,
+        description="what is finished is on disk after this many seconds; a crash loses that and the batch in flight",
     )
     max_failed: float = Field(
         0.05,

@@ -97,9 +97,11 @@ def load_vocabulary(model: ModelSettings) -> Vocabulary:
     repair_torchvision()
     from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
+    # Said, since transformers would ask on a terminal what it isn't told.
+    source = {"revision": model.revision, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(model.path, revision=model.revision)
-        processor = AutoProcessor.from_pretrained(model.path, revision=model.revision)
+        config = AutoConfig.from_pretrained(model.path, **source)
+        processor = AutoProcessor.from_pretrained(model.path, **source)
         try:
             generation = GenerationConfig.from_pretrained(model.path, revision=model.revision)
         except OSError:

@@ -152,9 +152,15 @@ def new_trainer(
     collator: Callable[[Sequence[dict]], "dict[str, torch.Tensor]"],
     progress: Progress | None,
 ) -> Any:
-    """TRL's trainer, watched and silent, with a new adapter on the model drawn from the seed in `config`."""
+    """TRL's trainer, watched and silent, with a new adapter on the model drawn from the seed in `config`.
+
+    Raises ValueError for 4-bit weights on a CPU.
+    """
     from transformers import PrinterCallback
 
+    if loaded.precision.endswith("+4bit") and loaded.device.type == "cpu":
+        # bitsandbytes packs them for a product that has no gradient: most of the adapter would silently stay as it is.
+        raise ValueError("4-bit weights can't be trained on a CPU: use a GPU, 8bit, or no quantization (model)")
     give_backbone(loaded.model)
     # The base model's own, since the stored log-probs are without it; the adapter comes after.
     without_dropout(loaded.model)
