@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from zoo import FAMILIES, OTHER_ATTENTION
+from zoo import FAMILIES, MORE
 
 from m3po_dagster.method.generation.encoding import encode
 from m3po_dagster.method.generation.model import load_model
@@ -24,7 +24,7 @@ EXPANDED = ("gemma3", "lfm2_vl", "mllama")
 SHARES_IMAGES = ("llava", "gemma3", "paligemma")
 
 
-@pytest.fixture(scope="module", params=(*FAMILIES, *OTHER_ATTENTION, "smolvlm"))
+@pytest.fixture(scope="module", params=[*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def zoo(request, tmp_path_factory):
     return open_family(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -71,7 +71,7 @@ def test_the_check_costs_a_few_forwards_once(zoo):
         hook.remove()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision_takes_the_same_paths(zoo, dtype):
     loaded = load_model(ModelSettings(path=str(zoo.folder), device="cpu", dtype=dtype))
     assert (loaded.paths.sampling, loaded.paths.scoring) == (zoo.loaded.paths.sampling, zoo.loaded.paths.scoring)
@@ -117,7 +117,9 @@ def test_recorded_log_probs_are_those_of_a_plain_forward(zoo):
             assert one.sum_logp == pytest.approx(sum(expected), abs=1e-3)
 
 
-@pytest.mark.parametrize("path", ["", "expanded-cache", "generate"])
+@pytest.mark.parametrize(
+    "path", ["", *(pytest.param(path, marks=pytest.mark.slow) for path in ("expanded-cache", "generate"))]
+)
 def test_rounds_go_on_from_one_reading_and_a_prompt_that_leaves_changes_no_other(zoo, path):
     loaded = by_path(zoo.loaded, path) if path else zoo.loaded
     rounds = SETTINGS.model_copy(update={"n": RoundSettings(first=2, step=2, max=6), "prompts_per_batch": 5})

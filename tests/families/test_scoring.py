@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from zoo import FAMILIES, OTHER_ATTENTION
+from zoo import FAMILIES, MORE
 
 from m3po_dagster.method.confidence import score_continuations
 from m3po_dagster.method.generation.prefill import Counts
@@ -15,7 +15,7 @@ EXPANDED = ("gemma3", "lfm2_vl", "mllama")
 LENGTHS = (7, 1, 12, 3, 2)
 
 
-@pytest.fixture(scope="module", params=(*FAMILIES, *OTHER_ATTENTION, "smolvlm"))
+@pytest.fixture(scope="module", params=[*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def zoo(request, tmp_path_factory):
     return open_family(request.param, tmp_path_factory.mktemp(request.param))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from zoo import ENCODER_DECODER, FAMILIES, OTHER_ATTENTION, family
+from zoo import ENCODER_DECODER, FAMILIES, MORE, family
 from zoo.images import write_prompts
 
 from m3po_dagster.method.generation.model import LoadedModel, load_model
@@ -43,7 +43,7 @@ class World:
         return load_model(self.settings, adapter)
 
 
-@pytest.fixture(scope="module", params=(*FAMILIES, *OTHER_ATTENTION, "smolvlm"))
+@pytest.fixture(scope="module", params=[*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def world(request, tmp_path_factory):
     import torch
 

@@ -81,7 +81,7 @@ def test_an_adapter_is_trained_on_eight_bits_and_refused_on_four_on_a_cpu(folder
         examples.append(PreferenceExample(prompt.prompt_id, prompt, *map(tuple, answers), *logps))
     training = DpoSettings(batch_size=1, learning_rate=1e-3, warmup_ratio=0, reference_tolerance=0.5)
     train_dpo(eight, examples, training, 0, tmp_path / "out")
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file
 
     weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
     moved = {name: bool(weight.any()) for name, weight in weights.items() if "lora_B" in name}
