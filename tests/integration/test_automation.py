@@ -108,6 +108,7 @@ def heads_of(project) -> dict:
         return read_heads(instance)
 
 
+@pytest.mark.slow
 def test_a_judge_edited_while_the_first_edit_is_being_scored(project, automated_study):
     before, events, adapters = heads_of(project), Counter(project.events()), objects(project, "adapter")
     with Daemon(project) as daemon:

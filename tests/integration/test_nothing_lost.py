@@ -29,7 +29,9 @@ ROUNDS = {
 }
 
 
-@pytest.mark.parametrize("n", [8, ROUNDS], ids=["fixed N", "adaptive N"])
+@pytest.mark.parametrize(
+    "n", [pytest.param(8, id="fixed N"), pytest.param(ROUNDS, id="adaptive N", marks=pytest.mark.slow)]
+)
 def test_killed_at_random_moments(fresh, small_study, n):
     settings = deepcopy(small_study)
     settings["generation"] |= {"n": n, "prompts_per_batch": 2}
