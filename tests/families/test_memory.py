@@ -27,8 +27,10 @@ SETTINGS = SamplingSettings(n=6, temperature=1.5, top_p=0.95, max_new_tokens=10,
 def zoo(request, tmp_path_factory):
     name, _, path = request.param.partition("-")
     zoo = open_family(name, tmp_path_factory.mktemp(name))
+    # Settled now, while memory suffices.
+    paths = zoo.loaded.paths
     if path:
-        zoo.loaded.__dict__["paths"] = replace(zoo.loaded.paths, sampling=path)
+        zoo.loaded.__dict__["paths"] = replace(paths, sampling=path)
     return zoo
 
 
