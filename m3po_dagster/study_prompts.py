@@ -3,7 +3,7 @@
 from m3po_dagster.datasets.index import read_records
 from m3po_dagster.image_files import ImageRoot
 from m3po_dagster.method.filtering import filter_records
-from m3po_dagster.method.prompt import Message, Prompt
+from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.study import Study
 
 
@@ -19,9 +19,7 @@ def first_prompts(study: Study, n: int) -> list[Prompt]:
             [record], dataset.image_root, study.filters, source=dataset.name, turns=dataset.turns
         ).kept
         for row in kept:
-            turns = tuple(Message(turn["role"], turn["text"]) for turn in row["messages"])
-            prompt = Prompt(row["prompt_id"], root.locate(row["image_uri"]), turns, row["reference"])
-            found.setdefault(row["image_sha256"], prompt)
+            found.setdefault(row["image_sha256"], Prompt.from_row(row, root.locate(row["image_uri"])))
         if len(found) >= n:
             break
     return list(found.values())

@@ -13,7 +13,7 @@ from m3po_dagster.assets.pictures import gallery, histograms
 from m3po_dagster.image_files import ImageOutsideRoot, ImageRoot
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
-from m3po_dagster.method.prompt import Message, Prompt
+from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.tables import DROPPED, FILTERED_INSTRUCTIONS
@@ -105,13 +105,11 @@ def prompts_of(table: pa.Table, study: Study) -> list[Prompt]:
     Raises ImageOutsideRoot for a table that names an image elsewhere: a store may come from somebody else.
     """
     root = ImageRoot(study.dataset.image_root)
-    columns = [table[name].to_pylist() for name in ("prompt_id", "image_uri", "messages", "reference")]
     prompts = []
-    for prompt_id, uri, messages, reference in zip(*columns, strict=True):
+    for row in table.select(["prompt_id", "image_uri", "messages", "reference"]).to_pylist():
         try:
-            path = root.locate(uri)
+            path = root.locate(row["image_uri"])
         except ImageOutsideRoot as error:
-            raise ImageOutsideRoot(f"filtered_instructions, image_uri of prompt {prompt_id}: {error}") from None
-        turns = tuple(Message(turn["role"], turn["text"]) for turn in messages)
-        prompts.append(Prompt(prompt_id, path, turns, reference))
+            raise ImageOutsideRoot(f"filtered_instructions, image_uri of prompt {row['prompt_id']}: {error}") from None
+        prompts.append(Prompt.from_row(row, path))
     return prompts

@@ -1,8 +1,9 @@
 """A prompt (I, Q): one image and the conversation that asks about it (paper, section 3.1)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from m3po_dagster.image_files import FORMATS
 
@@ -29,6 +30,12 @@ class Prompt:
     image_path: Path
     messages: tuple[Message, ...]
     reference: str | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], image_path: Path) -> "Prompt":
+        """The prompt of a row of filtered_instructions, its image at `image_path`."""
+        turns = tuple(Message(turn["role"], turn["text"]) for turn in row["messages"])
+        return cls(row["prompt_id"], image_path, turns, row["reference"])
 
     @property
     def question(self) -> str:
