@@ -8,13 +8,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
 from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE, Calibration, read_calibrations
 from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.settings import Settings
+
+if TYPE_CHECKING:
+    from m3po_dagster.method.alignment.account import Account
 
 # Prompts with the answers to score, as every scorer takes them.
 Batch = Sequence[tuple[Prompt, Sequence[str]]]
@@ -66,6 +69,14 @@ class Scorer(Protocol):
 
 class ServedScorer(Scorer, Protocol):
     """A scorer that asks a served model."""
+
+    def at(self, account: "Account") -> "ServedScorer":
+        """The same scorer, its replies kept in the account's ledger and paid from its budget."""
+        ...
+
+    def swapped(self) -> "ServedScorer":
+        """The same scorer, the answers of each request in the reverse order: the control of its position bias."""
+        ...
 
     def value(self, sub_scores: Mapping[str, float]) -> float:
         """The raw value that these sub-scores make."""
