@@ -38,34 +38,57 @@ class Received:
     body: dict
 
     @property
-    def image(self) -> bytes:
-        """The picture's bytes."""
-        return base64.b64decode(self.body["messages"][-1]["content"][0]["image_url"]["url"].partition("base64,")[2])
+    def _texts(self) -> list[dict]:
+        return [json.loads(part["text"]) for part in self.body["messages"][1]["content"][1:]]
 
     @property
-    def material(self) -> dict:
-        """The conversation and the answer to grade."""
-        return json.loads(self.body["messages"][-1]["content"][1]["text"])
+    def image(self) -> bytes:
+        """The picture's bytes."""
+        url = self.body["messages"][1]["content"][0]["image_url"]["url"]
+        return base64.b64decode(url.partition("base64,")[2])
+
+    @property
+    def conversation(self) -> list[dict]:
+        """The turns up to the instruction."""
+        return self._texts[0]["conversation"]
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """The answers that this request wants graded, by id, in the order shown."""
+        items = self.body["response_format"]["json_schema"]["schema"]["properties"]["grades"]["items"]
+        wanted = items["properties"]["id"]["enum"]
+        given = {answer["id"]: answer["text"] for answer in self._texts[1]["answers"]}
+        return {key: text for key, text in given.items() if key in wanted}
+
+    @property
+    def is_repair(self) -> bool:
+        """Whether an earlier reply is to be mended."""
+        return len(self.body["messages"]) > 2
 
 
-def completion(content: str | None, refusal: str | None = None, finish_reason: str = "stop") -> Reply:
+def completion(content: str | None, refusal: str | None = None, finish_reason: str = "stop", usage=None) -> Reply:
     """A chat completion with one choice."""
     message = {"role": "assistant", "content": content, "refusal": refusal}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}
-    return Reply(body=json.dumps({"object": "chat.completion", "choices": [choice]}).encode())
+    body = {"object": "chat.completion", "choices": [choice]} | ({"usage": usage} if usage else {})
+    return Reply(body=json.dumps(body).encode())
+
+
+def entry(key: str, relevance: object, accuracy: object, adherence: object, words: str = "") -> dict:
+    """One answer's grades as a judge writes them."""
+    return {"id": key, "evidence": words, **dict(zip(ASPECTS, (relevance, accuracy, adherence), strict=True))}
 
 
 def graded(relevance: object, accuracy: object, adherence: object, words: str = "") -> Reply:
-    """A completion with these grades."""
-    grades = dict(zip(ASPECTS, (relevance, accuracy, adherence), strict=True))
-    return completion(json.dumps({"evidence": words, **grades}))
+    """A completion with these grades for a request's only answer."""
+    return completion(json.dumps({"seen": "", "grades": [entry("A", relevance, accuracy, adherence, words)]}))
 
 
 class ServedJudge(LoopbackServer):
     """The server; a context manager. `requests` counts what came in, `asked` by answer.
 
-    `instead` maps an answer to the replies its next requests get in place of a judgement. While `up` is false every
-    request gets a 503. With a `meeting` each request waits until as many as its parties are there.
+    `instead` maps an answer to the replies that its next requests get in place of a judgement. While `up` is false
+    every request gets a 503. With a `meeting` each request waits until as many as its parties are there.
     """
 
     def __init__(self, model: str = "loopback-judge", key: str | None = None, revision: int = 1) -> None:
@@ -80,7 +103,7 @@ class ServedJudge(LoopbackServer):
         if self.meeting is not None:
             self.meeting.wait(timeout=20)
         if not self.up:
-            return error(503, "the model is loading")
+            return error(503, "the model is loading", retry_after_ms="1")
         if path != "/v1/chat/completions":
             return error(404, f"no such path: {path}")
         if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
@@ -88,14 +111,31 @@ class ServedJudge(LoopbackServer):
         received = Received(headers, json.loads(body))
         if received.body["model"] != self.model:
             return error(404, f"no such model: {received.body['model']}")
-        answer = received.material["answer"]
+        answers = received.answers
         with self.lock:
             self.received.append(received)
-            self.asked[answer] += 1
-            if self.instead[answer]:
-                return self.instead[answer].pop(0)
-        aspects, words = look(received.image, received.material["conversation"][-1]["text"], answer)
-        return graded(*(max(1, 1 + round(4 * aspects[aspect]) - (self.revision - 1)) for aspect in ASPECTS), words)
+            self.asked.update(answers.values())
+            for answer in answers.values():
+                if self.instead[answer]:
+                    return self.instead[answer].pop(0)
+        return self.judge(received)
+
+    def judge(self, received: Received) -> Reply:
+        """The reply of a judge that does what it is asked."""
+        question = received.conversation[-1]["text"]
+        entries = [
+            entry(key, *self.grades(received.image, question, answer, place))
+            for place, (key, answer) in enumerate(received.answers.items(), 1)
+        ]
+        said = json.dumps({"seen": "", "grades": entries})
+        prompt_tokens = 400 + len(json.dumps(received.body["messages"][1]["content"][1:])) // 4
+        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": len(said) // 4}
+        return completion(said, usage=usage)
+
+    def grades(self, image: bytes, question: str, answer: str, place: int) -> tuple[int, int, int, str]:
+        """The three grades of an answer that stands at a place of its request, and the words for them."""
+        aspects, words = look(image, question, answer)
+        return (*(max(1, 1 + round(4 * aspects[aspect]) - (self.revision - 1)) for aspect in ASPECTS), words)
 
 
 def look(image: bytes, question: str, answer: str) -> tuple[dict[str, float], str]:

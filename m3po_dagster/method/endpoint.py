@@ -140,7 +140,10 @@ class Endpoint:
         except openai.APITimeoutError as error:
             raise self._unanswered(f"can't be reached: {error.__cause__ or error.message}") from None
         except openai.APIConnectionError as error:
-            raise EndpointError(self.failure(f"can't be reached: {error.__cause__ or error.message}")) from None
+            # No connection is an outage; one that broke may be this request's own fault.
+            if isinstance(error.__cause__, httpx2.ConnectError):
+                raise EndpointError(self.failure(f"can't be reached: {error.__cause__}")) from None
+            raise self._unanswered(f"broke off the connection: {error.__cause__ or error.message}") from None
 
     def _unanswered(self, what: str) -> Unanswered:
         return Unanswered(self.failure(what), self._brief(what))

@@ -1,23 +1,45 @@
-"""A vision-language model behind an OpenAI-compatible endpoint as a scorer: one request an answer (section 3.3).
+"""A vision-language model behind an OpenAI-compatible endpoint as a scorer (paper, section 3.3).
 
-An answer the judge could not judge is unscored with its reason. An endpoint that does not answer at all is an error: an
-outage must stop the work, not turn into thousands of unscored answers.
+The answers of a prompt are graded in groups, each in one request, in an order that chance decides; or one by one. What
+the judge could not grade is asked for once more and is then unscored with its reason. An endpoint that answers nobody
+is an error: an outage must stop the work, not turn into thousands of unscored answers.
+
+With an account every reply is kept in its ledger and asked for once: not again after a crash, nor for another study.
 """
 
+import copy
+import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from typing import Literal
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue, field_validator
 
+from m3po_dagster.method.alignment.account import Account
+from m3po_dagster.method.alignment.budget import PriceSettings
 from m3po_dagster.method.alignment.calibration import Calibration, Identity
-from m3po_dagster.method.alignment.judge_request import ASPECTS, mean_grade, read_reply, request, request_version
+from m3po_dagster.method.alignment.judge_group import Group, in_groups, named, shown_order
+from m3po_dagster.method.alignment.judge_image import ImageUrls, JudgeImage
+from m3po_dagster.method.alignment.judge_reply import mean_grade, read_usage
+from m3po_dagster.method.alignment.judge_request import ASPECTS, request_version
+from m3po_dagster.method.alignment.turn import Spend, Turn
 from m3po_dagster.method.alignment.scorer import Batch, Score, ScorerSettings
-from m3po_dagster.method.endpoint import Endpoint, EndpointSettings, Refused
-from m3po_dagster.method.image_url import data_url
+from m3po_dagster.method.endpoint import Endpoint, EndpointSettings, Refused, Unanswered
 from m3po_dagster.method.prompt import Prompt
+
+OUTAGE = 8
+"""Requests in a row that got no answer after every retry, after which the endpoint counts as down."""
+REQUESTS = 2
+"""Requests for one group each time it is wanted: one, and one for what its reply left out or spoiled."""
+UNREADABLE_IMAGE, EMPTY_ANSWER = "image can't be read", "empty answer"
+
+# How requests travel, not what is asked.
+_FREE = {"calibration", "api_key_env", "timeout", "max_retries", "max_parallel", "image_urls", "prices"}
+# What the request itself says field by field.
+_OWN_FIELDS = {"messages", "response_format", "model", "temperature", "max_completion_tokens", "stream", "n"}
 
 
 class LlmJudgeSettings(EndpointSettings, ScorerSettings):
@@ -28,7 +50,38 @@ class LlmJudgeSettings(EndpointSettings, ScorerSettings):
     calibration: Calibration = Field(
         Identity(), description="map of the raw value to [0, 1]; the raw value already lies there"
     )
-    max_reply_tokens: int = Field(512, ge=64, le=32768, description="a reply is cut, and unscored, after this many")
+    group_size: int = Field(
+        8,
+        ge=1,
+        le=16,
+        description="answers of a prompt that one request grades, at most; 1 grades each by itself, which costs the "
+        "image and the rubric once an answer",
+    )
+    order_seed: int = Field(0, ge=0, description="seed of the order in which a request shows its answers")
+    temperature: float | None = Field(
+        0.0, ge=0, le=2, description="sampling temperature; null leaves it out, for a model that refuses it"
+    )
+    detail: Literal["auto", "low", "high"] = Field(
+        "auto", description="how closely an endpoint of OpenAI's looks at images; auto leaves it to the endpoint"
+    )
+    image_urls: ImageUrls | None = Field(
+        None, description="where the endpoint fetches the images itself; null: each request carries its image"
+    )
+    max_reply_tokens: int = Field(
+        2048, ge=64, le=65536, description="a reply is cut, and unscored, after this many tokens"
+    )
+    request_fields: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="further fields of every request as the endpoint takes them, for example reasoning_effort: low",
+    )
+    prices: PriceSettings | None = Field(None, description="what the endpoint charges; null: costs are not counted")
+
+    @field_validator("request_fields")
+    @classmethod
+    def _not_its_own(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if own := sorted(_OWN_FIELDS & set(value)):
+            raise ValueError(f"{', '.join(own)} is set by the judge itself; leave it out, or use its setting")
+        return value
 
     @property
     def endpoint(self) -> str:
@@ -37,14 +90,20 @@ class LlmJudgeSettings(EndpointSettings, ScorerSettings):
 
     @property
     def sub_scores(self) -> dict[str, str]:
-        """NAME_relevance, NAME_accuracy and NAME_adherence."""
-        return {f"{self.name}_{aspect}": f"grade for {aspect}, a whole number 1 to 5" for aspect in ASPECTS}
+        """NAME_relevance, NAME_accuracy, NAME_adherence and NAME_position."""
+        grades = {f"{self.name}_{aspect}": f"grade for {aspect}, a whole number 1 to 5" for aspect in ASPECTS}
+        return grades | {f"{self.name}_position": "place of the answer in the request that graded it, from 1"}
 
     def identity(self) -> dict:
-        """Endpoint, model and request decide the grades; key, patience and parallelism don't."""
-        free = {"calibration", "api_key_env", "timeout", "max_retries", "max_parallel"}
-        settings = self.model_dump(mode="json", exclude=free)
+        """Endpoint, model and request decide the grades; key, patience, parallelism and prices don't."""
+        settings = self.model_dump(mode="json", exclude=_FREE)
         return {"settings": settings, "calibration": self.calibration.version, "request": request_version()}
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of every request beside what is asked."""
+        given = {} if self.temperature is None else {"temperature": self.temperature}
+        return {"model": self.model, **given, "max_completion_tokens": self.max_reply_tokens, **self.request_fields}
 
     def build(self, device: str = "cpu") -> "LlmJudge":
         """The scorer; nothing is asked yet. Raises ValueError when the key's variable is not set."""
@@ -54,56 +113,196 @@ class LlmJudgeSettings(EndpointSettings, ScorerSettings):
 class LlmJudge:
     """Raw value: the mean grade mapped from [1, 5] to [0, 1].
 
-    Sub-scores: NAME_relevance, NAME_accuracy, NAME_adherence (whole numbers 1 to 5). Words: the judge's evidence.
+    Sub-scores: NAME_relevance, NAME_accuracy, NAME_adherence (whole numbers 1 to 5), NAME_position (from 1). Words: the
+    judge's evidence.
     """
 
     def __init__(self, settings: LlmJudgeSettings) -> None:
         self.settings = settings
         self.name = settings.name
         self.sub_scores = tuple(settings.sub_scores)
+        self.graded = tuple(f"{self.name}_{aspect}" for aspect in ASPECTS)
         self._endpoint = Endpoint(settings, f"scorer '{settings.name}'")
+        self._account: Account | None = None
+        self._reverse = False
+        self._lock = threading.Lock()
+        self._silent = 0
+
+    def at(self, account: Account) -> "LlmJudge":
+        """The same judge, its replies kept in the account's ledger and paid from its budget."""
+        return self._with(_account=account)
+
+    def swapped(self) -> "LlmJudge":
+        """The same judge, the answers of each request in the reverse order."""
+        return self._with(_reverse=not self._reverse)
+
+    def _with(self, **changed: object) -> "LlmJudge":
+        other = copy.copy(self)
+        vars(other).update(changed, _lock=threading.Lock(), _silent=0)
+        return other
+
+    @property
+    def together(self) -> int:
+        """Prompts to hand over at once: enough to keep every request in flight busy."""
+        return max(16, self.settings.max_parallel)
 
     def value(self, sub_scores: Mapping[str, float]) -> float:
         """The raw value that these sub-scores make."""
-        return mean_grade([sub_scores[name] for name in self.sub_scores])
+        return mean_grade([sub_scores[name] for name in self.graded])
 
     def score(self, batch: Batch) -> list[list[Score]]:
-        """One request an answer, `max_parallel` at once; an image is read and encoded once a prompt.
+        """One request a group of answers, `max_parallel` at once; an image is read and encoded once a prompt.
 
-        Unscored: an empty answer and an unreadable image (neither is sent), a request the endpoint refuses, a reply
-        that can't be used. Raises EndpointError when the endpoint does not answer after the retries, or refuses key or
-        model.
+        Unscored: an empty answer and an unreadable image (neither is sent), a request that the endpoint refuses or does
+        not answer, grades that can't be used. Raises EndpointError when the endpoint answers nobody or refuses key or
+        model, BudgetSpent when the account may not pay for a request; what was answered until then is in the ledger.
         """
         rows: list[list[Score]] = []
-        waiting: deque[list[Future[Score]]] = deque()
+        waiting: deque[tuple[Sequence[str], list[Future[dict[int, Score]]]]] = deque()
         pool = ThreadPoolExecutor(self.settings.max_parallel, thread_name_prefix=self.name)
         try:
             for prompt, answers in batch:
-                waiting.append(self._submit(pool, prompt, answers))
+                waiting.append((answers, self._submit(pool, prompt, answers)))
                 # Enough is queued to keep every thread busy; more would only hold more images in memory.
-                while len(waiting) > 1 and sum(map(len, waiting)) > 2 * self.settings.max_parallel:
-                    rows.append([asked.result() for asked in waiting.popleft()])
-            return rows + [[asked.result() for asked in row] for row in waiting]
+                while len(waiting) > 1 and sum(len(asked) for _, asked in waiting) > 2 * self.settings.max_parallel:
+                    rows.append(_in_place(*waiting.popleft()))
+            return rows + [_in_place(answers, asked) for answers, asked in waiting]
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, prompt: Prompt, answers: list[str]) -> list[Future[Score]]:
-        try:
-            image = data_url(prompt.image_path)
-        except OSError:
-            image = None
-        return [pool.submit(self._score, prompt, image, answer) for answer in answers]
+    def groups(self, prompt: Prompt, answers: Sequence[str]) -> list[Group]:
+        """The requests that grade these answers, empty ones left out. Raises OSError when there is no image file."""
+        places = [place for place, answer in enumerate(answers) if answer.strip()]
+        if not places:
+            return []
+        image = JudgeImage(prompt.image_path, self.settings.image_urls, self.settings.detail)
+        order = [places[i] for i in shown_order([answers[i] for i in places], prompt.prompt_id, self._seed)]
+        found = []
+        for group in in_groups(order, self.settings.group_size):
+            ids = named(group[::-1] if self._reverse else group)
+            texts = {key: answers[place] for key, place in ids.items()}
+            found.append(Group(prompt, image, ids, texts, self.settings.fields, self._revision))
+        return found
 
-    def _score(self, prompt: Prompt, image: str | None, answer: str) -> Score:
-        if not answer.strip():
-            return Score.unscored("empty answer")
-        if image is None:
-            return Score.unscored("image can't be read")
+    @property
+    def _seed(self) -> int:
+        return self.settings.order_seed
+
+    @property
+    def _revision(self) -> str:
+        return self._account.revisions.get(self.name, "") if self._account else ""
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, prompt: Prompt, answers: Sequence[str]
+    ) -> list[Future[dict[int, Score]]]:
         try:
-            reply = self._endpoint.chat(
-                request(self.settings.model, self.settings.max_reply_tokens, prompt, image, answer)
+            groups = self.groups(prompt, answers)
+        except OSError:
+            unread = {place: Score.unscored(UNREADABLE_IMAGE) for place, answer in enumerate(answers) if answer.strip()}
+            return [pool.submit(lambda: unread)]
+        return [pool.submit(self._grade, group) for group in groups]
+
+    def _grade(self, group: Group) -> dict[int, Score]:
+        self._ask(group)
+        return group.scores(self.name)
+
+    def _ask(self, group: Group) -> None:
+        with self._held(group) as turns:
+            for turn in turns:
+                group.take(turn.reply)
+            number = len(turns)
+            for _ in range(REQUESTS):
+                if not group.missing:
+                    break
+                try:
+                    purpose, body = group.next_request()
+                except OSError:
+                    group.give_up(UNREADABLE_IMAGE)
+                    break
+                try:
+                    with self._reserved(group):
+                        reply = self._endpoint.chat(body)
+                        text = self._endpoint.without_key(reply.decode("utf-8", errors="replace"))
+                        self._keep(group, number, purpose, text)
+                except Refused as error:
+                    group.give_up(f"request refused (HTTP {error.status})", error.said)
+                    break
+                except Unanswered as error:
+                    self._note_silence(error)
+                    group.give_up("no answer", error.what)
+                    break
+                with self._lock:
+                    self._silent = 0
+                number += 1
+                group.take(text)
+                if group.declined:
+                    break
+            self._count(groups=1, from_ledger=int(number == len(turns) and not group.missing))
+
+    def _note_silence(self, error: Unanswered) -> None:
+        self._count(unanswered=1)
+        with self._lock:
+            self._silent += 1
+            if self._silent >= OUTAGE:
+                raise error
+
+    @contextmanager
+    def _held(self, group: Group) -> Iterator[Sequence[Turn]]:
+        if self._account is None:
+            yield ()
+            return
+        with self._account.ledger.asking(group.key) as turns:
+            yield turns
+
+    @contextmanager
+    def _reserved(self, group: Group) -> Iterator[None]:
+        if self._account is None:
+            yield
+            return
+        with self._account.purse.reserve(self._at_most(group)):
+            yield
+
+    def _keep(self, group: Group, number: int, purpose: str, reply: str) -> None:
+        """Counts a reply, and puts it where it is found before it is asked for again."""
+        if self._account is None:
+            return
+        used, prices = read_usage(reply), self.settings.prices
+        tokens = (used.prompt_tokens or 0, used.cached_tokens or 0, used.completion_tokens or 0)
+        cost = None if prices is None else prices.cost(*tokens)
+        self._account.ledger.add(
+            Turn(
+                key=group.key,
+                turn=number,
+                purpose=purpose,
+                scorer=self.name,
+                model=self.settings.model,
+                prompt_id=group.prompt.prompt_id,
+                image_sha256=group.image.sha256,
+                study=self._account.study,
+                run=self._account.run,
+                at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                reply=reply,
+                prompt_tokens=used.prompt_tokens,
+                cached_tokens=used.cached_tokens,
+                completion_tokens=used.completion_tokens,
+                cost=cost,
             )
-        except Refused as error:
-            return Score.unscored(f"request refused (HTTP {error.status})", error.said)
-        score = read_reply(reply, self.name)
-        return replace(score, words=self._endpoint.without_key(score.words))
+        )
+        self._count(
+            requests=1,
+            repairs=int(purpose == "repair"),
+            prompt_tokens=tokens[0],
+            cached_tokens=tokens[1],
+            completion_tokens=tokens[2],
+            cost=cost or 0.0,
+        )
+
+    def _count(self, **counts: float) -> None:
+        if self._account is not None:
+            self._account.tallies.add(self.name, **counts)
+
+
+def _in_place(answers: Sequence[str], asked: Sequence[Future[dict[int, Score]]]) -> list[Score]:
+    """The scores in the order of the answers; those that were in no request are empty."""
+    found = {place: score for future in asked for place, score in future.result().items()}
+    return [found.get(place) or Score.unscored(EMPTY_ANSWER) for place in range(len(answers))]

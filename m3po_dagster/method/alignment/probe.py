@@ -6,12 +6,14 @@ count, not its words, which vary from call to call. Grades waver a little as wel
 asked several times and the median of each sub-score is the answer.
 """
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median_low
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -53,8 +55,8 @@ def probe(judge: MasSettings) -> list[dict]:
 
     A row has scorer, case, value, sub_scores (as JSON) and status.
 
-    Sends N_CASES * `judge.probe_repeats` requests a served scorer and loads no local one; without a served scorer there
-    are no rows. A case is unscored when at least half of its repeats are. Raises EndpointError when an endpoint
+    Sends a request a group of answers, image and repeat to each served scorer, keeps no reply and loads no local
+    scorer; without a served scorer there are no rows. A case is unscored when at least half of its repeats are. Raises EndpointError when an endpoint
     gives no judgement at all: an outage is not a new judge.
     """
     rows: list[dict] = []
@@ -67,12 +69,12 @@ def probe(judge: MasSettings) -> list[dict]:
 
 def _answers(settings: ScorerSettings, prompts: dict[str, Prompt], repeats: int) -> list[dict]:
     scorer: ServedScorer = settings.build()
-    # The repeats of one image are one prompt's answers: its picture is encoded once.
-    scored = scorer.score([(prompt, CASES[name][1] * repeats) for name, prompt in prompts.items()])
+    scored = scorer.score([(prompt, CASES[name][1]) for name, prompt in prompts.items() for _ in range(repeats)])
     rows = []
-    for name, found in zip(prompts, scored, strict=True):
+    for place, name in enumerate(prompts):
+        found = scored[place * repeats : (place + 1) * repeats]
         for number, quality in enumerate(QUALITIES):
-            row = _median(scorer, found[number :: len(QUALITIES)])
+            row = _median(scorer, [repeat[number] for repeat in found])
             rows.append({"scorer": settings.name, "case": f"{name}:{quality}", **row})
     if all(row["value"] is None for row in rows):
         raise EndpointError(
@@ -88,8 +90,16 @@ def _median(scorer: ServedScorer, answers: Sequence[Score]) -> dict:
         reasons = Counter(answer.reason for answer in answers if answer.value is None)
         return {"value": None, "sub_scores": None, "status": min(reasons, key=lambda one: (-reasons[one], one))}
     # A grade that was given, not one in between, also where the number of answers is even.
-    medians = {name: median_low(answer.sub_scores[name] for answer in scored) for name in scorer.sub_scores}
+    medians = {name: median_low(answer.sub_scores[name] for answer in scored) for name in scorer.graded}
     return {"value": scorer.value(medians), "sub_scores": json.dumps(medians, sort_keys=True), "status": SCORED}
+
+
+def revisions(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Scorer name -> hash of what the probe's rows say of it: equal exactly when no answer of it changed."""
+    found: dict[str, list] = {}
+    for row in sorted(rows, key=lambda row: (row["scorer"], row["case"])):
+        found.setdefault(row["scorer"], []).append([row["case"], row["sub_scores"], row["status"]])
+    return {name: hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16] for name, said in found.items()}
 
 
 def _prompts(folder: Path) -> dict[str, Prompt]:

@@ -68,7 +68,9 @@ class Scorer(Protocol):
 
 
 class ServedScorer(Scorer, Protocol):
-    """A scorer that asks a served model."""
+    """A scorer that asks a served model; `graded` names those of its sub-scores that the model gives."""
+
+    graded: tuple[str, ...]
 
     def at(self, account: "Account") -> "ServedScorer":
         """The same scorer, its replies kept in the account's ledger and paid from its budget."""
