@@ -3,13 +3,17 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import Field, model_validator
 
 from m3po_dagster.method.alignment.calibration import Calibration
+from m3po_dagster.method.alignment.cascade import AnswerFacts
 from m3po_dagster.method.alignment.scorer import SCORED, Batch, Score, Scorer, ScorerSettings
 from m3po_dagster.settings import Settings
+
+if TYPE_CHECKING:
+    from m3po_dagster.method.alignment.account import Account
 
 S = TypeVar("S", bound=ScorerSettings)
 
@@ -19,6 +23,9 @@ FIXED = ("prompt_id", "mas", "status", "words")
 DIGITS = 6
 """Decimals of a score. What float32 arithmetic adds beyond them differs from run to run and is no preference: kept, it
 would part candidates that are equally good."""
+
+TOGETHER = 16
+"""Prompts whose answers are scored at once where no scorer asks for more: enough to fill the batches of a local one."""
 
 WORDS_LENGTH = 400
 """Characters a scorer's words are cut to: enough for the evidence, whatever a model rambles."""
@@ -85,7 +92,28 @@ class MasScorer:
         if min(self._weights.values()) < 0 or not sum(self._weights.values()) > 0:
             raise ValueError(f"weights must not be negative and not all 0, got {self._weights}")
 
-    def score(self, batch: Batch, progress: Callable[[int, int], None] | None = None) -> list[dict]:
+    @property
+    def together(self) -> int:
+        """Prompts to be given at once: as many as the scorer wants that wants most."""
+        return max(getattr(scorer, "together", TOGETHER) for scorer in self._scorers)
+
+    def at(self, account: "Account") -> "MasScorer":
+        """The same judge, the replies of its served scorers kept and paid by the account."""
+        return self._with([scorer.at(account) if hasattr(scorer, "at") else scorer for scorer in self._scorers])
+
+    def swapped(self) -> "MasScorer":
+        """The same judge, the answers of each request to a served scorer in the reverse order."""
+        return self._with([scorer.swapped() if hasattr(scorer, "swapped") else scorer for scorer in self._scorers])
+
+    def _with(self, scorers: Sequence[Scorer]) -> "MasScorer":
+        return MasScorer(scorers, self._weights, self._calibrations)
+
+    def score(
+        self,
+        batch: Batch,
+        progress: Callable[[int, int], None] | None = None,
+        facts: Sequence[AnswerFacts] | None = None,
+    ) -> list[dict]:
         """One row an answer, in order: prompt_id, mas, status, words, each scorer (calibrated), each sub-score (raw).
 
         `mas` is null when any scorer with a positive weight could not judge; `status` names each scorer that could

@@ -1,0 +1,143 @@
+"""The ledger: every reply of a served judge, kept for good under what was asked, so that nothing is paid for twice.
+
+<root>/<model>/<time>-<process>-<random>.jsonl   a line a reply, a file a writer, added to and never rewritten
+       .claims                                   its bytes are locked, a byte a key: who asks what right now
+
+A file a writer, so that a line torn by a kill is the last of its file and spoils no other. What other processes add is
+seen at the next look. The locks hold between the processes of one machine.
+"""
+
+import errno
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from weakref import WeakSet
+
+from m3po_dagster.method.alignment.claims import claims_on
+from m3po_dagster.method.alignment.ledger_index import LedgerIndex, Totals
+from m3po_dagster.method.alignment.ledger_writer import Writer
+from m3po_dagster.method.alignment.turn import LedgerError, Spend, Turn, short
+
+_CLAIMS = ".claims"
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OPEN: "WeakSet[Ledger]" = WeakSet()
+
+
+class Ledger:
+    """The replies under one local folder. Safe to use from many threads, and with other processes at the same folder.
+
+    It is read whole at the first use (seconds for 600,000 replies), and from then on where it grew: a process does best
+    with one. A forked child begins anew.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is read or made yet."""
+        self.folder = folder
+        self._begin()
+        _OPEN.add(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._index = LedgerIndex(self.folder)
+        self._writers: dict[str, Writer] = {}
+
+    def turns(self, key: str) -> tuple[Turn, ...]:
+        """All replies to a key in the order of `turn`, those that other processes have added by now too."""
+        with self._refreshed() as index:
+            found = []
+            for name, place, line in index.lines(short(key)):
+                try:
+                    found.append((name, Turn.from_line(line)))
+                except ValueError:
+                    index.pass_over(place)
+        # Every reader puts them in the same order, whichever file it met first.
+        found.sort(key=lambda one: (one[1].turn, one[1].at, one[0]))
+        return tuple(turn for _, turn in found if turn.key == key)
+
+    @contextmanager
+    def asking(self, key: str) -> Iterator[tuple[Turn, ...]]:
+        """Hold a key against all threads and processes of this machine; gives the turns known once it is held.
+
+        Waits for whoever holds it. With a killed process its hold is gone. Raises LedgerError, and RuntimeError when
+        this thread holds the key already.
+        """
+        with ExitStack() as stack:
+            with _explained("hold a key in", self.folder):
+                stack.enter_context(claims_on(self.folder / _CLAIMS).held(key))
+            yield self.turns(key)
+
+    def add(self, turn: Turn) -> None:
+        """Keep a turn; once this returns, a kill of the process does not lose it.
+
+        Raises LedgerError when it can't be written, with a full disk for one.
+        """
+        with self._lock:
+            name = _folder_name(turn.model)
+            writer = self._writers.setdefault(name, Writer(self.folder / name))
+        with _explained("keep a reply in", self.folder / name):
+            writer.add(turn.to_line())
+
+    def spent(self, *, study: str | None = None, run: str | None = None, model: str | None = None) -> Spend:
+        """What all replies took, or those that this study, run and model asked for."""
+        wanted = (study, run, model)
+        with self._refreshed() as index:
+            sums = [
+                totals.spend
+                for whose, totals in index.totals.items()
+                if all(want in (None, has) for want, has in zip(wanted, whose, strict=True))
+            ]
+        return sum(sums, Spend())
+
+    def measured(self, model: str) -> Spend:
+        """As `spent`, of those replies of a model alone that say what they took: what a request takes on average."""
+        with self._refreshed() as index:
+            sums = [totals.reported for (_, _, whose), totals in index.totals.items() if whose == model]
+        return sum(sums, Spend())
+
+    def totals(self) -> Mapping[tuple[str, str, str], Totals]:
+        """What was taken, by study, run and model."""
+        with self._refreshed() as index:
+            return {whose: replace(totals) for whose, totals in sorted(index.totals.items())}
+
+    def unreadable(self) -> int:
+        """Lines that are no turn and are passed over: torn by a kill, or damaged."""
+        with self._refreshed() as index:
+            return index.unreadable
+
+    @contextmanager
+    def _refreshed(self) -> Iterator[LedgerIndex]:
+        with self._lock:
+            with _explained("read", self.folder):
+                self._index.refresh()
+            yield self._index
+
+
+def _folder_name(model: str) -> str:
+    """A model's name as a folder. Two names that make one folder share it: each line says its model."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip(".-")[:100] or "model"
+
+
+@contextmanager
+def _explained(action: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            advice = "free some space and run again: what was kept before is not asked again"
+        else:
+            advice = "give this user write access to a local folder on a healthy disk, or choose another store"
+        raise LedgerError(f"can't {action} {path}: {error.strerror or error}; {advice}") from error
+
+
+def _begin_in_child() -> None:
+    for ledger in list(_OPEN):
+        ledger._begin()
+
+
+# A child has none of the parent's threads, so nobody would let go of a lock that one of them held, and the file of a
+# writer is its process's own.
+os.register_at_fork(after_in_child=_begin_in_child)
