@@ -29,6 +29,7 @@ from m3po_dagster.graph import (
     partition_keys,
 )
 from m3po_dagster.identity import Identities
+from m3po_dagster.method.alignment.turn import LedgerError
 from m3po_dagster.progress import progress
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
@@ -41,7 +42,7 @@ from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.storage.tables import TableSchema
 from m3po_dagster.study import Study
 
-MENDABLE = (StoreError, OSError, ValueError, FloatingPointError, MemoryError)
+MENDABLE = (StoreError, LedgerError, OSError, ValueError, FloatingPointError, MemoryError)
 """What a user can mend; the message says where and how, a stack trace adds nothing."""
 
 SECONDS_BETWEEN_TRIES = 1.0
@@ -73,6 +74,7 @@ class Work:
     inputs: dict[Part, Artifact]
     log: Callable[[str], None]
     draft: Draft | None = None
+    run_id: str = ""
 
     @property
     def partition(self) -> str:
@@ -209,7 +211,7 @@ def _prepare(context: dg.AssetExecutionContext, part: Part, study: StudyResource
     if part[1] not in partition_keys(STAGES[part[0]], loaded):
         raise dg.Failure(f"{label(part)}: the study file has no such partition any more: reload the definitions.")
     heads = read_heads(context.instance)
-    work = Work(part, loaded, opened, identities, heads, {}, context.log.info)
+    work = Work(part, loaded, opened, identities, heads, {}, context.log.info, run_id=context.run.run_id)
     problem = _not_ready(work, store)
     # A run executed again by hand carries the tags of the old one.
     wanted = context.run.tags.get(run_tags.WANTED) if context.run.parent_run_id is None else None

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from m3po_dagster.method.alignment.cascade import NOT_NEEDED
 from m3po_dagster.method.generation.diversity import Diversity
 
 
@@ -106,9 +107,14 @@ def diversity(found: Diversity) -> Check:
 
 def scored(mas: pa.Table, max_unscored: float) -> Check:
     """Unscored is a status, never a number."""
-    unscored = mas["mas"].null_count
+    unscored = pc.sum(unscored_rows(mas)).as_py() or 0
     share = unscored / len(mas) if len(mas) else 0.0
     return SCORED.outcome(share <= max_unscored, f"{unscored} of {len(mas)} candidates unscored", unscored_share=share)
+
+
+def unscored_rows(mas: pa.Table) -> pa.ChunkedArray:
+    """Which rows of a MAS table lack a score that was wanted; one that could change no pair was not."""
+    return pc.and_(pc.is_null(mas["mas"]), pc.not_equal(mas["status"], NOT_NEEDED))
 
 
 def spread(mas: pa.Table) -> Check:

@@ -8,15 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m3po_dagster.assets.checks import confidence_finite, scored, spread
+from m3po_dagster.assets.checks import confidence_finite, scored, spread, unscored_rows
 from m3po_dagster.assets.display import counts, preview
 from m3po_dagster.assets.instructions import prompts_of
+from m3po_dagster.assets.judging import Answers, ShardJudging
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.parts import Rows, in_parts
 from m3po_dagster.assets.pictures import gallery, histograms
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
-from m3po_dagster.method.prompt import Prompt
+from m3po_dagster.method.alignment.cascade import FACTS
 from m3po_dagster.resources.generator import GeneratorResource
 from m3po_dagster.resources.judge import JudgeResource
 from m3po_dagster.resources.study import StoreResource, StudyResource
@@ -24,14 +25,8 @@ from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.tables import LOGPROBS, TableSchema, mas_schema
 from m3po_dagster.study import JudgeSettings, Study
 
-JUDGED_TOGETHER = 16
-"""Prompts whose answers a judge is given at once: enough to fill its batches and its requests in flight."""
-
 SHOWN_PROMPTS = 3
 """Prompts whose best and worst answers are shown."""
-
-Answers = tuple[Prompt, list[dict]]
-"""A prompt and the rows of its candidates."""
 
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -67,22 +62,14 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
 
 
 def score_outside(work: Work, judge: JudgeResource) -> Built:
-    """MAS of the shard's candidates, part by part."""
-    scorer = judge.load(work.study.judge)
+    """MAS of the shard's candidates, part by part; too many without one end the work."""
+    answers = answers_of(work, ["candidate_id", "prompt_id", *FACTS])
+    judging = ShardJudging(work, judge, answers)
     schema = table_of(work.study.judge)
-
-    def score(items: Sequence[Answers]) -> Iterator[Rows]:
-        for start in range(0, len(items), JUDGED_TOGETHER):
-            some = items[start : start + JUDGED_TOGETHER]
-            found = scorer.score([(prompt, [row["text"] for row in given]) for prompt, given in some])
-            ids = [row["candidate_id"] for _, given in some for row in given]
-            yield [{"candidate_id": key, **row} for key, row in zip(ids, found, strict=True)]
-
-    columns = ["candidate_id", "prompt_id", "text"]
-    table = in_parts(work, answers_of(work, columns), score, schema.schema, "judging")
+    table = in_parts(work, answers, judging.score, schema.schema, "judging", judging.asked_again)
     return Built(
         {"data": (table, schema)},
-        facts={"unscored by reason": reasons(table)},
+        facts={"unscored by reason": reasons(table), **judging.facts()},
         checks=(scored(table, work.study.judge.max_unscored), spread(table)),
     )
 
@@ -102,7 +89,7 @@ def answers_of(work: Work, columns: list[str]) -> dict[str, Answers]:
 
 def reasons(table: pa.Table) -> dict[str, int]:
     """Why candidates have no MAS, with counts."""
-    unscored = table.filter(pc.is_null(table["mas"]))["status"].value_counts().to_pylist()
+    unscored = table.filter(unscored_rows(table))["status"].value_counts().to_pylist()
     return {item["values"]: item["counts"] for item in unscored}
 
 
@@ -145,7 +132,7 @@ def describe_mas(artifact: Artifact, work: Work) -> Mapping[str, object]:
     values = ["mas", *scorers, *work.study.judge.sub_scores]
     mean = pc.mean(table["mas"]).as_py()
     return {
-        "unscored": table["mas"].null_count,
+        "unscored": sum(artifact.manifest.metadata["unscored by reason"].values()),
         "unscored by reason": counts(artifact.manifest.metadata["unscored by reason"]),
         "candidates/s": round(len(table) / max(artifact.manifest.seconds, 1e-9), 1),
         "mean MAS": None if mean is None else round(mean, 4),

@@ -1,15 +1,22 @@
 """The judge as a deployment loads it. It stays warm in a process, over shards."""
 
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 from pydantic import Field
 
-from m3po_dagster.study import JudgeSettings
+from m3po_dagster.study import JudgeSettings, Study
 
 if TYPE_CHECKING:
+    from m3po_dagster.method.alignment.account import Account
+    from m3po_dagster.method.alignment.ledger import Ledger
     from m3po_dagster.method.alignment.mas import MasScorer
+
+LEDGER = "ledger"
+"""The folder of a store that keeps the replies of served judges; every study that uses the store shares it."""
 
 
 class JudgeResource(dg.ConfigurableResource):
@@ -20,6 +27,26 @@ class JudgeResource(dg.ConfigurableResource):
     def load(self, judge: JudgeSettings) -> "MasScorer":
         """The scorers ready to score. Raises FileNotFoundError for a missing model, ValueError for no calibration."""
         return _warm(judge, self.device)
+
+    def account(self, study: Study, store: Path, run: str, probed: Iterable[Mapping]) -> "Account | None":
+        """Who pays for what served scorers are asked, by the rows of their probe; None where none is served."""
+        if not any(scorer.served for scorer in study.judge.scorers):
+            return None
+        from m3po_dagster.method.alignment.account import Account
+        from m3po_dagster.method.alignment.budget import Purse
+        from m3po_dagster.method.alignment.probe import revisions
+
+        ledger = ledger_of(store)
+        purse = Purse(ledger, study.judge.budget, study.name, run)
+        return Account(ledger, purse, study.name, run, revisions(probed))
+
+
+@lru_cache(maxsize=8)
+def ledger_of(store: Path) -> "Ledger":
+    """The ledger of a store, one a process: what it has read of it is read once."""
+    from m3po_dagster.method.alignment.ledger import Ledger
+
+    return Ledger(store / LEDGER)
 
 
 def loaded_judge(judge: JudgeSettings, device: str) -> "MasScorer":

@@ -98,6 +98,17 @@ def test_a_reply_with_nothing_to_mend_is_asked_for_anew(prompt, useless):
     assert group.next_request() == first
 
 
+@pytest.mark.parametrize(
+    "useless", [completion(None), completion(None, refusal="no"), completion("{ on and on", finish_reason="length")]
+)
+def test_what_is_graded_is_not_asked_for_again_after_a_useless_repair(prompt, useless):
+    group = group_of(prompt, "x", "y")
+    group.take(reply(entry("A", 5, 5, 5), entry("B", 9, 5, 5)))
+    repair = group.next_request()
+    group.take(useless.body.decode())
+    assert group.next_request() == repair and group.missing == ["B"]
+
+
 def test_a_repair_that_fails_leaves_the_reason_with_the_id(prompt):
     group = group_of(prompt, "x", "y")
     group.take(reply(entry("A", 5, 5, 5)))

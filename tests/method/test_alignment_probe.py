@@ -7,7 +7,7 @@ import pytest
 
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
-from m3po_dagster.method.alignment.probe import CASES, N_CASES, picture, probe
+from m3po_dagster.method.alignment.probe import CASES, N_CASES, picture, probe, revisions
 from m3po_dagster.method.endpoint import EndpointError
 from m3po_dagster.storage.tables import PROBE
 from m3po_dagster.study import JudgeSettings
@@ -40,10 +40,11 @@ def rows_of(table, case: str) -> list[dict]:
     return [row for row in table.to_pylist() if row["case"] == case]
 
 
+@pytest.mark.parametrize(("group_size", "requests"), [(1, 12), (2, 8), (8, 4)])
 @pytest.mark.parametrize("repeats", [1, 3, 4])
-def test_every_case_is_asked_as_often_as_the_study_says(served, repeats):
-    table = asked(judge_of(scorer(served), repeats=repeats))
-    assert served.requests == N_CASES * repeats == 12 * repeats
+def test_every_case_is_asked_as_often_as_the_study_says(served, repeats, group_size, requests):
+    table = asked(judge_of(scorer(served, group_size=group_size), repeats=repeats))
+    assert served.requests == requests * repeats and N_CASES == 12
     assert set(served.asked.values()) == {repeats}
     assert table.schema.equals(PROBE.schema) and len(table) == N_CASES
     assert len({(row["scorer"], row["case"]) for row in table.to_pylist()}) == N_CASES
@@ -72,7 +73,7 @@ def test_the_same_model_answers_the_same_and_a_changed_one_does_not(served):
 
 
 def test_words_and_one_stray_grade_are_not_a_new_model(served):
-    judge = judge_of(scorer(served))
+    judge = judge_of(scorer(served, group_size=1))
     before = asked(judge)
     (row,) = rows_of(before, "shading:wrong")
     grades = [int(grade) for grade in json.loads(row["sub_scores"]).values()]
@@ -84,7 +85,7 @@ def test_words_and_one_stray_grade_are_not_a_new_model(served):
 
 
 def test_a_stray_refusal_is_no_change_and_a_standing_one_is(served):
-    judge = judge_of(scorer(served))
+    judge = judge_of(scorer(served, group_size=1))
     before = asked(judge)
     served.instead[LEFT] = [completion(None, refusal="no")]
     assert asked(judge).equals(before)
@@ -93,11 +94,24 @@ def test_a_stray_refusal_is_no_change_and_a_standing_one_is(served):
     assert (row["value"], row["sub_scores"], row["status"]) == (None, None, "refused")
 
 
+def test_a_revision_is_what_one_scorer_was_found_to_answer(served):
+    judge = judge_of(scorer(served, name="a"), scorer(served, name="b"))
+    before = revisions(probe(judge))
+    assert set(before) == {"a", "b"} and before["a"] != before["b"]  # the names of the grades differ
+    assert revisions(probe(judge)) == before
+    rows = probe(judge)
+    assert revisions(reversed(rows)) == before
+    (row,) = (row for row in rows if (row["scorer"], row["case"]) == ("a", "shading:wrong"))
+    row["sub_scores"] = None
+    after = revisions(rows)
+    assert after["a"] != before["a"] and after["b"] == before["b"]
+
+
 def test_only_served_scorers_are_asked_and_nothing_local_is_loaded(served):
     nowhere = SceneJudgeSettings(model="local-dir:nowhere")
     table = asked(judge_of(scorer(served, name="b"), nowhere, scorer(served, name="a"), repeats=1))
     assert table["scorer"].to_pylist() == ["a"] * N_CASES + ["b"] * N_CASES
-    assert served.requests == 2 * N_CASES
+    assert served.requests == 2 * len(CASES)
 
 
 def test_a_judge_without_a_served_scorer_gives_an_empty_table():

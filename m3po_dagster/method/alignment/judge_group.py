@@ -26,6 +26,7 @@ class Group:
     revision: str
     grades: dict[str, Grades] = field(default_factory=dict)
     last: Reading | None = None
+    _mendable: Reading | None = None
 
     def __post_init__(self) -> None:
         # The image counts by its hash: no need to encode it to see whether the ledger knows the answer.
@@ -47,6 +48,9 @@ class Group:
         self.last = read_reply(reply, list(self.answers))
         for key, grades in self.last.grades.items():
             self.grades.setdefault(key, grades)
+        # A reply that ran on is not shown again: it would only leave less room.
+        if self.last.said.strip() and not self.last.declined and CUT_OFF not in self.last.problems.values():
+            self._mendable = self.last
 
     def give_up(self, problem: str, said: str = "") -> None:
         """Notes that the ids without grades get none, and why."""
@@ -58,13 +62,10 @@ class Group:
         Raises OSError when the image can't be decoded.
         """
         first = request(self.fields, self.prompt, self.image.part(), self.answers)
-        if self.last is None or self.last.declined or not self.last.said.strip():
+        if self._mendable is None:
             return "first", first
-        problems = {key: self.last.problems.get(key, "") for key in self.missing}
-        # A reply that ran on is not shown again: it would only leave less room.
-        if CUT_OFF in problems.values():
-            return "first", first
-        return "repair", repair(first, self.last.said, problems)
+        problems = {key: self._mendable.problems[key] for key in self.missing}
+        return "repair", repair(first, self._mendable.said, problems)
 
     def scores(self, name: str) -> dict[int, Score]:
         """The score of each of the caller's answers, by its place in the caller's list."""

@@ -262,6 +262,9 @@ class LlmJudge:
         with self._account.purse.reserve(self._at_most(group)):
             yield
 
+    def _at_most(self, group: Group) -> Spend:
+        return Spend(1)
+
     def _keep(self, group: Group, number: int, purpose: str, reply: str) -> None:
         """Counts a reply, and puts it where it is found before it is asked for again."""
         if self._account is None:

@@ -1,0 +1,78 @@
+"""A shard's scoring as the step of mas_table runs it: rows as they come, what is unscored counted, what it took."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+
+import pyarrow as pa
+
+from m3po_dagster.assets.parts import Rows
+from m3po_dagster.materialise import Work
+from m3po_dagster.method.alignment.account import Account
+from m3po_dagster.method.alignment.cascade import AnswerFacts
+from m3po_dagster.method.alignment.unscored import Unscored, is_unscored, too_many
+from m3po_dagster.method.prompt import Prompt
+from m3po_dagster.resources.judge import JudgeResource
+from m3po_dagster.storage.errors import StoreError
+
+Answers = tuple[Prompt, list[dict]]
+"""A prompt and the rows of its candidates."""
+
+
+class ShardJudging:
+    """Scores the candidates of a shard. Raises TooManyUnscored as soon as more are unscored than the study allows."""
+
+    def __init__(self, work: Work, judge: JudgeResource, answers: Mapping[str, Answers]) -> None:
+        settings = work.study.judge
+        self._work, self._max_unscored = work, settings.max_unscored
+        self._candidates = sum(len(rows) for _, rows in answers.values())
+        self._unscored = Unscored(self._candidates, settings.max_unscored)
+        self._scorer = judge.load(settings)
+        self._account = judge.account(work.study, work.store.root, work.run_id, probed(work))
+        if self._account:
+            self._scorer = self._scorer.at(self._account)
+        self._scored, self._seconds = 0, 0.0
+
+    def asked_again(self, kept: pa.Table) -> list[str]:
+        """The prompts of an interrupted run with unscored answers when those are what stopped it.
+
+        Fewer are kept as what they are, so that a resumed run gives what an undisturbed one gives.
+        """
+        rows = kept.select(["prompt_id", "mas", "status", "words"]).to_pylist()
+        unscored = [row for row in rows if is_unscored(row)]
+        if too_many(len(unscored), self._candidates, self._max_unscored):
+            return list(dict.fromkeys(row["prompt_id"] for row in unscored))
+        self._unscored.add(unscored)
+        return []
+
+    def score(self, items: Sequence[Answers]) -> Iterator[Rows]:
+        """A row a candidate, some prompts at a time."""
+        started = time.monotonic()
+        together = self._scorer.together
+        for start in range(0, len(items), together):
+            some = items[start : start + together]
+            batch = [(prompt, [row["text"] for row in given]) for prompt, given in some]
+            found = self._scorer.score(batch, facts=[AnswerFacts.of(given) for _, given in some])
+            ids = [row["candidate_id"] for _, given in some for row in given]
+            yield [{"candidate_id": key, **row} for key, row in zip(ids, found, strict=True)]
+            self._scored += len(found)
+            self._seconds = time.monotonic() - started
+            self._unscored.add(found)
+            self._unscored.check()
+
+    def facts(self) -> dict[str, object]:
+        """For the manifest: what this run scored itself, and what its served scorers asked and what that took."""
+        this_run = {"candidates": self._scored, "seconds": round(self._seconds, 3)}
+        if self._account is None:
+            return {"this run": this_run}
+        asked = {name: asdict(tally) for name, tally in sorted(self._account.tallies.by_scorer.items())}
+        return {"this run": this_run, "asked": asked}
+
+
+def probed(work: Work) -> list[dict]:
+    """The rows of the probe that the judge's identity stands on."""
+    probe = work.one("judge_identity").manifest.inputs["judge_probe"]
+    found = work.store.find("judge_probe", "", probe.fingerprint)
+    if found is None:
+        raise StoreError(f"the store {work.store.root} no longer holds judge_probe: materialise it again")
+    return found.table().to_pylist()
