@@ -7,7 +7,6 @@ A file a writer, so that a line torn by a kill is the last of its file and spoil
 seen at the next look. The locks hold between the processes of one machine.
 """
 
-import errno
 import os
 import re
 import threading
@@ -18,12 +17,15 @@ from pathlib import Path
 from weakref import WeakSet
 
 from m3po_dagster.method.alignment.claims import claims_on
+from m3po_dagster.method.alignment.ledger_errors import explained
 from m3po_dagster.method.alignment.ledger_index import LedgerIndex, Totals
 from m3po_dagster.method.alignment.ledger_writer import Writer
-from m3po_dagster.method.alignment.turn import LedgerError, Spend, Turn, short
+from m3po_dagster.method.alignment.turn import Spend, Turn, short
+
+FOLDER = "ledger"
+"""The ledger's folder in a store."""
 
 _CLAIMS = ".claims"
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _OPEN: "WeakSet[Ledger]" = WeakSet()
 
 
@@ -66,7 +68,7 @@ class Ledger:
         this thread holds the key already.
         """
         with ExitStack() as stack:
-            with _explained("hold a key in", self.folder):
+            with explained("hold a key in", self.folder):
                 stack.enter_context(claims_on(self.folder / _CLAIMS).held(key))
             yield self.turns(key)
 
@@ -78,7 +80,7 @@ class Ledger:
         with self._lock:
             name = _folder_name(turn.model)
             writer = self._writers.setdefault(name, Writer(self.folder / name))
-        with _explained("keep a reply in", self.folder / name):
+        with explained("keep a reply in", self.folder / name):
             writer.add(turn.to_line())
 
     def spent(self, *, study: str | None = None, run: str | None = None, model: str | None = None) -> Spend:
@@ -110,27 +112,14 @@ class Ledger:
 
     @contextmanager
     def _refreshed(self) -> Iterator[LedgerIndex]:
-        with self._lock:
-            with _explained("read", self.folder):
-                self._index.refresh()
+        with self._lock, explained("read", self.folder):
+            self._index.refresh()
             yield self._index
 
 
 def _folder_name(model: str) -> str:
     """A model's name as a folder. Two names that make one folder share it: each line says its model."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip(".-")[:100] or "model"
-
-
-@contextmanager
-def _explained(action: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            advice = "free some space and run again: what was kept before is not asked again"
-        else:
-            advice = "give this user write access to a local folder on a healthy disk, or choose another store"
-        raise LedgerError(f"can't {action} {path}: {error.strerror or error}; {advice}") from error
 
 
 def _begin_in_child() -> None:

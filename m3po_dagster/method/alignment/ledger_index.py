@@ -100,9 +100,12 @@ class LedgerIndex:
         found = self._places.get(key, ())
         for place in (found,) if isinstance(found, int) else found:
             file = self._files[place >> _OFFSET_BITS]
-            with open(file.path, "rb") as opened:
-                opened.seek(place & ((1 << _OFFSET_BITS) - 1))
-                yield file.path.name, place, opened.readline()
+            try:
+                with open(file.path, "rb") as opened:
+                    opened.seek(place & ((1 << _OFFSET_BITS) - 1))
+                    yield file.path.name, place, opened.readline()
+            except FileNotFoundError:
+                continue  # a ledger removed under a running process holds nothing
 
     def pass_over(self, place: int) -> None:
         """Count a line as unreadable."""

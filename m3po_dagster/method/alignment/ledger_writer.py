@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 import time
+import weakref
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,9 +31,7 @@ class Writer:
     def add(self, line: bytes) -> None:
         """Add a line, its line break included. Raises OSError when it can't be written: then nothing of it stays."""
         with self._lock:
-            if self._descriptor is None:
-                self._descriptor = self._begin()
-            descriptor = self._descriptor
+            descriptor = self._file()
             self._write(descriptor, line)
             due = time.monotonic() - self._synced > _SYNC_SECONDS
             if due:
@@ -40,6 +39,14 @@ class Writer:
         if due:
             # Outside the lock: a busy disk takes its time, and other replies need not wait for it.
             os.fsync(descriptor)
+
+    def _file(self) -> int:
+        # A file that somebody removed takes lines that nobody will ever see.
+        if self._descriptor is not None and not os.fstat(self._descriptor).st_nlink:
+            self._abandon()
+        if self._descriptor is None:
+            self._descriptor = self._begin()
+        return self._descriptor
 
     def _begin(self) -> int:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +56,7 @@ class Writer:
         descriptor = os.open(self._folder / name, flags, 0o644)
         # What tells readers that the file may still grow; it goes with the process.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._close = weakref.finalize(self, os.close, descriptor)
         self._size = 0
         return descriptor
 
@@ -62,8 +70,11 @@ class Writer:
             try:
                 os.ftruncate(descriptor, self._size)
             except OSError:
-                self._descriptor = None
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
+                self._abandon()
             raise
         self._size += len(line)
+
+    def _abandon(self) -> None:
+        self._descriptor = None
+        with contextlib.suppress(OSError):
+            self._close()

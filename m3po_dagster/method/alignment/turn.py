@@ -15,10 +15,6 @@ _REPLY = b',"reply":'
 _FEWEST = len('{"key":""') + 64
 
 
-class LedgerError(RuntimeError):
-    """The ledger can't do what was asked; the message names the path and what to do."""
-
-
 @dataclass(frozen=True)
 class Spend:
     """Answered requests and what they took. Cached tokens are part of the prompt's; `cost` is in the prices' currency.
