@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, StringConstraints, Tag, ValidationEr
 from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.llava_instruct import DatasetSettings
 from m3po_dagster.evaluation.settings import BenchmarkSettings
+from m3po_dagster.method.alignment.budget import BudgetSettings, check_priced
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
@@ -95,8 +96,16 @@ class JudgeSettings(MasSettings[ScorerSettings]):
     """The external assessor (section 3.3): MAS is the weighted mean of its calibrated scorers."""
 
     max_unscored: float = Field(
-        0.05, ge=0, le=1, description="largest share of unscored candidates before training on the scores is blocked"
+        0.05, ge=0, le=1, description="largest share of unscored candidates; once there are more, the step stops"
     )
+    budget: BudgetSettings = Field(
+        default_factory=BudgetSettings, description="what served scorers may cost; without limits unless it names some"
+    )
+
+    @model_validator(mode="after")
+    def _priced(self) -> "JudgeSettings":
+        check_priced(self.budget, {scorer.name: scorer.prices for scorer in self.scorers if scorer.served})
+        return self
 
 
 class Recipe(Settings):

@@ -26,7 +26,8 @@ class JudgeResource(dg.ConfigurableResource):
 
     def load(self, judge: JudgeSettings) -> "MasScorer":
         """The scorers ready to score. Raises FileNotFoundError for a missing model, ValueError for no calibration."""
-        return _warm(judge, self.device)
+        # By its text: settings that hold a mapping have no hash.
+        return _warm(judge.model_dump_json(), self.device)
 
     def account(self, study: Study, store: Path, run: str, probed: Iterable[Mapping]) -> "Account | None":
         """Who pays for what served scorers are asked, by the rows of their probe; None where none is served."""
@@ -58,4 +59,6 @@ def loaded_judge(judge: JudgeSettings, device: str) -> "MasScorer":
     return judge.build(device)
 
 
-_warm = lru_cache(maxsize=1)(loaded_judge)
+@lru_cache(maxsize=1)
+def _warm(judge: str, device: str) -> "MasScorer":
+    return loaded_judge(JudgeSettings.model_validate_json(judge), device)

@@ -21,10 +21,11 @@ from pydantic import Field, JsonValue, field_validator
 from m3po_dagster.method.alignment.account import Account
 from m3po_dagster.method.alignment.budget import PriceSettings
 from m3po_dagster.method.alignment.calibration import Calibration, Identity
+from m3po_dagster.method.alignment.estimate import Estimate, at_most, expected
 from m3po_dagster.method.alignment.judge_group import Group, in_groups, named, shown_order
 from m3po_dagster.method.alignment.judge_image import ImageUrls, JudgeImage
 from m3po_dagster.method.alignment.judge_reply import mean_grade, read_usage
-from m3po_dagster.method.alignment.judge_request import ASPECTS, request_version
+from m3po_dagster.method.alignment.judge_request import ASPECTS, request_texts, request_version
 from m3po_dagster.method.alignment.turn import Spend, Turn
 from m3po_dagster.method.alignment.scorer import Batch, Score, ScorerSettings
 from m3po_dagster.method.endpoint import Endpoint, EndpointSettings, Refused, Unanswered
@@ -170,6 +171,25 @@ class LlmJudge:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def estimate(self, batch: Batch) -> Estimate:
+        """What `score` will ask for these answers, known replies left out; repairs and retries are not foreseen."""
+        measured, prices, wanted = self._measured(), self.settings.prices, []
+        for prompt, answers in batch:
+            try:
+                asked = [group for group in self.groups(prompt, answers) if not self._known(group)]
+                size = asked[0].image.size if asked else (1, 1)
+            except OSError:
+                continue
+            for group in asked:
+                texts = request_texts(group.prompt, group.answers)
+                wanted.append(expected(texts, *size, len(group.answers), prices, measured))
+        return Estimate.of(wanted, prices, measured)
+
+    def _known(self, group: Group) -> bool:
+        for turn in self._account.ledger.turns(group.key) if self._account else ():
+            group.take(turn.reply)
+        return not group.missing
+
     def groups(self, prompt: Prompt, answers: Sequence[str]) -> list[Group]:
         """The requests that grade these answers, empty ones left out. Raises OSError when there is no image file."""
         places = [place for place, answer in enumerate(answers) if answer.strip()]
@@ -263,7 +283,12 @@ class LlmJudge:
             yield
 
     def _at_most(self, group: Group) -> Spend:
-        return Spend(1)
+        settings = self.settings
+        texts, measured = request_texts(group.prompt, group.answers), self._measured()
+        return at_most(texts, *group.image.size, settings.max_reply_tokens, settings.prices, measured)
+
+    def _measured(self) -> Spend:
+        return self._account.ledger.measured(self.settings.model) if self._account else Spend()
 
     def _keep(self, group: Group, number: int, purpose: str, reply: str) -> None:
         """Counts a reply, and puts it where it is found before it is asked for again."""
