@@ -6,10 +6,10 @@ grade it could get would make it R_w or R_l (equations 1 to 3), so the pairs are
 `docs/cascade-and-ensemble.md` has the argument.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,15 +31,23 @@ LARGEST_DELTA = 1e6
 
 
 class CascadeSettings(Settings):
-    """The served scorers are asked only about answers that can still become R_w or R_l."""
+    """The served scorers are asked only about answers that can still become R_w or R_l.
+
+    The pairs are exact for every alpha up to `alpha_max` in the scales of `confidence`, whatever a recipe's delta,
+    min_gap, min_chosen_mas and allow_bonus. The less is promised, the fewer answers are asked about.
+    """
 
     alpha_max: float = Field(
         1.0,
         ge=0,
         le=1000,
         allow_inf_nan=False,
-        description="the pairs are exact for every recipe whose alpha is at most this, whatever its delta, min_gap, "
-        "confidence and allow_bonus; a study that selects with a larger one is refused",
+        description="the largest alpha that the pairs are exact for; a study that selects with a larger one is refused",
+    )
+    confidence: tuple[Literal["mean", "sum"], ...] = Field(
+        ("mean", "sum"),
+        min_length=1,
+        description="the scales of log P(R | I, Q) that the pairs are exact for; one alone saves more than both",
     )
     round_size: int = Field(
         8,
@@ -47,6 +55,23 @@ class CascadeSettings(Settings):
         description="answers of a prompt that are asked about before the bounds are looked at again; fewer asks for "
         "less and takes longer. For a listwise judge a multiple of its group_size",
     )
+
+    def why_not(self, selection: SelectionSettings, served: Collection[str]) -> str | None:
+        """Why the pairs of a recipe would not be those of judging every answer; None when they are.
+
+        `served` are the columns of served scorers, which answers that were not asked about lack.
+        """
+        if selection.rule in ("vanilla", "random"):
+            return f"rule {selection.rule} draws from all answers, so every one needs its MAS"
+        if selection.rule == "reward_max_min" and selection.reward in ("mas", *served):
+            return f"rule reward_max_min ranks by {selection.reward}, which not every answer has"
+        if selection.rule not in RULES_WITH_LOSER_SCORE:
+            return None
+        if selection.alpha > self.alpha_max:
+            return f"alpha {selection.alpha:g} is above alpha_max {self.alpha_max:g}"
+        if selection.confidence not in self.confidence:
+            return f"the scale {selection.confidence!r} is not among judge.cascade.confidence"
+        return None
 
 
 @dataclass(frozen=True)
@@ -94,15 +119,17 @@ class Bounds(NamedTuple):
 class Prospects:
     """What one prompt's N answers can still become, given bounds on their MAS. More knowledge never gives it back."""
 
-    def __init__(self, facts: AnswerFacts, alpha_max: float) -> None:
-        self._facts, self._alpha = facts, alpha_max
+    def __init__(self, facts: AnswerFacts, settings: CascadeSettings) -> None:
+        self._facts, self._alpha = facts, settings.alpha_max
         self._mean_logp = facts.sum_logp / facts.n_tokens
+        scales = {"mean": self._mean_logp, "sum": facts.sum_logp}
+        self._confidences = [scales[name] for name in settings.confidence]
         self._text = text_codes(pa.chunked_array([facts.text], pa.string()))
         _, place, count = np.unique(self._text, return_inverse=True, return_counts=True)
         self._alone = count[place] == 1
         # The rounding of S in double precision, where delta and the log-probs are at their largest.
         largest = LARGEST_DELTA + np.abs(facts.sum_logp).max(initial=0.0)
-        self._rounding = (1.0 + alpha_max * largest) * 2.0**-48
+        self._rounding = (1.0 + self._alpha * largest) * 2.0**-48
 
     def can_win(self, bounds: Bounds) -> np.ndarray:
         """(N,) whether an answer can be R_w: a cut one can't, nor one that a known answer beats, ties decided."""
@@ -131,7 +158,7 @@ class Prospects:
         by = np.flatnonzero(open_ & known)
         above = low - low[by, None]
         ahead = self._alone[by, None] | (self._text == self._text[by, None])
-        for confidence in (self._mean_logp, self._facts.sum_logp):
+        for confidence in self._confidences:
             behind = confidence - confidence[by, None]
             makes_up = self._alpha * np.maximum(behind, 0.0) + self._rounding
             ahead &= ((behind < 0) & (above >= 0)) | (above > makes_up)
@@ -148,14 +175,3 @@ class Prospects:
         worst = np.lexsort((self._facts.n_tokens, -self._mean_logp, low))
         turns = zip_longest(best[wins[best]].tolist(), worst[loses[worst]].tolist())
         return list(dict.fromkeys(j for turn in turns for j in turn if j is not None))[:size]
-
-
-def why_not(selection: SelectionSettings, alpha_max: float, dear: Iterable[str]) -> str | None:
-    """Why a recipe's pairs would not be those of judging every answer; None when they are. `dear`: served columns."""
-    if selection.rule in ("vanilla", "random"):
-        return f"rule {selection.rule} draws from all answers, so every one needs its MAS"
-    if selection.rule == "reward_max_min" and selection.reward in {"mas", *dear}:
-        return f"rule reward_max_min ranks by {selection.reward}, which not every answer has"
-    if selection.rule in RULES_WITH_LOSER_SCORE and selection.alpha > alpha_max:
-        return f"alpha {selection.alpha:g} is above judge.cascade.alpha_max {alpha_max:g}"
-    return None

@@ -168,7 +168,7 @@ class MasScorer:
             raise ValueError("a judge with a cascade needs the facts of the answers it is given, in their order")
         dear = [one for one in self._scorers if one.name in self._dear]
         entering = [one for one in dear if one.name in self._entering]
-        prospects = [Prospects(fact, cascade.alpha_max) for fact in facts]
+        prospects = [Prospects(fact, cascade) for fact in facts]
         ask_in_rounds(entering, batch, known, prospects, self._bounds, cascade)
         # What is no part of MAS decides nothing: it is asked about the answers that have one.
         have_mas = [np.flatnonzero(self._bounds(some).known).tolist() for some in known]
