@@ -218,6 +218,45 @@ def test_a_more_confident_answer_is_asked_about_when_its_penalty_may_be_smaller(
     assert asked(rows, weights, alpha_max=0.4, round_size=1) == [0, 1, 2]
 
 
+def bounds_of(*mas: float | tuple[float, float]) -> Bounds:
+    ends = np.array([one if isinstance(one, tuple) else (one, one) for one in mas])
+    return Bounds(ends[:, 0], ends[:, 1], np.array([not isinstance(one, tuple) for one in mas]))
+
+
+def facts_of(*logps: float) -> AnswerFacts:
+    """One-token answers, so that both scales are one."""
+    texts = tuple(f"answer {j}" for j in range(len(logps)))
+    return AnswerFacts(texts, np.array(logps), np.ones(len(logps)), np.zeros(len(logps), dtype=bool))
+
+
+@pytest.mark.parametrize(("low", "out"), [(0.7, True), (0.5, False), (0.4, False)])
+def test_a_lower_mas_wins_by_more_than_the_largest_penalty_and_not_by_as_much(low, out):
+    """MAS 0.25 known, half a nat behind: with alpha_max 0.5 a MAS of more than 0.5 can't become R_l."""
+    prospects = Prospects(facts_of(-0.25, -1.0, -0.5), CascadeSettings(alpha_max=0.5))
+    assert prospects.can_lose(bounds_of(1.0, 0.25, (low, 0.9))).tolist() == [False, True, not out]
+
+
+def test_rounding_at_the_largest_delta_is_allowed_for():
+    """In exact arithmetic the first loser is ahead by 1e-8; S itself, at a delta of a million nats, can't hold that."""
+    close = -1.0 + (0.5 - 1e-8) / 1000
+    facts, mas = facts_of(-0.5, -1.0, close), [1.0, 0.25, 0.75]
+    rows = [
+        {"k": j, "text": facts.text[j], "finish_reason": "stop", "sum_logp": facts.sum_logp[j], "n_tokens": 1}
+        for j in range(3)
+    ]
+    recipe = SelectionSettings(alpha=1000, delta=1e6, allow_bonus=True)
+    assert selected([{"prompt_id": "p", "mas": one} for one in mas], rows, recipe)[0]["rejected_id"] == "p:2"
+    assert Prospects(facts, CascadeSettings(alpha_max=1000)).can_lose(bounds_of(1.0, 0.25, (0.75, 0.9)))[2]
+
+
+@pytest.mark.parametrize(("low", "out"), [(0.8, True), (0.799999, False)])
+def test_an_answer_as_good_as_any_winner_is_no_loser(low, out):
+    facts = facts_of(-0.1, -0.2)
+    facts.truncated[1] = True
+    prospects = Prospects(facts, CascadeSettings())
+    assert prospects.can_lose(bounds_of((0.3, 0.8), (low, 1.0)))[1] == (not out)
+
+
 def test_a_cut_answer_is_asked_about_as_a_loser_only_and_not_at_all_above_every_winner():
     rows = rows_of((1.0, 1.0, -0.1), (0.2, 0.5, -0.2), (0.1, 0.0, -0.1))
     rows[0]["finish_reason"] = "length"
@@ -310,5 +349,8 @@ def test_without_facts_or_with_those_of_other_answers_it_is_refused():
 def test_answers_without_a_log_prob_are_refused(name, value):
     rows = rows_of((0.9, 1.0, -0.5), (0.1, 0.0, -0.2))
     rows[1][name] = value
+    judge = judge_of(rows, {"cheap": 1.0, "judge": 1.0}, CascadeSettings())
+    batch, facts = [(prompt("p"), [row["text"] for row in rows])], [AnswerFacts.of(rows)]
     with pytest.raises(ValueError, match=r"remove judge\.cascade"):
-        AnswerFacts.of(rows)
+        judge.score(batch, facts=facts)
+    assert len(judge.exhaustive().score(batch, facts=facts)) == 2

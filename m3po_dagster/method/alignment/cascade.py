@@ -78,8 +78,8 @@ class CascadeSettings(Settings):
 class AnswerFacts:
     """What is known of a prompt's N answers before any is judged, in their order.
 
-    text: the answers. sum_logp: (N,) log P(R | I, Q) in nats as noted while sampling. n_tokens: (N,). truncated: (N,)
-    True where the answer was cut at the token limit.
+    text: the answers. sum_logp: (N,) log P(R | I, Q) in nats as noted while sampling, NaN where it was not. n_tokens:
+    (N,). truncated: (N,) True where the answer was cut at the token limit.
     """
 
     text: tuple[str, ...]
@@ -97,13 +97,6 @@ class AnswerFacts:
             truncated=np.array([row["finish_reason"] == "length" for row in rows], dtype=bool),
         )
 
-    def __post_init__(self) -> None:
-        if not np.isfinite(self.sum_logp).all() or not (self.n_tokens >= 1).all():
-            raise ValueError(
-                "a cascade needs the log-prob and the number of tokens of every answer before any is judged, and these "
-                "candidates lack some: remove judge.cascade, or sample with an engine that notes log-probs"
-            )
-
 
 class Bounds(NamedTuple):
     """What is known of a prompt's N MAS, as they stand or would stand in the table.
@@ -120,6 +113,12 @@ class Prospects:
     """What one prompt's N answers can still become, given bounds on their MAS. More knowledge never gives it back."""
 
     def __init__(self, facts: AnswerFacts, settings: CascadeSettings) -> None:
+        """Raises ValueError for an answer whose log-prob was not noted: without it nothing bounds its penalty."""
+        if not np.isfinite(facts.sum_logp).all() or not (facts.n_tokens >= 1).all():
+            raise ValueError(
+                "a cascade needs the log-prob and the number of tokens of every answer before any is judged, and these "
+                "candidates lack some: remove judge.cascade, or sample with an engine that notes log-probs"
+            )
         self._facts, self._alpha = facts, settings.alpha_max
         self._mean_logp = facts.sum_logp / facts.n_tokens
         scales = {"mean": self._mean_logp, "sum": facts.sum_logp}
