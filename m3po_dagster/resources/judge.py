@@ -19,16 +19,22 @@ class JudgeResource(dg.ConfigurableResource):
 
     def load(self, judge: JudgeSettings) -> "MasScorer":
         """The scorers ready to score. Raises FileNotFoundError for a missing model, ValueError for no calibration."""
-        return _warm(judge, self.device)
+        # A calibration file may change while a process lives: its maps are part of what is looked up, not its path.
+        return _warm(judge.calibrated(), self.device)
 
 
 def loaded_judge(judge: JudgeSettings, device: str) -> "MasScorer":
     """The scorers on a device; auto: the GPU if there is one. Raises as `JudgeResource.load`."""
-    if device == "auto":
-        import torch
+    return judge.build(device_of(device))
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return judge.build(device)
+
+def device_of(device: str) -> str:
+    """The device; of auto the GPU if there is one."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 _warm = lru_cache(maxsize=1)(loaded_judge)
