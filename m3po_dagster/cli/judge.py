@@ -3,11 +3,8 @@
 import typer
 
 from m3po_dagster.cli.judge_calibrate import calibrate
+from m3po_dagster.cli.judge_validate import validate
 
 app = typer.Typer(no_args_is_help=True)
 app.command("calibrate")(calibrate)
-
-
-@app.callback()
-def judge() -> None:
-    """A study's judge: its maps, and whether it judges as people do."""
+app.command("validate")(validate)
