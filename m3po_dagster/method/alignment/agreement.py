@@ -7,6 +7,7 @@ images included, so that each is exactly what the plain statistic of the resampl
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -190,7 +191,7 @@ def _spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(resamples, answers): the middle rank of each answer's value when every answer stands there `weights` times."""
     order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) > 0])
+    starts = _starts(values[order])
     counts = np.add.reduceat(weights[:, order], starts, axis=1)
     middle = np.cumsum(counts, axis=1) - (counts - 1) / 2
     group = np.empty(len(values), dtype=int)
@@ -209,7 +210,7 @@ def _kendall(x: np.ndarray, y: np.ndarray, image_of: np.ndarray, images: int) ->
         return np.divide(together, np.sqrt(spread), out=np.full(len(weights), np.nan), where=spread > 0)
 
     both, only_x, only_y = (np.zeros((images, images)) for _ in range(3))
-    starts = np.flatnonzero(np.r_[True, np.diff(image_of) > 0]) if len(x) else np.empty(0, dtype=int)
+    starts = _starts(image_of)
     for image, rows in enumerate(_slices(starts, len(x))):
         sx, sy = (np.sign(values[rows, None] - values[None, :]) for values in (x, y))
         for matrix, signs in ((both, sx * sy), (only_x, sx * sx), (only_y, sy * sy)):
@@ -217,8 +218,13 @@ def _kendall(x: np.ndarray, y: np.ndarray, image_of: np.ndarray, images: int) ->
     return weighted
 
 
+def _starts(ordered: np.ndarray) -> np.ndarray:
+    """The places at which another value begins; none of nothing."""
+    return np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)])
+
+
 def _slices(starts: np.ndarray, end: int) -> Iterator[slice]:
-    for start, stop in zip(starts, [*starts[1:], end], strict=True):
+    for start, stop in pairwise([*starts, end]):
         yield slice(start, stop)
 
 
@@ -226,7 +232,7 @@ def _pair_counts(x: np.ndarray, y: np.ndarray, prompt_of: np.ndarray, image_of: 
     """(images, 3): pairs within a prompt that the raters order: ordered alike, tied by the judge, and all."""
     counts = np.zeros((images, 3))
     order = np.argsort(prompt_of, kind="stable")
-    starts = np.flatnonzero(np.r_[True, prompt_of[order][1:] != prompt_of[order][:-1]]) if len(x) else np.empty(0, int)
+    starts = _starts(prompt_of[order])
     for rows in _slices(starts, len(x)):
         members = order[rows]
         one, other = np.triu_indices(len(members), 1)

@@ -9,6 +9,8 @@ FORMATS = (".png", ".svg", ".pdf")
 FEW_RATINGS = 11
 """Up to so many different ratings each has a mean of its own; more are binned."""
 BINS = 8
+ASIDE, ASIDE_FEW = 0.008, 0.025
+"""How far a dot is moved at most, as a share of the ratings' range: more where few ratings leave room between them."""
 DOT, MEAN = "#4f43dd", "#d1552b"
 
 
@@ -41,10 +43,10 @@ def plot_agreement(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     if len(x):
-        different = np.unique(x)
-        width = 0.12 * (np.diff(different).min() if len(different) > 1 else 1.0)
+        few = len(np.unique(x)) <= FEW_RATINGS
+        width = max(np.ptp(x), 1.0) * (ASIDE_FEW if few else ASIDE)
         beside = np.random.default_rng(seed).uniform(-width, width, len(x))
-        axes.plot(x + beside, y, ".", color=DOT, alpha=0.25, markersize=5, markeredgewidth=0, label="an answer")
+        axes.plot(x + beside, y, ".", color=DOT, alpha=0.3, markersize=6, markeredgewidth=0, label="an answer")
         bins = bins_of(x)
         means = [(x[some].mean(), y[some].mean()) for some in bins]
         axes.plot(*zip(*means, strict=True), "o-", color=MEAN, markersize=5, label="mean of answers rated alike")
