@@ -9,10 +9,10 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE
+from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE, CalibrationEntry, Identity
 from m3po_dagster.settings import Settings
 from m3po_dagster.storage.fingerprint import canonical_json
-from m3po_dagster.study import Study
+from m3po_dagster.study import ScorerSettings, Study
 
 NO_WEIGHTS = ("README.md", CALIBRATION_FILE)
 """Files of a model folder that are no part of the model; a calibration counts by its own version."""
@@ -83,14 +83,38 @@ class Identities:
 
     def _sampling_scorer(self, study: Study) -> dict:
         scorer = study.generation.scorer
-        return {} if scorer is None else {**scorer.identity(), "files": self.weights(scorer.model)}
+        if scorer is None:
+            return {}
+        self.refuse_foreign_fit(scorer, {})
+        return {**scorer.identity(), "files": self.weights(scorer.model)}
 
     def _judge(self, study: Study) -> dict:
-        scorers = {}
+        scorers, fitted = {}, study.judge.fitted()
         for scorer in study.judge.scorers:
+            self.refuse_foreign_fit(scorer, fitted)
+        for scorer in study.judge.calibrated().scorers:
             files = {} if scorer.served else {"files": self.weights(scorer.model)}
             scorers[scorer.name] = {**scorer.identity(), **files}
         return scorers
+
+    def refuse_foreign_fit(self, scorer: ScorerSettings, fitted: Mapping[str, CalibrationEntry]) -> None:
+        """Raises ValueError where a scorer's calibration was fitted on other raw values than it gives now."""
+        fit = scorer.calibration_entry(fitted).fit
+        if fit is not None and fit.model != self.raw_scale(scorer):
+            raise ValueError(
+                f"scorer '{scorer.name}': its calibration was fitted on another model or under other settings (study "
+                f"{fit.study}, {fit.model} where this is {self.raw_scale(scorer)}). Fit it anew with `m3po judge "
+                "calibrate`, or go back to what it was fitted on"
+            )
+
+    def raw_scale(self, scorer: ScorerSettings) -> str:
+        """Hash of what decides a scorer's raw values: model files and settings, not its column, weight or map."""
+        # Any map would do: it is left out, but a scorer that has none yet has no identity either.
+        known = scorer.model_copy(update={"calibration": Identity()}).identity()
+        settings = {key: value for key, value in known["settings"].items() if key not in ("name", "weight")}
+        files = {} if scorer.served else self.weights(scorer.model)
+        scale = {**known, "calibration": None, "settings": settings, "files": files}
+        return hashlib.sha256(canonical_json(scale).encode()).hexdigest()[:16]
 
     def _benchmarks(self, study: Study) -> dict:
         from m3po_dagster.evaluation.registry import load_questions
