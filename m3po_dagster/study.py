@@ -20,6 +20,7 @@ from m3po_dagster.evaluation.settings import BenchmarkSettings
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
+from m3po_dagster.method.alignment.quality import QualitySettings
 from m3po_dagster.method.filtering import FilterSettings
 from m3po_dagster.method.generation.generator_settings import GeneratorSettings, TransformersSettings
 from m3po_dagster.method.generation.settings import (
@@ -96,6 +97,9 @@ class JudgeSettings(MasSettings[ScorerSettings]):
 
     max_unscored: float = Field(
         0.05, ge=0, le=1, description="largest share of unscored candidates before training on the scores is blocked"
+    )
+    quality: QualitySettings = Field(
+        default_factory=QualitySettings, description="how the judge itself is checked, shard by shard"
     )
 
 

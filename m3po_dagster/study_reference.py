@@ -30,6 +30,8 @@ def missing_paths(study: Study) -> dict[str, str]:
     for scorer in study.judge.scorers:
         if not scorer.served and is_local(scorer.model):
             named[f"judge.scorers.{scorer.name}.model"] = scorer.model
+    if study.judge.quality.known_pairs is not None:
+        named["judge.quality.known_pairs"] = study.judge.quality.known_pairs
     scorer = study.generation.scorer
     if scorer is not None and is_local(scorer.model):
         named["generation.n.scorer.model"] = scorer.model
