@@ -50,6 +50,7 @@ KNOWN_BOUND = 0.75
 """Halfway from a coin to always right."""
 FEWEST_FOR_BIAS = 20
 """Prompts below which a shard says nothing of a preference: with fewer, chance alone can look unanimous."""
+PLACES = {"place": "the place", "ends": "its distance from the middle"}
 STRICT, ONE_SIDED = 0.99, 0.90
 """Levels: of a bias that is looked for in many shards, of a two-sided interval whose lower end holds with 95 %."""
 
@@ -116,7 +117,7 @@ def _position_bias(table: pa.Table, groups: Groups) -> Check:
         for what, one in place_correlations(groups, value, place, STRICT).items():
             if one.n >= FEWEST_FOR_BIAS:
                 beyond |= one.low > PLACE_BOUND or one.high < -PLACE_BOUND
-                said.append(f"{name} with {'the place' if what == 'place' else 'its distance'} {_signed(one)}")
+                said.append(f"{name} with {PLACES[what]} {_signed(one)}")
                 figures |= _figures(f"{name}_{what}", one)
     return POSITION_BIAS.outcome(
         not beyond,
@@ -152,6 +153,7 @@ def _swap_consistency(table: pa.Table, groups: Groups, controls: Controls, judge
         passed &= share.low <= FLIP_BOUND
         said.append(f"{name} {_percent(share)} in {share.n} prompts, mean difference {difference:.3f}")
         figures |= _figures(f"{name}_flipped", share) | {f"{name}_difference": difference}
+        figures[f"{name}_unscored"] = _lost(first, second, table, controls.swapped)
     return SWAP_CONSISTENCY.outcome(passed, ", ".join(said), **figures)
 
 
@@ -168,9 +170,7 @@ def _shuffled_image(table: pa.Table, groups: Groups, controls: Controls, judge: 
             continue
         passed &= fall.low > 0 or not enters
         said.append(f"{name} falls by {fall.value:.3f} [{fall.low:.3f}, {fall.high:.3f}] over {fall.n} prompts")
-        asked = np.array([key in controls.shuffled for key in table["candidate_id"].to_pylist()])
-        lost = int((asked & (np.isnan(before) | np.isnan(after))).sum())
-        figures |= _figures(f"{name}_fall", fall) | {f"{name}_unscored": lost}
+        figures |= _figures(f"{name}_fall", fall) | {f"{name}_unscored": _lost(before, after, table, controls.shuffled)}
     return SHUFFLED_IMAGE.outcome(passed, ", ".join(said) or "no scorer looks at the image", **figures)
 
 
@@ -212,6 +212,12 @@ def _again(table: pa.Table, rows: Mapping[str, Mapping], name: str) -> np.ndarra
     """A scorer's values when asked again, NaN for what was not asked or not scored."""
     found = [rows.get(key, {}).get(name) for key in table["candidate_id"].to_pylist()]
     return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+
+
+def _lost(first: np.ndarray, second: np.ndarray, table: pa.Table, rows: Mapping[str, Mapping]) -> int:
+    """Answers asked about again that one of the two askings could not score."""
+    asked = np.array([key in rows for key in table["candidate_id"].to_pylist()])
+    return int((asked & (np.isnan(first) | np.isnan(second))).sum())
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
