@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from m3po_dagster.method.alignment.cascade import NOT_NEEDED
+from m3po_dagster.method.alignment.cascade import NOT_NEEDED, CascadeSettings
 from m3po_dagster.method.alignment.quality import QualitySettings, controls, extra_requests, plan
 from tests.rule_judge import RuleSettings, judge_of, known_pairs_file, shard
 
@@ -110,11 +110,20 @@ def test_answers_that_a_cascade_left_out_are_not_asked_about(folder):
     assert set(found.swapped) == set(found.shuffled) == kept and len(kept) == 9 * 8
 
 
+def test_a_judge_with_a_cascade_is_asked_about_all_that_the_controls_choose(folder):
+    cheap, dear = RuleSettings(name="cheap", at=None), RuleSettings(name="dear", weight=4)
+    judge = judge_of(cheap, dear).model_copy(update={"cascade": CascadeSettings()})
+    some = shard(folder, prompts=8)
+    found = controls(judge.build(), some.items, some.table(FAIR.build()), judge.scorers, QualitySettings(), 0)
+    for rows in (found.swapped, found.shuffled):
+        assert len(rows) == 8 * 12 and all(row["dear"] is not None for row in rows.values())
+
+
 def test_a_known_pairs_answers_are_asked_about_once_a_prompt(folder):
     path = known_pairs_file(folder, 6)
     path.write_text(path.read_text() + path.read_text())
     asks = plan([], FAIR.scorers, QualitySettings(known_pairs=path), 0)
-    assert len(asks.known) == 12 and [len(texts) for _, texts in asks.known_batch] == [2] * 6
+    assert len(asks.known) == 12 and [len(texts) for _, texts in asks.batch] == [2] * 6
     built = FAIR.build()
     empty = shard(folder, prompts=1).table(built).slice(0, 0)
     found = controls(built, [], empty, FAIR.scorers, QualitySettings(known_pairs=path), 0)

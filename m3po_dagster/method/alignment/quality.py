@@ -7,7 +7,7 @@ keeps the replies.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -65,6 +65,10 @@ class Judge(Protocol):
         """The same judge, the answers of each request in the reverse order."""
         ...
 
+    def exhaustive(self) -> "Judge":
+        """The same judge without its cascade."""
+        ...
+
 
 @dataclass(frozen=True)
 class Again:
@@ -87,12 +91,18 @@ class Plan:
     known: tuple[KnownPair, ...] = ()
 
     @property
-    def known_batch(self) -> list[tuple[Prompt, list[str]]]:
-        """The known pairs as a judge takes them: each prompt once, each of its answers once."""
+    def reversed_batch(self) -> Batch:
+        """What is asked in the reverse order."""
+        return [(one.prompt, one.texts) for one in self.swapped]
+
+    @property
+    def batch(self) -> Batch:
+        """What is asked as a shard is: answers beside another image, then each known prompt with its answers once."""
         texts: dict[Prompt, dict[str, None]] = {}
         for pair in self.known:
             texts.setdefault(pair.prompt, {}).update(dict.fromkeys((pair.better, pair.worse)))
-        return [(prompt, list(answers)) for prompt, answers in texts.items()]
+        shuffled = [(one.prompt, one.texts) for one in self.shuffled]
+        return [*shuffled, *((prompt, tuple(answers)) for prompt, answers in texts.items())]
 
 
 @dataclass(frozen=True)
@@ -137,13 +147,17 @@ def controls(
     """Asks the judge again, after the shard's own scores (`table`) are there. Raises what the judge raises."""
     statuses = zip(table["candidate_id"].to_pylist(), table["status"].to_pylist(), strict=True)
     asks = plan(items, scorers, settings, seed, {key for key, status in statuses if status == NOT_NEEDED})
-    batch = asks.known_batch
-    keys = [(prompt, text) for prompt, texts in batch for text in texts]
-    rows = dict(zip(keys, judge.score(batch), strict=True)) if batch else {}
+    # What is asked here was chosen: a cascade would leave answers out.
+    whole = judge.exhaustive()
+    backwards = whole.swapped().score(asks.reversed_batch) if asks.swapped else []
+    rows = whole.score(asks.batch) if asks.batch else []
+    ids = [key for one in asks.shuffled for key in one.ids]
+    keys = [(prompt, text) for prompt, texts in asks.batch[len(asks.shuffled) :] for text in texts]
+    known = dict(zip(keys, rows[len(ids) :], strict=True))
     return Controls(
-        _asked(judge.swapped(), asks.swapped) if asks.swapped else {},
-        _asked(judge, asks.shuffled) if asks.shuffled else {},
-        tuple((pair, rows[pair.prompt, pair.better], rows[pair.prompt, pair.worse]) for pair in asks.known),
+        dict(zip((key for one in asks.swapped for key in one.ids), backwards, strict=True)),
+        dict(zip(ids, rows, strict=False)),
+        tuple((pair, known[pair.prompt, pair.better], known[pair.prompt, pair.worse]) for pair in asks.known),
     )
 
 
@@ -153,9 +167,7 @@ def extra_requests(asks: Plan, scorers: Sequence[ScorerSettings]) -> dict[str, i
     The requests for known pairs are counted here for one shard; with a ledger they are paid for once in a study.
     """
     return {
-        scorer.name: (_requests((one.texts for one in asks.swapped), size) if size > 1 else 0)
-        + _requests((one.texts for one in asks.shuffled), size)
-        + _requests((texts for _, texts in asks.known_batch), size)
+        scorer.name: (_requests(asks.reversed_batch, size) if size > 1 else 0) + _requests(asks.batch, size)
         for scorer in scorers
         if scorer.served
         for size in [group_size(scorer)]
@@ -167,13 +179,8 @@ def group_size(scorer: ScorerSettings) -> int:
     return getattr(scorer, "group_size", 1)
 
 
-def _requests(answers: Iterable[Sequence[str]], size: int) -> int:
-    return sum(-(-sum(bool(text.strip()) for text in texts) // size) for texts in answers)
-
-
-def _asked(judge: Judge, asks: Sequence[Again]) -> dict[str, dict]:
-    rows = judge.score([(one.prompt, one.texts) for one in asks])
-    return dict(zip((key for one in asks for key in one.ids), rows, strict=True))
+def _requests(batch: Batch, size: int) -> int:
+    return sum(-(-sum(bool(text.strip()) for text in texts) // size) for _, texts in batch)
 
 
 def _sample(items: Items, prompts: int, seed: int) -> list[tuple[Prompt, Sequence[Mapping]]]:
