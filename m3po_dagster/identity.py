@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE, CalibrationEntry, Identity
+from m3po_dagster.method.alignment.known_pairs import known_pair_files
 from m3po_dagster.settings import Settings
 from m3po_dagster.storage.fingerprint import canonical_json
 from m3po_dagster.study import ScorerSettings, Study
@@ -43,7 +44,10 @@ class Identities:
         return self._once("sampling_scorer", lambda: self._sampling_scorer(study))
 
     def judge(self, study: Study) -> dict:
-        """Each scorer's settings and weights; of a served one what is asked for, whatever the endpoint then answers."""
+        """Each scorer's settings and weights; of a served one what is asked for, whatever the endpoint then answers.
+
+        The known pairs that check the judge come with it: their outcome is part of what it scores.
+        """
         return self._once("judge", lambda: self._judge(study))
 
     def served_judge(self, study: Study) -> dict:
@@ -95,7 +99,14 @@ class Identities:
         for scorer in study.judge.calibrated().scorers:
             files = {} if scorer.served else {"files": self.weights(scorer.model)}
             scorers[scorer.name] = {**scorer.identity(), **files}
-        return scorers
+        # No scorer is called so: a scorer's name has no space.
+        known = study.judge.quality.known_pairs
+        return scorers | ({} if known is None else {"known pairs": self._known_pairs(known)})
+
+    def _known_pairs(self, path: Path) -> str:
+        """Hash of the file and its images, wherever they lie."""
+        hashes = [self.file_hash(file) for file in known_pair_files(path)]
+        return hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
 
     def refuse_foreign_fit(self, scorer: ScorerSettings, fitted: Mapping[str, CalibrationEntry]) -> None:
         """Raises ValueError where a scorer's calibration was fitted on other raw values than it gives now."""

@@ -21,6 +21,7 @@ from m3po_dagster.method.alignment.budget import BudgetSettings, check_priced
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
+from m3po_dagster.method.alignment.quality import QualitySettings
 from m3po_dagster.method.filtering import FilterSettings
 from m3po_dagster.method.generation.generator_settings import GeneratorSettings, TransformersSettings
 from m3po_dagster.method.generation.settings import (
@@ -100,6 +101,9 @@ class JudgeSettings(MasSettings[ScorerSettings]):
     )
     budget: BudgetSettings = Field(
         default_factory=BudgetSettings, description="what served scorers may cost; without limits unless it names some"
+    )
+    quality: QualitySettings = Field(
+        default_factory=QualitySettings, description="how the judge itself is checked, shard by shard"
     )
 
     @model_validator(mode="after")

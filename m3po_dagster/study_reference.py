@@ -32,6 +32,8 @@ def missing_paths(study: Study) -> dict[str, str]:
             named[f"judge.scorers.{scorer.name}.model"] = scorer.model
     if study.judge.calibrations is not None:
         named["judge.calibrations"] = study.judge.calibrations
+    if study.judge.quality.known_pairs is not None:
+        named["judge.quality.known_pairs"] = study.judge.quality.known_pairs
     scorer = study.generation.scorer
     if scorer is not None and is_local(scorer.model):
         named["generation.n.scorer.model"] = scorer.model
