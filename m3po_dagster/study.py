@@ -18,6 +18,7 @@ from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.llava_instruct import DatasetSettings
 from m3po_dagster.evaluation.settings import BenchmarkSettings
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
+from m3po_dagster.method.alignment.hf_clip import HfClipScorerSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
 from m3po_dagster.method.filtering import FilterSettings
@@ -41,7 +42,10 @@ OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-
 
 # Dagster forbids some characters in partition keys; the store makes folders of them.
 PartitionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
-ScorerSettings = Annotated[ClipScorerSettings | LlmJudgeSettings | SceneJudgeSettings, Field(discriminator="kind")]
+ScorerSettings = Annotated[
+    ClipScorerSettings | HfClipScorerSettings | LlmJudgeSettings | SceneJudgeSettings,
+    Field(discriminator="kind"),
+]
 TrainingSettings = Annotated[DpoSettings | SftSettings, Field(discriminator="kind")]
 
 
