@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, StringConstraints, Tag, ValidationEr
 from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.llava_instruct import DatasetSettings
 from m3po_dagster.evaluation.settings import BenchmarkSettings
+from m3po_dagster.method.alignment.blip2_itm import Blip2ItmSettings
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
 from m3po_dagster.method.alignment.hf_clip import HfClipScorerSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
@@ -43,7 +44,7 @@ OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-
 # Dagster forbids some characters in partition keys; the store makes folders of them.
 PartitionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 ScorerSettings = Annotated[
-    ClipScorerSettings | HfClipScorerSettings | LlmJudgeSettings | SceneJudgeSettings,
+    ClipScorerSettings | HfClipScorerSettings | Blip2ItmSettings | LlmJudgeSettings | SceneJudgeSettings,
     Field(discriminator="kind"),
 ]
 TrainingSettings = Annotated[DpoSettings | SftSettings, Field(discriminator="kind")]

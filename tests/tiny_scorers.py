@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from zoo.tokens import byte_pairs
+from zoo.tokens import byte_pairs, word_pieces
 from zoo.weights import VISION_SIZES, special_ids
 
 from m3po_dagster.torchvision_repair import repair_torchvision
@@ -89,3 +89,25 @@ def _tokenizer(mask: bool):
     tokenizer.model_max_length = CONTEXT
     tokenizer.model_input_names = ["input_ids", "attention_mask"] if mask else ["input_ids"]
     return tokenizer
+
+
+def blip2_retrieval():
+    """BLIP-2 with the matching head, its Q-Former reading WordPiece from CLS to SEP."""
+    from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor, BlipImageProcessor
+
+    queries = 4
+    processor = Blip2Processor(BlipImageProcessor(size=SQUARE), word_pieces(), num_query_tokens=queries)
+    config = Blip2Config(
+        vision_config={**VISION_SIZES, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE},
+        qformer_config={
+            **VISION_SIZES,
+            "vocab_size": len(processor.tokenizer),
+            "encoder_hidden_size": 32,
+            "use_qformer_text_input": True,
+            "max_position_embeddings": 64,
+        },
+        num_query_tokens=queries,
+        image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
+        image_text_hidden_size=16,
+    )
+    return Blip2ForImageTextRetrieval(config), processor

@@ -11,7 +11,7 @@ from m3po_dagster.method.alignment.statements import StatementScorer
 
 
 class HfClipScorerSettings(PretrainedSettings, DualEncoderSettings):
-    """A tiled CLIP score from any dual encoder of transformers: CLIP, SigLIP, SigLIP 2, ALIGN and others."""
+    """A tiled CLIP score from any dual encoder of transformers, as CLIP, SigLIP and SigLIP 2 are."""
 
     kind: Literal["hf_clip"] = Field("hf_clip", description="cosine of the answer's statements with views of the image")
     name: str = Field("hf_clip", pattern=r"^[a-z][a-z0-9_]*$", description="column of the MAS table")
