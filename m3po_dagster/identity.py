@@ -90,18 +90,21 @@ class Identities:
         if scorer is None:
             return {}
         self.refuse_foreign_fit(scorer, {})
-        return {**scorer.identity(), "files": self.weights(scorer.model)}
+        return self._scorer(scorer)
 
     def _judge(self, study: Study) -> dict:
         scorers, fitted = {}, study.judge.fitted()
         for scorer in study.judge.scorers:
             self.refuse_foreign_fit(scorer, fitted)
         for scorer in study.judge.calibrated().scorers:
-            files = {} if scorer.served else {"files": self.weights(scorer.model)}
-            scorers[scorer.name] = {**scorer.identity(), **files}
+            scorers[scorer.name] = self._scorer(scorer)
         # No scorer is called so: a scorer's name has no space.
         known = study.judge.quality.known_pairs
         return scorers | ({} if known is None else {"known pairs": self._known_pairs(known)})
+
+    def _scorer(self, scorer: ScorerSettings) -> dict:
+        files = {} if scorer.local_model is None else {"files": self.weights(scorer.local_model)}
+        return {**scorer.identity(), **files}
 
     def _known_pairs(self, path: Path) -> str:
         """Hash of the file and its images, wherever they lie."""
@@ -123,7 +126,7 @@ class Identities:
         # Any map would do: it is left out, but a scorer that has none yet has no identity either.
         known = scorer.model_copy(update={"calibration": Identity()}).identity()
         settings = {key: value for key, value in known["settings"].items() if key not in ("name", "weight")}
-        files = {} if scorer.served else self.weights(scorer.model)
+        files = {} if scorer.local_model is None else self.weights(scorer.local_model)
         scale = {**known, "calibration": None, "settings": settings, "files": files}
         return hashlib.sha256(canonical_json(scale).encode()).hexdigest()[:16]
 
