@@ -18,7 +18,15 @@ from tests.faulty_judge import FaultyJudge
 from tests.served_judge import ServedJudge
 
 KEY = "sk-never-to-be-written-down"
-UP_TO_IDENTITY = ("source_dataset", "base_model", "sampling_scorer", "judge_probe", "judge_identity", "filtered_instructions", "candidates")  # fmt: skip
+UP_TO_IDENTITY = (
+    "source_dataset",
+    "base_model",
+    "sampling_scorer",
+    "judge_probe",
+    "judge_identity",
+    "filtered_instructions",
+    "candidates",
+)
 UNDISTURBED, KILLED = "0" * 64, "1" * 64
 PARALLEL = 4
 
@@ -129,7 +137,7 @@ def test_the_key_is_in_no_file_of_store_or_dagster(judged):
 
 
 def test_the_metadata_say_what_was_asked_and_what_it_cost(judged):
-    project, server = judged
+    project, _ = judged
     artifact = mas(project)
     asked = artifact.manifest.metadata["asked"]["llm_judge"]
     kept = ledger(project)
