@@ -95,10 +95,10 @@ STAGES: dict[str, Stage] = {
             "mas_table",
             ("shard",),
             ("candidates", "filtered_instructions", "judge_identity"),
-            "3",
-            # The bound decides a blocking check, which is part of the result; a cascade, which answers have a MAS.
+            "4",
+            # Bound and controls decide the checks, which are part of the result; a cascade, which answers have a MAS.
             lambda study, ids, _: (
-                {"max_unscored": study.judge.max_unscored}
+                {"max_unscored": study.judge.max_unscored, "control prompts": study.judge.quality.prompts}
                 | ({"cascade": study.judge.cascade.model_dump(mode="json")} if study.judge.cascade else {})
             ),
             loads_model=True,

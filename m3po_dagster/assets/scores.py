@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from m3po_dagster.assets.checks import confidence_finite, scored, spread, unscored_rows
 from m3po_dagster.assets.display import counts, preview
 from m3po_dagster.assets.instructions import prompts_of
+from m3po_dagster.assets.judge_checks import judge_checks
 from m3po_dagster.assets.judging import Answers, ShardJudging
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.parts import Rows, in_parts
@@ -67,10 +68,12 @@ def score_outside(work: Work, judge: JudgeResource) -> Built:
     judging = ShardJudging(work, judge, answers)
     schema = table_of(work.study.judge)
     table = in_parts(work, answers, judging.score, schema.schema, "judging", judging.asked_again)
+    lengths = work.one("candidates").table(columns=["candidate_id", "n_tokens"])
+    checks = judge_checks(table, lengths, judging.controls(table), work.study.judge)
     return Built(
         {"data": (table, schema)},
         facts={"unscored by reason": reasons(table), **judging.facts()},
-        checks=(scored(table, work.study.judge.max_unscored), spread(table)),
+        checks=(scored(table, work.study.judge.max_unscored), spread(table), *checks),
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from m3po_dagster.method.alignment.calibration import Calibration, CalibrationEntry, read_calibrations
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED, AnswerFacts, Bounds, CascadeSettings, Prospects
 from m3po_dagster.method.alignment.rounds import Known, ask, ask_in_rounds
-from m3po_dagster.method.alignment.scorer import SCORED, Batch, Score, Scorer, ScorerSettings
+from m3po_dagster.method.alignment.scorer import SCORED, Batch, Score, Scorer, ScorerSettings, ServedScorer
 from m3po_dagster.settings import Settings
 
 if TYPE_CHECKING:
@@ -136,6 +136,11 @@ class MasScorer:
             raise ValueError(f"weights must not be negative and not all 0, got {self._weights}")
         self._entering = {name: weight for name, weight in self._weights.items() if weight > 0}
         self._cascade, self._dear = cascade, frozenset(dear)
+
+    @property
+    def served(self) -> tuple[ServedScorer, ...]:
+        """Its scorers that ask a served model."""
+        return tuple(scorer for scorer in self._scorers if hasattr(scorer, "at"))
 
     @property
     def together(self) -> int:
