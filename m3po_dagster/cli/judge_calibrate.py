@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from m3po_dagster.cli.event_log import event_log
+from m3po_dagster.cli.judge_account import command_account
 from m3po_dagster.cli.judge_requests import YesOption, agree, requests_of
 from m3po_dagster.cli.options import JsonOption, StudyOption, explained
 from m3po_dagster.cli.project import prepare
@@ -62,7 +63,8 @@ def calibrate(
     with explained(*MENDABLE, status=1):
         sample, identities = _sampled(loaded, prompts, seed)
         agree(requests_of(chosen, [len(answers) for _, answers in sample.items]), chosen, yes)
-        fitted = {one.name: _fitted(one, sample, loaded, identities, kind, tails, seed) for one in chosen}
+        account = command_account(loaded, "calibrate")
+        fitted = {one.name: _fitted(one, sample, loaded, identities, kind, tails, seed, account) for one in chosen}
         write_calibrations(out, kept | {name: entry for name, (entry, _) in fitted.items()})
     found = {name: _row(entry, ends) for name, (entry, ends) in fitted.items()}
     if as_json:
@@ -123,7 +125,7 @@ def _fitted(
     kind: Kind,
     tails: float,
     seed: int,
-    account: "Account | None" = None,
+    account: "Account | None",
 ) -> tuple[CalibrationEntry, tuple[float, float]]:
     """The entry, and the shares of the sample that its map makes 0 and 1."""
     from m3po_dagster.method.alignment.fitting import at_the_ends, fitted_entry, raw_values

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from m3po_dagster.method.alignment.ledger import Ledger
     from m3po_dagster.method.alignment.mas import MasScorer
 
-LEDGER = "ledger"
-"""The folder of a store that keeps the replies of served judges; every study that uses the store shares it."""
-
 
 class JudgeResource(dg.ConfigurableResource):
     """Loads the study's scorers."""
@@ -46,10 +43,10 @@ class JudgeResource(dg.ConfigurableResource):
 
 @lru_cache(maxsize=8)
 def ledger_of(store: Path) -> "Ledger":
-    """The ledger of a store, one a process: what it has read of it is read once."""
-    from m3po_dagster.method.alignment.ledger import Ledger
+    """The ledger of a store, which all its studies share; one a process, so that it is read once."""
+    from m3po_dagster.method.alignment import ledger
 
-    return Ledger(store / LEDGER)
+    return ledger.Ledger(store / ledger.FOLDER)
 
 
 def loaded_judge(judge: JudgeSettings, device: str) -> "MasScorer":
