@@ -47,7 +47,7 @@ def sample_answers(
         first = next(iter(states.values()))
         raise NoAnswers(
             f"study {study.name} has no candidates that are up to date (candidates[{first.part[1]}] is {first.state}: "
-            f"{first.why}), and a calibration is fitted on answers. Make them first: m3po run "
+            f"{first.why}), and a calibration is fitted on answers. Make them first, with the same study: m3po run "
             + " ".join(f"--asset {asset}" for asset in upstream_of("candidates"))
         )
     tables = {shard: _found(store, heads, "candidates", shard) for shard in shards}

@@ -137,11 +137,14 @@ def test_entries_of_other_scorers_stay_in_the_file(project, tmp_path):
 
 
 def test_what_is_printed(project, tmp_path):
-    output = project.call("judge", "calibrate", "--out", tmp_path / "maps.json", "--prompts", 5).stdout
-    assert "5 prompts" in output and "linear low" in output and "name it in the study" in output
+    output = project.call("judge", "calibrate", "--out", project.folder / "maps.json", "--prompts", 5).stdout
+    assert "5 prompts" in output and "linear low" in output and "(judge: calibrations: ./maps.json)" in output
+    elsewhere = project.call("judge", "calibrate", "--out", tmp_path / "maps.json", "--prompts", 5).stdout
+    named = elsewhere.split("calibrations: ")[1].split(")")[0]
+    assert (project.folder / named).resolve() == tmp_path / "maps.json" and named.startswith("../")
     project.write(calibrations=str(tmp_path / "maps.json"))
     again = project.call("judge", "calibrate", "--out", tmp_path / "maps.json", "--kind", "zscore").stdout
-    assert "zscore mean" in again and "name it in the study" not in again
+    assert "zscore mean" in again and "name it in" not in again
 
 
 @pytest.mark.parametrize(

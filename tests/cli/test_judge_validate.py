@@ -75,7 +75,7 @@ def test_an_answer_the_judge_can_not_score_is_counted_with_its_reason(project, r
     first = rows_of(ratings)[0]
     path.write_text(ratings.read_text() + f"{first['image']},{first['question']},,1,labels\n")
     output = project.call("judge", "validate", path, "--image-root", ratings.parent).stdout
-    assert "1 without MAS: clip: answer has no words" in output
+    assert "1 without MAS: scene_judge: empty answer; clip: answer has no words" in output
 
 
 @pytest.mark.parametrize(
