@@ -22,6 +22,7 @@ from m3po_dagster.method.alignment.clip import ClipScorerSettings
 from m3po_dagster.method.alignment.hf_clip import HfClipScorerSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
+from m3po_dagster.method.alignment.reward_model import RewardModelSettings
 from m3po_dagster.method.alignment.vqascore import VqaScoreSettings
 from m3po_dagster.method.filtering import FilterSettings
 from m3po_dagster.method.generation.generator_settings import GeneratorSettings, TransformersSettings
@@ -49,6 +50,7 @@ ScorerSettings = Annotated[
     | HfClipScorerSettings
     | Blip2ItmSettings
     | VqaScoreSettings
+    | RewardModelSettings
     | LlmJudgeSettings
     | SceneJudgeSettings,
     Field(discriminator="kind"),
