@@ -22,6 +22,7 @@ from m3po_dagster.method.alignment.clip import ClipScorerSettings
 from m3po_dagster.method.alignment.hf_clip import HfClipScorerSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
+from m3po_dagster.method.alignment.reference import ReferenceSettings
 from m3po_dagster.method.alignment.reward_model import RewardModelSettings
 from m3po_dagster.method.alignment.vqascore import VqaScoreSettings
 from m3po_dagster.method.filtering import FilterSettings
@@ -51,6 +52,7 @@ ScorerSettings = Annotated[
     | Blip2ItmSettings
     | VqaScoreSettings
     | RewardModelSettings
+    | ReferenceSettings
     | LlmJudgeSettings
     | SceneJudgeSettings,
     Field(discriminator="kind"),
