@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from zoo.tokens import byte_pairs, word_pieces
@@ -111,3 +112,13 @@ def blip2_retrieval():
         image_text_hidden_size=16,
     )
     return Blip2ForImageTextRetrieval(config), processor
+
+
+def reward_model(family: str, labels: int = 1):
+    """The classifier of one of the zoo's families, with the family's processor and chat template."""
+    from m3po_dagster.method.alignment.reward_model import classifier_class
+
+    model, processor = import_module(f"zoo.{family}").build()
+    config = model.config
+    config.num_labels = labels
+    return classifier_class(config)(config), processor
