@@ -6,7 +6,7 @@ import pytest
 from m3po_dagster.assets.judge_checks import judge_checks
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
-from m3po_dagster.method.alignment.quality import QualitySettings, controls, extra_requests, plan
+from m3po_dagster.method.alignment.quality import QualitySettings, controls, plan
 from m3po_dagster.world.judge_card import draw_cases
 from tests.served_judge import ServedJudge
 
@@ -43,7 +43,8 @@ def test_a_served_judge_that_prefers_a_place_is_caught(items, server, caught):
         table = pa.Table.from_pylist([{"candidate_id": key, **row} for key, row in zip(ids, scored, strict=True)])
         before = judge.requests
         asked = controls(scorer, items, table, mas.scorers, quality, 0)
-        foretold = extra_requests(plan(items, mas.scorers, quality, 0), mas.scorers)
-        assert judge.requests - before == foretold["llm_judge"]
+        asks = plan(items, mas.scorers, quality, 0)
+        assert len(asks.reversed_batch) == len(asks.batch) == 8
+        assert judge.requests - before == sum(-(-len(texts) // 4) for _, texts in [*asks.reversed_batch, *asks.batch])
     lengths = pa.table({"candidate_id": ids, "n_tokens": [len(row["text"].split()) for row in given]})
     assert {check.name for check in judge_checks(table, lengths, asked, mas) if not check.passed} == caught
