@@ -104,7 +104,8 @@ def _top_ties(table: pa.Table, groups: Groups) -> Check:
 
 
 def _position_bias(table: pa.Table, groups: Groups) -> Check:
-    shown = [name for name in table.column_names if f"{name}_position" in table.column_names]
+    placed = [name for name in table.column_names if f"{name}_position" in table.column_names]
+    shown = [name for name in placed if (pc.max(table[f"{name}_position"]).as_py() or 0) > 1]
     if not shown:
         return POSITION_BIAS.outcome(True, "no scorer is shown several answers at once")
     if NOT_NEEDED in pc.unique(table["status"]).to_pylist():

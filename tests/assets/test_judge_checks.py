@@ -132,6 +132,14 @@ def test_a_small_or_an_empty_shard_says_so(folder):
     assert all(check.passed and not check.figures for check in nothing)
 
 
+def test_a_place_that_is_always_the_first_is_none(some, folder):
+    def alone(table):
+        return table.set_column(table.column_names.index("rule_position"), "rule_position", [[1.0] * len(table)])
+
+    found = checked(some, folder, RuleSettings(early=0.5), change=alone)["position_bias"]
+    assert found.passed and "no scorer is shown several" in found.description
+
+
 def test_places_of_a_cascade_are_no_chance(some, folder):
     def leave_out(table):
         status = [NOT_NEEDED, *table["status"].to_pylist()[1:]]
