@@ -55,14 +55,18 @@ class LoopbackServer:
         """The reply to one request; header names are in lower case."""
         raise NotImplementedError
 
-    def reply(self, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+    def answer_other(self, method: str, path: str, headers: Mapping[str, str]) -> Reply:
+        """The reply to a GET or a DELETE; `path` with its query."""
+        return error(405, f"{method} is not served")
+
+    def reply(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
         """Answers one request, counted."""
         with self.lock:
             self.requests += 1
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
         try:
-            return self.answer(path, headers, body)
+            return self.answer(path, headers, body) if method == "POST" else self.answer_other(method, path, headers)
         finally:
             with self.lock:
                 self._at_once -= 1
@@ -71,10 +75,13 @@ class LoopbackServer:
 def _handler(server: LoopbackServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Headers and body are two writes; held back until the first is acknowledged, each reply takes 40 ms.
+        disable_nagle_algorithm = True
 
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            reply = server.reply(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            reply = server.reply(self.command, self.path, headers, body)
             time.sleep(reply.delay)
             self.send_response(reply.status)
             for name, value in {"Content-Type": "application/json", **reply.headers}.items():
@@ -87,6 +94,8 @@ def _handler(server: LoopbackServer) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True  # whoever asked has given up
             if reply.cut is not None:
                 self.close_connection = True
+
+        do_POST = do_GET = do_DELETE = answer
 
         def log_message(self, *_: object) -> None:
             """Quiet."""

@@ -4,6 +4,7 @@ A batch that was made twice is paid twice, and its making can get through withou
 blindly: whatever may have got through is looked for first, by the name that was given to it.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -162,6 +163,8 @@ class BatchService:
                 for line in _lines(pieces):
                     text = line.decode("utf-8", errors="replace")
                     file.write(self.endpoint.without_key(text).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
 
         self.endpoint.read_file(file_id, write)
 
