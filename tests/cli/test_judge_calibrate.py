@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from judge_project import UP_TO_CANDIDATES, JudgeProject
+from judge_project import PROBE, UP_TO_CANDIDATES, JudgeProject
 
 from m3po_dagster.method.alignment.calibration import read_calibrations
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
@@ -198,6 +198,6 @@ def test_a_served_scorer_says_what_it_will_ask_and_many_requests_need_a_yes(proj
             result = project.call(*asked, "--yes")
         finally:
             project.scorers = [scene, clip]
-        said = f"llm_judge: {server.requests} requests to {server.base_url}"
+        said = f"llm_judge: {server.requests - PROBE} requests to {server.base_url}"
         assert said in result.stderr and said in refused.stderr
     assert read_calibrations(tmp_path / "maps.json")["llm_judge"].fit.values == answers_of(project)
