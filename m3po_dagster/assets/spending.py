@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from m3po_dagster.assets.display import rows_table
+from m3po_dagster.method.alignment.cascade import NOT_NEEDED
 
 COLUMNS = (
     "scorer", "wanted", "from the ledger", "requests", "repairs", "no answer",
@@ -20,6 +23,7 @@ def spending(facts: Mapping) -> dict[str, object]:
     study = facts["spent by the study"]
     wanted = sum(row["wanted"] for row in rows)
     found: dict[str, object] = {
+        **({"left out by the cascade": dg.MetadataValue.json(facts["cascade"])} if "cascade" in facts else {}),
         "requests to judges": sum(row["requests"] for row in rows),
         "share from the ledger": round(sum(row["from the ledger"] for row in rows) / wanted, 4) if wanted else None,
         "cost": round(sum(row["cost"] for row in rows), 6),
@@ -36,9 +40,10 @@ def spending(facts: Mapping) -> dict[str, object]:
     return found
 
 
-def cascade_saving(facts: Mapping) -> dict[str, dg.MetadataValue]:
-    """What a cascade did not ask about; nothing without one."""
-    return {"left out by the cascade": dg.MetadataValue.json(facts["cascade"])} if "cascade" in facts else {}
+def left_out(table: pa.Table) -> dict[str, int | float]:
+    """How many candidates of a MAS table a cascade did not ask its served scorers about, and which share of all."""
+    number = pc.sum(pc.equal(table["status"], NOT_NEEDED)).as_py() or 0
+    return {"candidates": len(table), "not judged": number, "share saved": number / len(table) if len(table) else 0.0}
 
 
 def _row(scorer: str, tally: Mapping) -> dict[str, object]:
