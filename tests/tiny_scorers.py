@@ -49,6 +49,29 @@ def clip():
     return CLIPModel(config), CLIPProcessor(images, tokenizer)
 
 
+def joined():
+    """A vision tower of CLIP's and a text tower of BERT's, put together as transformers does it for any two."""
+    from transformers import (
+        BertConfig,
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        VisionTextDualEncoderConfig,
+        VisionTextDualEncoderModel,
+        VisionTextDualEncoderProcessor,
+    )
+
+    tokenizer = word_pieces()
+    # Letter by letter, so more of them; BERT's positions may be more than its tokenizer allows.
+    tokenizer.model_max_length = 2 * CONTEXT
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(
+        CLIPVisionConfig(**VISION_SIZES, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE),
+        BertConfig(**VISION_SIZES, vocab_size=len(tokenizer), max_position_embeddings=2 * CONTEXT + 2),
+        projection_dim=16,
+    )
+    images = CLIPImageProcessor(size=SQUARE, crop_size=SQUARE, do_center_crop=False)
+    return VisionTextDualEncoderModel(config), VisionTextDualEncoderProcessor(images, tokenizer)
+
+
 def siglip():
     """SigLIP: the last position's state counts, padding included, as it was trained."""
     from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
