@@ -162,7 +162,7 @@ def _shuffled_image(table: pa.Table, groups: Groups, controls: Controls, judge: 
     if not controls.shuffled:
         return SHUFFLED_IMAGE.outcome(True, "not asked")
     passed, said, figures = True, [], {}
-    looking = {scorer.name: scorer.weight > 0 for scorer in judge.scorers if getattr(scorer, "looks_at_image", True)}
+    looking = {scorer.name: scorer.weight > 0 for scorer in judge.scorers if scorer.looks_at_image}
     for name, enters in looking.items():
         before, after = _numbers(table[name]), _again(table, controls.shuffled, name)
         fall = mean_fall(groups, before, after, ONE_SIDED)

@@ -90,7 +90,7 @@ def test_a_blind_scorer_beside_one_that_sees_is_found(some, folder):
     assert failed(checked(some, folder, sees, blind)) == {"shuffled_image"}
     kept_out = checked(some, folder, sees, blind.model_copy(update={"weight": 0.0}))
     assert not failed(kept_out) and kept_out["shuffled_image"].figures["blind_fall"] == 0
-    text_only = checked(some, folder, sees, blind.model_copy(update={"looks_at_image": False}))
+    text_only = checked(some, folder, sees, blind.model_copy(update={"text_only": True}))
     assert not failed(text_only) and "blind_fall" not in text_only["shuffled_image"].figures
 
 
