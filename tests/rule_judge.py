@@ -59,6 +59,10 @@ class RuleSettings(ScorerSettings):
         return self.at
 
     @property
+    def looks_at_image(self) -> bool:
+        return not self.text_only
+
+    @property
     def sub_scores(self) -> dict[str, str]:
         return {f"{self.name}_position": "place"} if self.group_size > 1 else {}
 
