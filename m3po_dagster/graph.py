@@ -68,7 +68,7 @@ STAGES: dict[str, Stage] = {
         Stage("source_dataset", (), (), "1", lambda study, ids, _: ids.dataset(study), outside=True),
         Stage("base_model", (), (), "1", lambda study, ids, _: ids.model(study), outside=True),
         Stage("sampling_scorer", (), (), "1", lambda study, ids, _: ids.sampling_scorer(study), outside=True),
-        Stage("judge_probe", (), (), "1", lambda study, ids, _: ids.served_judge(study), outside=True, observed=True),
+        Stage("judge_probe", (), (), "2", lambda study, ids, _: ids.served_judge(study), outside=True, observed=True),
         Stage("judge_identity", (), ("judge_probe",), "1", lambda study, ids, _: ids.judge(study), outside=True),
         Stage("benchmark_data", (), (), "1", lambda study, ids, _: ids.benchmarks(study), outside=True),
         Stage("recipe_config", ("recipe",), (), "1", lambda study, ids, key: ids.recipe(study, key), outside=True),

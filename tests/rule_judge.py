@@ -51,10 +51,6 @@ class RuleSettings(ScorerSettings):
     """Texts that are not scored."""
 
     @property
-    def looks_at_image(self) -> bool:
-        return not self.text_only
-
-    @property
     def endpoint(self) -> str | None:
         return self.at
 
