@@ -29,12 +29,13 @@ from batch_world import (
     text_of,
 )
 
+from m3po_dagster.method.alignment import batch_service
 from m3po_dagster.method.alignment.batch_api import BatchFailure
 from m3po_dagster.method.alignment.batch_lines import CANCELLED, EXPIRED, NO_LINE, TOO_LARGE, write_requests
 from m3po_dagster.method.alignment.batch_record import BatchRecords
 from m3po_dagster.method.alignment.batch_service import BatchRejected
 from m3po_dagster.method.endpoint import EndpointError
-from tests.loopback import Reply
+from tests.loopback import Reply, error
 from tests.served_batches import ServedBatches, completion
 
 KEYS = [f"key-{number}" for number in range(10)]
@@ -316,6 +317,20 @@ def test_a_download_that_breaks_off_in_the_middle_is_taken_again(service, folder
     monkeypatch.setattr(service, "_do", cut)
     assert_all_replied(asked(service, folder))
     assert not cuts
+
+
+def test_a_service_that_asks_to_be_left_alone_is(service, folder, monkeypatch):
+    real, slept, busy = service._do, [], [error(429, "busy", retry_after="7"), error(429, "busy", retry_after="9999")]
+    monkeypatch.setattr(
+        service,
+        "_do",
+        lambda method, kind, *rest: (
+            busy.pop(0) if busy and (method, kind) == ("POST", "/batches") else real(method, kind, *rest)
+        ),
+    )
+    monkeypatch.setattr(batch_service.time, "sleep", slept.append)
+    assert_all_replied(asked(service, folder))
+    assert [seconds for seconds in slept if seconds > 1] == [7, batch_service.LONGEST_WAIT]
 
 
 def test_a_service_that_is_down_is_an_error_and_nothing_is_lost(service, folder):

@@ -68,7 +68,6 @@ class ServedBatch(_Reply):
     error_file_id: str | None = None
     request_counts: RequestCounts | None = None
     errors: _Problems | None = None
-    metadata: dict[str, str] | None = None
 
     @property
     def ended(self) -> bool:
