@@ -18,7 +18,7 @@ from tests.served_judge import ServedJudge
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> JudgeProject:
     project = JudgeProject(tmp_path_factory.mktemp("made"))
-    project.run(*UP_TO_CANDIDATES)
+    assert [one.error for one in project.run(*UP_TO_CANDIDATES)] == [None] * 3
     return project
 
 
@@ -70,7 +70,7 @@ def test_the_study_names_the_file_and_mas_follows_and_going_back_makes_nothing(p
 
     project.write(calibrations=str(tmp_path / "maps.json"))
     outcomes = project.run("judge_probe", "judge_identity", "mas_table", "candidates")
-    assert {name for one in outcomes for name in one["assets"]} == {"judge_identity", "mas_table"}
+    assert {name for one in outcomes for name in one.assets} == {"judge_identity", "mas_table"}
     fitted = mas_fingerprints(project) - before
     assert len(fitted) == 2  # a shard each
     table = next(
@@ -86,7 +86,7 @@ def test_the_study_names_the_file_and_mas_follows_and_going_back_makes_nothing(p
 
     project.write()
     outcomes = project.run("judge_probe", "judge_identity", "mas_table")
-    assert outcomes and all(set(one["reused"]) == set(one["assets"]) for one in outcomes)
+    assert outcomes and all(set(one.reused) == set(one.assets) for one in outcomes)
     assert mas_fingerprints(project) == before | fitted
 
 
@@ -112,12 +112,13 @@ def test_a_fit_for_another_model_or_other_settings_is_refused_before_anything_is
         for changed in ({**clip, "model": str(other)}, {**clip, "tiles": 1}):
             project.scorers = [scene, changed]
             project.write(calibrations=str(maps))
-            result = project.call("run", "--asset", "judge_probe", "--asset", "judge_identity", code=1)
-            assert "scorer 'clip': its calibration was fitted on another model or under other settings" in result.output
+            (outcome,) = project.run("judge_probe", "judge_identity")
+            said = "scorer 'clip': its calibration was fitted on another model or under other settings"
+            assert said in outcome.error and "judge_identity" in outcome.failed
         # Neither the column's name nor its weight says anything about the raw values.
         project.scorers = [scene, {**clip, "weight": 0.25}]
         project.write(calibrations=str(maps))
-        project.run("judge_probe", "judge_identity")
+        assert [one.error for one in project.run("judge_probe", "judge_identity")] == [None]
     finally:
         project.scorers = [scene, clip]
 
