@@ -91,6 +91,7 @@ def spend(folder: Path, budget: str, threads: int, expected: float, seconds: flo
     """Ask ever new questions on several threads until the budget stops it; says how often it asked."""
     ledger = Ledger(folder)
     purse = Purse(ledger, BudgetSettings.model_validate_json(budget), "scenes", "r1")
+    _say("starts", 0)
     # Far more than any budget here allows: a limit that does not hold is found, not waited for.
     asked = iter(range(os.getpid() * 1000, os.getpid() * 1000 + 500))
 

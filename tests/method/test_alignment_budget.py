@@ -27,6 +27,7 @@ from m3po_dagster.method.alignment.budget import (
 )
 from m3po_dagster.method.alignment.ledger import Ledger
 from m3po_dagster.method.alignment.ledger_errors import LedgerError
+from m3po_dagster.method.alignment.reservations import reservations_in
 from m3po_dagster.method.alignment.turn import Spend
 
 TWICE = Spend(1, cost=2 * COST)
@@ -209,6 +210,19 @@ def test_processes_spend_all_and_no_more_though_one_is_killed(tmp_path):
     assert spent.requests == 79 and spent.cost == 79 * COST
     with purse(Ledger(folder), {"study": limit}).reserve(Spend(1, cost=COST)):
         assert len(list((folder / ".reserved").glob("*.json"))) == 1
+
+
+def test_no_process_looks_while_another_makes_up_its_mind(tmp_path):
+    """Between looking and taking nobody else may take: two would both find the last share free."""
+    folder, said = tmp_path / "ledger", tmp_path / "said"
+    with reservations_in(folder / ".reserved").exclusive():
+        process = spender(folder, {"requests": 1}, 1, COST, 0, said)
+        while b"starts" not in said.read_bytes():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert b"reserved" not in said.read_bytes()
+    assert process.wait() == 0
+    assert b"reserved" in said.read_bytes() and Ledger(folder).spent().requests == 1
 
 
 def test_what_a_killed_process_reserved_is_free_though_its_child_lives(tmp_path):
