@@ -219,7 +219,8 @@ def test_a_forked_child_holds_nothing_and_writes_a_file_of_its_own(tmp_path):
     with ledger.asking(key(1)), ledger._lock:
         child = os.fork()
         if not child:
-            # The parent's lock, held at the fork, would wait for ever here.
+            # The parent's lock, held at the fork, would be waited for here for ever.
+            signal.alarm(20)
             ledger.add(turn(2))
             os._exit(len(ledger.turns(key(1))))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
@@ -232,6 +233,7 @@ def test_a_child_does_not_have_its_parents_question(tmp_path):
     with ledger.asking(key(1)):
         child = os.fork()
         if not child:
+            signal.alarm(20)
             with ledger.asking(key(1)) as known:
                 os.write(write, b"!")
                 os._exit(len(known))
@@ -308,6 +310,16 @@ def test_a_quiet_writers_file_is_still_read_and_a_gone_ones_is_not_looked_at(tmp
     age(tmp_path)
     assert [one.turn for one in reader.turns(key(0))] == [0, 1]
     assert reader.spent().requests == 51
+
+
+def test_a_file_made_within_the_clocks_grain_of_a_look_is_seen(tmp_path):
+    Ledger(tmp_path).add(turn(1))
+    reader = Ledger(tmp_path)
+    assert reader.spent().requests == 1
+    stamp = os.stat(tmp_path / "org-vlm").st_mtime_ns
+    Ledger(tmp_path).add(turn(2))
+    os.utime(tmp_path / "org-vlm", ns=(stamp, stamp))
+    assert reader.spent().requests == 2
 
 
 def test_totals_by_study_run_and_model(tmp_path):
