@@ -43,7 +43,7 @@ def test_a_price_is_the_sum_of_its_tokens(prompt, cached, completion, each, cach
     hits = min(prompt, cached)
     by_hand = sum([(prompt - hits) * each, hits * cached_each, completion * 3.0]) / 1e6
     assert prices.cost(prompt, cached, completion) == pytest.approx(by_hand)
-    assert prices.cost(prompt, cached, completion, batch=True) == pytest.approx(by_hand / 2)
+    assert prices.in_batches().cost(prompt, cached, completion) == pytest.approx(by_hand / 2)
 
 
 def test_prices_as_published():
@@ -51,7 +51,7 @@ def test_prices_as_published():
     prices = PriceSettings(input=2.5, cached_input=1.25, output=10.0)
     assert prices.cost(1000, 600, 200) == pytest.approx(0.00375)
     assert PriceSettings(input=2.5, output=10.0).cost(1000, 600, 200) == pytest.approx(0.0045)
-    assert PriceSettings(input=2.5, output=10.0, batch_discount=0.4).cost(1000, 0, 0, batch=True) == pytest.approx(
+    assert PriceSettings(input=2.5, output=10.0, batch_discount=0.4).in_batches().cost(1000, 0, 0) == pytest.approx(
         0.0015
     )
 

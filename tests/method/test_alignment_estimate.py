@@ -71,13 +71,14 @@ def test_what_is_reserved_is_never_less_than_expected(texts, width, height, answ
 
 def test_an_estimate_says_where_its_tokens_come_from():
     requests = [expected(["a" * 400], 512, 512, 2, PRICES, Spend(), reply_tokens=50)] * 10
-    facts = Estimate.of(requests, PRICES, Spend()).facts()
+    facts = Estimate.of(requests, 3, PRICES, Spend()).facts()
     assert facts == {
         "requests": 10,
         "prompt tokens": 3550,
         "completion tokens": 1000,
         "cost": round(10 * (355 * 2.5 + 100 * 10) / 1e6, 4),
+        "in the ledger": 3,
         "tokens from": "lengths; nothing is measured yet",
     }
-    measured = Estimate.of(requests, None, Spend(1234, 1, 1, 1))
+    measured = Estimate.of(requests, 0, None, Spend(1234, 1, 1, 1))
     assert measured.facts()["tokens from"] == "the mean of 1,234 replies" and "cost" not in measured.facts()
