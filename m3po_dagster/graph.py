@@ -96,8 +96,11 @@ STAGES: dict[str, Stage] = {
             ("shard",),
             ("candidates", "filtered_instructions", "judge_identity"),
             "3",
-            # The bound decides a blocking check, which is part of the result.
-            lambda study, ids, _: {"max_unscored": study.judge.max_unscored},
+            # The bound decides a blocking check, which is part of the result; a cascade, which answers have a MAS.
+            lambda study, ids, _: (
+                {"max_unscored": study.judge.max_unscored}
+                | ({"cascade": study.judge.cascade.model_dump(mode="json")} if study.judge.cascade else {})
+            ),
             loads_model=True,
         ),
         Stage(

@@ -196,6 +196,30 @@ class Study(Settings):
             raise ValueError("more than 99 recipes: Dagster would no longer follow staleness through the leaderboard")
         return self
 
+    @model_validator(mode="after")
+    def _cascade_keeps_every_pair(self) -> "Study":
+        """What a cascade leaves out has no MAS: no recipe and no point of the sweep may need it."""
+        cascade = self.judge.cascade
+        if cascade is None:
+            return self
+        if self.confidence.source == "rescored":
+            raise ValueError(
+                "judge.cascade goes by the log-probs noted while sampling, and confidence.source rescored selects by "
+                "others: use recorded, or remove the cascade"
+            )
+        selections = {f"recipes.{name}.selection": recipe.selection for name, recipe in self.recipes.items()}
+        # The sweep compares its grid with the default point.
+        widest = max(*self.sweep.alpha, SelectionSettings().alpha)
+        selections["sweep"] = SelectionSettings().model_copy(update={"alpha": widest})
+        served = [scorer.name for scorer in self.judge.scorers if scorer.served]
+        for key, selection in selections.items():
+            why = cascade.why_not(selection, served) if selection else None
+            if why:
+                raise ValueError(
+                    f"{key}: {why}; judge.cascade would change its pairs: widen the cascade, or remove either"
+                )
+        return self
+
     @property
     def shards(self) -> list[str]:
         """Names of the dataset's shards."""

@@ -89,7 +89,7 @@ class ScoreMatrix:
         _refuse(n_tokens < 1, rows, "n_tokens", n_tokens, "an answer has at least 1 token")
         _refuse(n_tokens > np.floor(n_tokens), rows, "n_tokens", n_tokens, "it must be a whole number")
         _refuse(sum_logp > LARGEST_LOGP, rows, "sum_logp", sum_logp, "a log-probability can't be above 0")
-        truncated, text = _truncated(table), _text_codes(table)
+        truncated, text = _truncated(table), _text(table)
         scored, confident = ~np.isnan(value), ~np.isnan(sum_logp + n_tokens)
         counts = {
             "candidates": table.num_rows,
@@ -300,14 +300,18 @@ def _truncated(table: pa.Table) -> np.ndarray | None:
     return cut if cut.any() else None
 
 
-def _text_codes(table: pa.Table) -> np.ndarray | None:
-    """Equal codes for answers equal in all but letter case, spacing and Unicode form; a null is equal to nothing."""
+def _text(table: pa.Table) -> np.ndarray | None:
     column = _optional_column(table, "text")
     if column is None:
         return None
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     _need_text(column.type, "text")
+    return text_codes(column)
+
+
+def text_codes(column: pa.ChunkedArray) -> np.ndarray:
+    """Equal codes for answers equal in all but letter case, spacing and Unicode form; a null is equal to nothing."""
     plain = pc.utf8_lower(pc.utf8_normalize(column, form="NFKC"))
     plain = pc.utf8_trim_whitespace(pc.replace_substring_regex(plain, r"\s+", " "))
     codes = pc.dictionary_encode(plain).combine_chunks().indices

@@ -2,13 +2,15 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from m3po_dagster.method.alignment.calibration import Calibration
-from m3po_dagster.method.alignment.cascade import AnswerFacts
+from m3po_dagster.method.alignment.cascade import NOT_NEEDED, AnswerFacts, Bounds, CascadeSettings, Prospects
+from m3po_dagster.method.alignment.rounds import Known, ask, ask_in_rounds
 from m3po_dagster.method.alignment.scorer import SCORED, Batch, Score, Scorer, ScorerSettings
 from m3po_dagster.settings import Settings
 
@@ -46,6 +48,11 @@ class MasSettings(Settings, Generic[S]):
         "so that chance does not look like a new model",
     )
 
+    cascade: CascadeSettings | None = Field(
+        None,
+        description="ask the served scorers only about answers that can still become R_w or R_l; null: about all",
+    )
+
     @model_validator(mode="after")
     def _usable(self) -> "MasSettings[S]":
         names = [scorer.name for scorer in self.scorers]
@@ -53,6 +60,8 @@ class MasSettings(Settings, Generic[S]):
             raise ValueError(f"two scorers are called '{twice[0]}': give each its own `name`")
         if not any(scorer.weight > 0 for scorer in self.scorers):
             raise ValueError("every scorer has weight 0, so there is no MAS: give at least one a positive `weight`")
+        if self.cascade is not None and not any(scorer.served and scorer.weight > 0 for scorer in self.scorers):
+            raise ValueError("cascade: no served scorer is part of MAS, so there is nothing to save: remove it")
         sub_scores = [name for scorer in self.scorers for name in scorer.sub_scores]
         _no_column_twice([scorer.name for scorer in self.scorers], sub_scores)
         return self
@@ -68,6 +77,8 @@ class MasSettings(Settings, Generic[S]):
             [scorer.build(device) for scorer in self.scorers],
             {scorer.name: scorer.weight for scorer in self.scorers},
             {scorer.name: scorer.resolved_calibration() for scorer in self.scorers},
+            self.cascade,
+            [scorer.name for scorer in self.scorers if scorer.served],
         )
 
 
@@ -75,11 +86,17 @@ class MasScorer:
     """Scores batches with every scorer and combines them.
 
     `scorers` and `sub_scores` are the columns beside the fixed ones, in the order `storage.tables.mas_schema` takes
-    them. Raises ValueError for clashing columns, missing calibrations, and weights that are negative or all 0.
+    them. With a `cascade` the scorers named in `dear` are asked only about answers that can still become R_w or R_l.
+    Raises ValueError for clashing columns, missing calibrations, and weights that are negative or all 0.
     """
 
     def __init__(
-        self, scorers: Sequence[Scorer], weights: Mapping[str, float], calibrations: Mapping[str, Calibration]
+        self,
+        scorers: Sequence[Scorer],
+        weights: Mapping[str, float],
+        calibrations: Mapping[str, Calibration],
+        cascade: CascadeSettings | None = None,
+        dear: Collection[str] = (),
     ) -> None:
         self._scorers = tuple(scorers)
         self.scorers = [scorer.name for scorer in scorers]
@@ -91,6 +108,8 @@ class MasScorer:
         self._calibrations = {name: calibrations[name] for name in self.scorers}
         if min(self._weights.values()) < 0 or not sum(self._weights.values()) > 0:
             raise ValueError(f"weights must not be negative and not all 0, got {self._weights}")
+        self._entering = {name: weight for name, weight in self._weights.items() if weight > 0}
+        self._cascade, self._dear = cascade, frozenset(dear)
 
     @property
     def together(self) -> int:
@@ -105,8 +124,12 @@ class MasScorer:
         """The same judge, the answers of each request to a served scorer in the reverse order."""
         return self._with([scorer.swapped() if hasattr(scorer, "swapped") else scorer for scorer in self._scorers])
 
+    def exhaustive(self) -> "MasScorer":
+        """The same judge without its cascade: every scorer is asked about every answer it is given."""
+        return MasScorer(self._scorers, self._weights, self._calibrations)
+
     def _with(self, scorers: Sequence[Scorer]) -> "MasScorer":
-        return MasScorer(scorers, self._weights, self._calibrations)
+        return MasScorer(scorers, self._weights, self._calibrations, self._cascade, self._dear)
 
     def score(
         self,
@@ -117,39 +140,79 @@ class MasScorer:
         """One row an answer, in order: prompt_id, mas, status, words, each scorer (calibrated), each sub-score (raw).
 
         `mas` is null when any scorer with a positive weight could not judge; `status` names each scorer that could
-        not and why; `words` is what the scorers say for their scores, null when none spoke. The caller adds
-        candidate_id. `progress` is called with (scorers done, scorers).
+        not and why, or is NOT_NEEDED; `words` is what the scorers say for their scores, null when none spoke. The
+        caller adds candidate_id. `progress` is called with (scorers done, scorers). `facts`, one a prompt, are what a
+        cascade goes by; without one they are not looked at. Raises ValueError where a cascade gets none.
         """
-        scores: dict[str, list[list[Score]]] = {}
-        for done, scorer in enumerate(self._scorers, start=1):
-            scores[scorer.name] = scorer.score(batch)
+        known: Known = [[{} for _ in answers] for _, answers in batch]
+        everything = [range(len(answers)) for _, answers in batch]
+        cheap = [one for one in self._scorers if self._cascade is None or one.name not in self._dear]
+        for done, scorer in enumerate(cheap, start=1):
+            ask(scorer, batch, everything, known)
             if progress:
                 progress(done, len(self._scorers))
+        if self._cascade is not None:
+            self._ask_the_dear(self._cascade, batch, facts, known)
+            if progress:
+                progress(len(self._scorers), len(self._scorers))
         return [
-            self._row(prompt.prompt_id, {name: scores[name][p][a] for name in self.scorers})
-            for p, (prompt, answers) in enumerate(batch)
-            for a in range(len(answers))
+            self._row(prompt.prompt_id, scores)
+            for (prompt, _), some in zip(batch, known, strict=True)
+            for scores in some
         ]
 
-    def _row(self, prompt_id: str, scores: Mapping[str, Score]) -> dict:
+    def _ask_the_dear(
+        self, cascade: CascadeSettings, batch: Batch, facts: Sequence[AnswerFacts] | None, known: Known
+    ) -> None:
+        if facts is None or [fact.text for fact in facts] != [tuple(answers) for _, answers in batch]:
+            raise ValueError("a judge with a cascade needs the facts of the answers it is given, in their order")
+        dear = [one for one in self._scorers if one.name in self._dear]
+        entering = [one for one in dear if one.name in self._entering]
+        prospects = [Prospects(fact, cascade) for fact in facts]
+        ask_in_rounds(entering, batch, known, prospects, self._bounds, cascade)
+        # What is no part of MAS decides nothing: it is asked about the answers that have one.
+        have_mas = [np.flatnonzero(self._bounds(some).known).tolist() for some in known]
+        for scorer in dear:
+            if scorer.name not in self._entering:
+                ask(scorer, batch, have_mas, known)
+
+    def _bounds(self, known: Sequence[Mapping[str, Score]]) -> Bounds:
+        """Bounds of each answer's MAS: a calibrated value that is not known lies in [0, 1], and MAS rises with it."""
+        low, high = (np.array([self._mas(scores, unknown) for scores in known], dtype=np.float64) for unknown in (0, 1))
+        complete = np.array([scores.keys() >= self._entering.keys() for scores in known], dtype=bool)
+        return Bounds(low, high, complete & ~np.isnan(low))
+
+    def _mas(self, scores: Mapping[str, Score], unknown: float | None = None) -> float | None:
+        """MAS, with `unknown` for the values of scorers that were not asked; None where a scorer could not judge."""
+        values = {name: self._value(name, scores[name]) if name in scores else unknown for name in self._entering}
+        if any(value is None for value in values.values()):
+            return None
+        mean = math.fsum(w * values[name] for name, w in self._entering.items()) / math.fsum(self._entering.values())
+        return round(mean, DIGITS)
+
+    def _value(self, name: str, score: Score) -> float | None:
+        return None if score.value is None else round(self._calibrations[name].apply(score.value), DIGITS)
+
+    def _row(self, prompt_id: str, known: Mapping[str, Score]) -> dict:
+        # In the scorers' order, whichever was asked first.
+        scores = {name: known[name] for name in self.scorers if name in known}
         row = dict.fromkeys([*FIXED, *self.scorers, *self.sub_scores])
-        row["prompt_id"] = prompt_id
-        unscored = [f"{name}: {score.reason}" for name, score in scores.items() if score.value is None]
-        row["status"] = "; ".join(unscored) or SCORED
-        row["words"] = self._words(scores)
+        row["prompt_id"], row["mas"], row["words"] = prompt_id, self._mas(scores), self._words(scores)
+        unscored = {name: score.reason for name, score in scores.items() if score.value is None}
+        row["status"] = "; ".join(f"{name}: {reason}" for name, reason in unscored.items()) or SCORED
+        if row["mas"] is None and not unscored.keys() & self._entering.keys():
+            row["status"] = NOT_NEEDED
         for name, score in scores.items():
             if score.value is not None:
-                row[name] = round(self._calibrations[name].apply(score.value), DIGITS)
+                row[name] = self._value(name, score)
                 row.update(score.sub_scores)
-        entering = {name: weight for name, weight in self._weights.items() if weight > 0}
-        if all(row[name] is not None for name in entering):
-            mean = math.fsum(w * row[name] for name, w in entering.items()) / math.fsum(entering.values())
-            row["mas"] = round(mean, DIGITS)
         return row
 
     def _words(self, scores: Mapping[str, Score]) -> str | None:
         said = {name: words for name, score in scores.items() if (words := one_line(score.words))}
-        return "\n".join(words if len(scores) == 1 else f"{name}: {words}" for name, words in said.items()) or None
+        return (
+            "\n".join(words if len(self.scorers) == 1 else f"{name}: {words}" for name, words in said.items()) or None
+        )
 
 
 def _no_column_twice(scorers: Sequence[str], sub_scores: Sequence[str]) -> None:
