@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE
+from m3po_dagster.method.alignment.scorer import ScorerSettings
 from m3po_dagster.settings import Settings
 from m3po_dagster.storage.fingerprint import canonical_json
 from m3po_dagster.study import Study
@@ -83,14 +84,14 @@ class Identities:
 
     def _sampling_scorer(self, study: Study) -> dict:
         scorer = study.generation.scorer
-        return {} if scorer is None else {**scorer.identity(), "files": self.weights(scorer.model)}
+        return {} if scorer is None else self._scorer(scorer)
 
     def _judge(self, study: Study) -> dict:
-        scorers = {}
-        for scorer in study.judge.scorers:
-            files = {} if scorer.served else {"files": self.weights(scorer.model)}
-            scorers[scorer.name] = {**scorer.identity(), **files}
-        return scorers
+        return {scorer.name: self._scorer(scorer) for scorer in study.judge.scorers}
+
+    def _scorer(self, scorer: ScorerSettings) -> dict:
+        files = {} if scorer.local_model is None else {"files": self.weights(scorer.local_model)}
+        return {**scorer.identity(), **files}
 
     def _benchmarks(self, study: Study) -> dict:
         from m3po_dagster.evaluation.registry import load_questions

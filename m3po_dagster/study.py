@@ -17,9 +17,12 @@ from pydantic import AfterValidator, Field, StringConstraints, Tag, ValidationEr
 from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.llava_instruct import DatasetSettings
 from m3po_dagster.evaluation.settings import BenchmarkSettings
+from m3po_dagster.method.alignment.blip2_itm import Blip2ItmSettings
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
+from m3po_dagster.method.alignment.hf_clip import HfClipScorerSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
+from m3po_dagster.method.alignment.vqascore import VqaScoreSettings
 from m3po_dagster.method.filtering import FilterSettings
 from m3po_dagster.method.generation.generator_settings import GeneratorSettings, TransformersSettings
 from m3po_dagster.method.generation.settings import (
@@ -41,7 +44,15 @@ OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-
 
 # Dagster forbids some characters in partition keys; the store makes folders of them.
 PartitionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
-ScorerSettings = Annotated[ClipScorerSettings | LlmJudgeSettings | SceneJudgeSettings, Field(discriminator="kind")]
+ScorerSettings = Annotated[
+    ClipScorerSettings
+    | HfClipScorerSettings
+    | Blip2ItmSettings
+    | VqaScoreSettings
+    | LlmJudgeSettings
+    | SceneJudgeSettings,
+    Field(discriminator="kind"),
+]
 TrainingSettings = Annotated[DpoSettings | SftSettings, Field(discriminator="kind")]
 
 

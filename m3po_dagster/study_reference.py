@@ -28,11 +28,11 @@ def missing_paths(study: Study) -> dict[str, str]:
     if is_local(study.model.path):
         named["model.path"] = study.model.path
     for scorer in study.judge.scorers:
-        if not scorer.served and is_local(scorer.model):
-            named[f"judge.scorers.{scorer.name}.model"] = scorer.model
+        if scorer.local_model is not None and is_local(scorer.local_model):
+            named[f"judge.scorers.{scorer.name}.model"] = scorer.local_model
     scorer = study.generation.scorer
-    if scorer is not None and is_local(scorer.model):
-        named["generation.n.scorer.model"] = scorer.model
+    if scorer is not None and scorer.local_model is not None and is_local(scorer.local_model):
+        named["generation.n.scorer.model"] = scorer.local_model
     for name, benchmark in study.benchmarks.items():
         for key, value in named_paths(benchmark.model_dump()):
             named[f"benchmarks.{name}.{key}"] = value

@@ -12,9 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from m3po_dagster.method.alignment.calibration import Calibration, Identity
-from m3po_dagster.method.alignment.clip import crops, encode_views
 from m3po_dagster.method.alignment.clip_encoder import ClipEncoder
-from m3po_dagster.method.alignment.scorer import Batch, Score, ScorerSettings
+from m3po_dagster.method.alignment.scorer import Batch, ModelScorerSettings, Score
+from m3po_dagster.method.alignment.views import crops, encode_views
 from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.world.judge_words import evidence
 from m3po_dagster.world.language import claims, kind_of, parse_question
@@ -26,7 +26,7 @@ JUDGE_FOLDER = Path(__file__).parent / "weights" / "judge"
 CAPTIONS = (*(f"There is a {thing}." for thing in THINGS), "There is nothing.")
 
 
-class SceneJudgeSettings(ScorerSettings):
+class SceneJudgeSettings(ModelScorerSettings):
     """The judge of the embedded world; it knows the world's questions and nothing else."""
 
     kind: Literal["scene_judge"] = Field("scene_judge", description="the embedded world's judge")

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 from tiny_llava import tiny_prompts
 
-from m3po_dagster.method.alignment.clip import ClipScorer, ClipScorerSettings, tile_views
+from m3po_dagster.method.alignment.clip import ClipScorerSettings
 from m3po_dagster.method.alignment.clip_encoder import ClipEncoder
 from m3po_dagster.method.alignment.sentences import windows
+from m3po_dagster.method.alignment.statements import StatementScorer
+from m3po_dagster.method.alignment.views import tile_views
 from m3po_dagster.method.prompt import Message
 from m3po_dagster.torchvision_repair import repair_torchvision
 from m3po_dagster.world.judge import JUDGE_FOLDER
@@ -19,7 +21,7 @@ ANSWERS = ("There is a red circle. There is a blue triangle.", "There is a red c
 
 
 @pytest.fixture
-def scorer() -> ClipScorer:
+def scorer() -> StatementScorer:
     return ClipScorerSettings(model=str(JUDGE_FOLDER), tiles=2).build()
 
 
@@ -62,16 +64,18 @@ def test_values_are_those_of_a_plain_open_clip_computation(prompts):
 def test_images_and_equal_statements_are_encoded_once(scorer, prompts):
     again = replace(prompts[0], prompt_id="again", messages=(Message("user", "Describe the image."),))
     scorer.score([(prompt, ANSWERS) for prompt in (*prompts, again)])
-    assert scorer.encoder.n_images == 3 * (1 + 2 * 2)
+    assert scorer.assessor.encoder.n_images == 3 * (1 + 2 * 2)
     # Two distinct sentences, and Yes joined to four distinct questions, one of which needs two windows.
     joined = [f"{prompt.question} Yes." for prompt in (*prompts, again)]
-    assert scorer.encoder.n_texts == 2 + sum(len(windows(text, scorer.encoder.fits)) for text in joined)
+    assert scorer.assessor.encoder.n_texts == 2 + sum(
+        len(windows(text, scorer.assessor.encoder.fits)) for text in joined
+    )
 
 
 def test_without_tiles_only_the_whole_image_is_seen(prompts):
     scorer = ClipScorerSettings(model=str(JUDGE_FOLDER)).build()
     scorer.score([(prompts[0], ANSWERS)])
-    assert scorer.encoder.n_images == 1
+    assert scorer.assessor.encoder.n_images == 1
 
 
 def test_a_batch_scores_as_its_answers_alone_and_repeats_itself(scorer, prompts):
@@ -88,15 +92,39 @@ def test_a_batch_scores_as_its_answers_alone_and_repeats_itself(scorer, prompts)
 def test_a_long_sentence_is_seen_whole(scorer, prompts):
     clause = "there is a red circle at the top left, "
     start, long = clause * 2, clause * 9 + "there is a blue triangle."
-    assert scorer.encoder.fits(start.strip())
-    assert not scorer.encoder.fits(long)
-    pieces = windows(long, scorer.encoder.fits)
+    assert scorer.assessor.encoder.fits(start.strip())
+    assert not scorer.assessor.encoder.fits(long)
+    pieces = windows(long, scorer.assessor.encoder.fits)
     assert " ".join(pieces) == long
     (score,) = scorer.score([(prompts[0], [long])])[0]
     assert score.sub_scores["clip_statements"] == len(pieces) > 1
     # The end counts: another object there changes the value.
     (other,) = scorer.score([(prompts[0], [long.replace("blue triangle", "gray rectangle")])])[0]
     assert other.value != score.value
+
+
+def test_seen_is_the_share_of_words_that_have_tokens(scorer, prompts, tmp_path):
+    answers = ["There is a red zebra.", "There is a red circle.\n- a zebra\n- a circle"]
+    strange, listed = scorer.score([(prompts[0], answers)])[0]
+    # The embedded judge's tokenizer knows the world's words only; a list's marks are no words.
+    assert strange.sub_scores["clip_seen"] == pytest.approx(4 / 5)
+    assert listed.sub_scores["clip_seen"] == pytest.approx(8 / 9)
+    spelled = ClipScorerSettings(model=str(own_tokenizer_model(tmp_path))).build()
+    assert [score.sub_scores["clip_seen"] for score in spelled.score([(prompts[0], answers)])[0]] == [1, 1]
+
+
+def test_a_model_with_open_clips_own_tokenizer_scores_as_it_does_by_itself(prompts, tmp_path):
+    repair_torchvision()
+    import open_clip
+    import torch
+
+    folder = own_tokenizer_model(tmp_path)
+    ((score,),) = ClipScorerSettings(model=str(folder)).build().score([(prompts[0], [ANSWERS[1]])])
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    with torch.no_grad():
+        text = model.eval().encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")([ANSWERS[1]]))
+        image = model.encode_image(preprocess(prompts[0].open_image())[None])
+    assert score.value == pytest.approx(float(torch.nn.functional.cosine_similarity(text, image)), abs=1e-5)
 
 
 @pytest.mark.parametrize("answer", ["", " \n", "... !"])

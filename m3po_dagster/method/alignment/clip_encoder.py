@@ -51,7 +51,11 @@ class ClipEncoder:
         return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """L2-normalised embeddings, shape (number of texts, embedding size), float32; each text must fit."""
+        """L2-normalised embeddings, shape (number of texts, embedding size), float32; each text must fit.
+
+        open_clip's tokenizers pad every text to the whole context, which some of its towers were trained to see: texts
+        of one length together would save nothing.
+        """
         import torch
 
         rows = []
@@ -73,3 +77,10 @@ class ClipEncoder:
         cut = self.tokenizer([text], context_length=self.context_length)[0]
         longer = self.tokenizer([text], context_length=self.context_length + 1)[0]
         return bool((cut == longer[:-1]).all())
+
+    def knows(self, word: str) -> bool:
+        """Whether the tokenizer has tokens for the word; open_clip's own spells any word in bytes."""
+        hugging_face = getattr(self.tokenizer, "tokenizer", None)
+        if hugging_face is None or hugging_face.unk_token_id is None:
+            return True
+        return hugging_face.unk_token_id not in hugging_face(word, add_special_tokens=False)["input_ids"]

@@ -86,7 +86,7 @@ class ServedScorer(Scorer, Protocol):
 
 
 class ScorerSettings(Settings):
-    """What every scorer of a study says: its column, its share of MAS, its model and its calibration."""
+    """What every scorer of a study says: its column, its share of MAS and its calibration."""
 
     name: str = Field(
         description="column of the MAS table that holds this scorer's calibrated value",
@@ -97,10 +97,6 @@ class ScorerSettings(Settings):
         ge=0,
         allow_inf_nan=False,
         description="share in MAS, relative to the other scorers; 0 stores the column and keeps it out of MAS",
-    )
-    model: str = Field(
-        description="folder of an open_clip model (open_clip_config.json, weights, tokenizer), or a name it knows",
-        min_length=1,
     )
     calibration: Calibration | None = Field(
         None,
@@ -118,6 +114,21 @@ class ScorerSettings(Settings):
         return self.endpoint is not None
 
     @property
+    def looks_at_image(self) -> bool:
+        """Whether another image can change the value; False for what compares texts alone."""
+        return True
+
+    @property
+    def local_model(self) -> str | None:
+        """Folder or name of the model that is loaded here; None for a scorer that loads none."""
+        return None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the model that is loaded here; None without one, and for a model given by a name."""
+        return None
+
+    @property
     def sub_scores(self) -> dict[str, str]:
         """Columns beside the scorer's own, each with what it holds; known before any model is loaded."""
         return {}
@@ -126,14 +137,6 @@ class ScorerSettings(Settings):
         """What decides the scores, as JSON values; a local model's files come on top of it."""
         settings = self.model_dump(mode="json", exclude={"model", "calibration"})
         return {"settings": settings, "calibration": self.resolved_calibration().version}
-
-    @property
-    def folder(self) -> Path | None:
-        """The model's folder; None when the model is a name that open_clip resolves."""
-        path = Path(self.model.removeprefix(LOCAL_DIR))
-        if not path.is_dir() and self.model.startswith(LOCAL_DIR):
-            raise FileNotFoundError(f"scorer '{self.name}': the model folder {path} does not exist; correct `model`")
-        return path if path.is_dir() else None
 
     def resolved_calibration(self) -> Calibration:
         """The calibration given here, else the one beside the model.
@@ -154,3 +157,25 @@ class ScorerSettings(Settings):
                 f"{path} has no entry '{self.name}' (it has {', '.join(known)}); set `calibration` instead"
             )
         return known[self.name]
+
+
+class ModelScorerSettings(ScorerSettings):
+    """A scorer whose model is loaded here."""
+
+    model: str = Field(
+        description="folder of an open_clip model (open_clip_config.json, weights, tokenizer), or a name it knows",
+        min_length=1,
+    )
+
+    @property
+    def local_model(self) -> str:
+        """The model as the study names it."""
+        return self.model
+
+    @property
+    def folder(self) -> Path | None:
+        """The model's folder; None when the model is a name that its library resolves."""
+        path = Path(self.model.removeprefix(LOCAL_DIR))
+        if not path.is_dir() and self.model.startswith(LOCAL_DIR):
+            raise FileNotFoundError(f"scorer '{self.name}': the model folder {path} does not exist; correct `model`")
+        return path if path.is_dir() else None

@@ -21,15 +21,20 @@ def packed_logps(
     prefix: Prefix, answers: Sequence[Sequence[int]], counts: Counts | None = None
 ) -> "list[torch.Tensor]":
     """All answers as one row over the prefix of one prompt, in which no answer sees another."""
+    # A last token is predicted, never read: it needs no row of its own.
+    return _gathered(prefix, answers, packed_next(prefix, [answer[:-1] for answer in answers], counts))
+
+
+def packed_next(prefix: Prefix, texts: Sequence[Sequence[int]], counts: Counts | None = None) -> "list[torch.Tensor]":
+    """Log-probs (tokens, vocabulary) of what follows each token of each text, all texts as one row over the prefix."""
     import torch
 
     with torch.inference_mode():
         device, length = prefix.logits.device, prefix.attention_mask.shape[1]
-        # A last token is predicted, never read: it needs no row of its own.
-        lengths = [len(answer) - 1 for answer in answers]
-        packed = [token for answer in answers for token in answer[:-1]]
+        lengths = [len(text) for text in texts]
+        packed = [token for text in texts for token in text]
         if not packed:
-            return _gathered(prefix, answers, prefix.logits.new_empty(0, prefix.logits.shape[1]).split(lengths))
+            return list(prefix.logits.new_empty(0, prefix.logits.shape[1]).split(lengths))
         segment = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
         offset = torch.cat([torch.arange(length) for length in lengths]).to(device)
         dtype = prefix.cache.layers[0].keys.dtype
@@ -47,29 +52,34 @@ def packed_logps(
         if counts is not None:
             counts.scoring_forwards += 1
             counts.scoring_tokens += len(packed)
-        return _gathered(prefix, answers, output.logits[0].float().log_softmax(dim=-1).split(lengths))
+        return list(output.logits[0].float().log_softmax(dim=-1).split(lengths))
 
 
 def expanded_logps(
     prefix: Prefix, answers: Sequence[Sequence[int]], counts: Counts | None = None
 ) -> "list[torch.Tensor]":
     """A row an answer, padded on the right, each over its own copy of what the model keeps of the one prompt."""
+    return _gathered(prefix, answers, expanded_next(prefix, [answer[:-1] for answer in answers], counts))
+
+
+def expanded_next(prefix: Prefix, texts: Sequence[Sequence[int]], counts: Counts | None = None) -> "list[torch.Tensor]":
+    """As `packed_next`, a row a text."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
     with torch.inference_mode():
         device = prefix.logits.device
-        lengths = [len(answer) - 1 for answer in answers]
-        tokens = pad_sequence([torch.tensor(answer[:-1], dtype=torch.int64) for answer in answers], batch_first=True)
+        lengths = [len(text) for text in texts]
+        tokens = pad_sequence([torch.tensor(text, dtype=torch.int64) for text in texts], batch_first=True)
         if not tokens.shape[1]:
-            return _gathered(prefix, answers, [prefix.logits[:0]] * len(answers))
+            return [prefix.logits[:0]] * len(texts)
         own = (torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]).long()
-        logits = ExpandedRows(prefix, len(answers)).logits(tokens.to(device), own.to(device))
+        logits = ExpandedRows(prefix, len(texts)).logits(tokens.to(device), own.to(device))
         if counts is not None:
             counts.scoring_forwards += 1
             counts.scoring_tokens += tokens.numel()
         logps = logits.float().log_softmax(dim=-1)
-        return _gathered(prefix, answers, [row[:length] for row, length in zip(logps, lengths, strict=True)])
+        return [row[:length] for row, length in zip(logps, lengths, strict=True)]
 
 
 def full_logps(

@@ -86,7 +86,7 @@ def _chosen(loaded: LoadedModel) -> Paths:
     else:
         sampling, scoring = ["shared-prefix", *sampling], ["packed", *scoring]
     rounding = _difference(looped, expected)
-    tolerance = max(FLOOR, STEPS * _step(loaded), TIMES * rounding)
+    tolerance = max(FLOOR, STEPS * step(loaded), TIMES * rounding)
 
     def right(what: str, path: P, found: "Callable[[], LogProbs]", expected: "LogProbs") -> bool:
         try:
@@ -189,7 +189,7 @@ def _images() -> "list[Image.Image]":
     return images
 
 
-def _step(loaded: LoadedModel) -> float:
+def step(loaded: LoadedModel) -> float:
     """The relative distance of neighbouring numbers; eight- and four-bit weights are multiplied in half precision."""
     import torch
 
