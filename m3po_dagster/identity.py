@@ -49,7 +49,7 @@ class Identities:
 
     def served_judge(self, study: Study) -> dict:
         """Which served scorers are asked the probe set, and how; empty without one."""
-        served = {scorer.name: scorer.identity() for scorer in study.judge.scorers if scorer.served}
+        served = {scorer.name: scorer.identity() for scorer in study.judge.assessors if scorer.served}
         return {"scorers": served, "repeats": study.judge.probe_repeats} if served else {}
 
     def benchmarks(self, study: Study) -> dict:
@@ -91,7 +91,10 @@ class Identities:
 
     def _scorer(self, scorer: ScorerSettings) -> dict:
         files = {} if scorer.local_model is None else {"files": self.weights(scorer.local_model)}
-        return {**scorer.identity(), **files}
+        members = (
+            {"members": {member.name: self._scorer(member) for member in scorer.members}} if scorer.members else {}
+        )
+        return {**scorer.identity(), **files, **members}
 
     def _benchmarks(self, study: Study) -> dict:
         from m3po_dagster.evaluation.registry import load_questions

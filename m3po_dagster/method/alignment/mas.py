@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from m3po_dagster.method.alignment.calibration import Calibration
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED, AnswerFacts, Bounds, CascadeSettings, Prospects
-from m3po_dagster.method.alignment.rounds import Known, ask, ask_in_rounds
-from m3po_dagster.method.alignment.scorer import SCORED, Batch, Score, Scorer, ScorerSettings
+from m3po_dagster.method.alignment.rounds import Known, ask, ask_in_rounds, everything
+from m3po_dagster.method.alignment.scorer import DIGITS, SCORED, Batch, Score, Scorer, ScorerSettings, calibrated
 from m3po_dagster.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ S = TypeVar("S", bound=ScorerSettings)
 
 FIXED = ("prompt_id", "mas", "status", "words")
 """Columns of every judge's table, beside the candidate's id."""
-
-DIGITS = 6
-"""Decimals of a score. What float32 arithmetic adds beyond them differs from run to run and is no preference: kept, it
-would part candidates that are equally good."""
 
 TOGETHER = 16
 """Prompts whose answers are scored at once where no scorer asks for more: enough to fill the batches of a local one."""
@@ -70,6 +66,11 @@ class MasSettings(Settings, Generic[S]):
     def sub_scores(self) -> dict[str, str]:
         """The sub-score columns of every scorer, in order, each with what it holds."""
         return {name: meaning for scorer in self.scorers for name, meaning in scorer.sub_scores.items()}
+
+    @property
+    def assessors(self) -> tuple[ScorerSettings, ...]:
+        """Every scorer that judges itself: in place of an ensemble its members."""
+        return tuple(one for scorer in self.scorers for one in (scorer.members or (scorer,)))
 
     def build(self, device: str = "cpu") -> "MasScorer":
         """Loads every scorer on `device`."""
@@ -145,10 +146,9 @@ class MasScorer:
         cascade goes by; without one they are not looked at. Raises ValueError where a cascade gets none.
         """
         known: Known = [[{} for _ in answers] for _, answers in batch]
-        everything = [range(len(answers)) for _, answers in batch]
         cheap = [one for one in self._scorers if self._cascade is None or one.name not in self._dear]
         for done, scorer in enumerate(cheap, start=1):
-            ask(scorer, batch, everything, known)
+            ask(scorer, batch, everything(batch), known)
             if progress:
                 progress(done, len(self._scorers))
         if self._cascade is not None:
@@ -191,7 +191,7 @@ class MasScorer:
         return round(mean, DIGITS)
 
     def _value(self, name: str, score: Score) -> float | None:
-        return None if score.value is None else round(self._calibrations[name].apply(score.value), DIGITS)
+        return calibrated(score, self._calibrations[name])
 
     def _row(self, prompt_id: str, known: Mapping[str, Score]) -> dict:
         # In the scorers' order, whichever was asked first.
@@ -203,9 +203,8 @@ class MasScorer:
         if row["mas"] is None and not unscored.keys() & self._entering.keys():
             row["status"] = NOT_NEEDED
         for name, score in scores.items():
-            if score.value is not None:
-                row[name] = self._value(name, score)
-                row.update(score.sub_scores)
+            row[name] = self._value(name, score)
+            row.update(score.sub_scores)
         return row
 
     def _words(self, scores: Mapping[str, Score]) -> str | None:
