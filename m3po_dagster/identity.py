@@ -9,11 +9,11 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE
-from m3po_dagster.method.alignment.scorer import ScorerSettings
+from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE, CalibrationEntry, Identity
+from m3po_dagster.method.alignment.known_pairs import known_pair_files
 from m3po_dagster.settings import Settings
 from m3po_dagster.storage.fingerprint import canonical_json
-from m3po_dagster.study import Study
+from m3po_dagster.study import ScorerSettings, Study
 
 NO_WEIGHTS = ("README.md", CALIBRATION_FILE)
 """Files of a model folder that are no part of the model; a calibration counts by its own version."""
@@ -44,7 +44,10 @@ class Identities:
         return self._once("sampling_scorer", lambda: self._sampling_scorer(study))
 
     def judge(self, study: Study) -> dict:
-        """Each scorer's settings and weights; of a served one what is asked for, whatever the endpoint then answers."""
+        """Each scorer's settings and weights; of a served one what is asked for, whatever the endpoint then answers.
+
+        The known pairs that check the judge come with it: their outcome is part of what it scores.
+        """
         return self._once("judge", lambda: self._judge(study))
 
     def served_judge(self, study: Study) -> dict:
@@ -84,10 +87,21 @@ class Identities:
 
     def _sampling_scorer(self, study: Study) -> dict:
         scorer = study.generation.scorer
-        return {} if scorer is None else self._scorer(scorer)
+        if scorer is None:
+            return {}
+        for one in scorer.members or (scorer,):
+            self.refuse_foreign_fit(one, {})
+        return self._scorer(scorer)
 
     def _judge(self, study: Study) -> dict:
-        return {scorer.name: self._scorer(scorer) for scorer in study.judge.scorers}
+        scorers, fitted = {}, study.judge.fitted()
+        for scorer in study.judge.assessors:
+            self.refuse_foreign_fit(scorer, fitted)
+        for scorer in study.judge.calibrated().scorers:
+            scorers[scorer.name] = self._scorer(scorer)
+        # No scorer is called so: a scorer's name has no space.
+        known = study.judge.quality.known_pairs
+        return scorers | ({} if known is None else {"known pairs": self._known_pairs(known)})
 
     def _scorer(self, scorer: ScorerSettings) -> dict:
         files = {} if scorer.local_model is None else {"files": self.weights(scorer.local_model)}
@@ -95,6 +109,30 @@ class Identities:
             {"members": {member.name: self._scorer(member) for member in scorer.members}} if scorer.members else {}
         )
         return {**scorer.identity(), **files, **members}
+
+    def _known_pairs(self, path: Path) -> str:
+        """Hash of the file and its images, wherever they lie."""
+        hashes = [self.file_hash(file) for file in known_pair_files(path)]
+        return hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
+
+    def refuse_foreign_fit(self, scorer: ScorerSettings, fitted: Mapping[str, CalibrationEntry]) -> None:
+        """Raises ValueError where a scorer's calibration was fitted on other raw values than it gives now."""
+        fit = scorer.calibration_entry(fitted).fit
+        if fit is not None and fit.model != self.raw_scale(scorer):
+            raise ValueError(
+                f"scorer '{scorer.name}': its calibration was fitted on another model or under other settings (study "
+                f"{fit.study}, {fit.model} where this is {self.raw_scale(scorer)}). Fit it anew with `m3po judge "
+                "calibrate`, or go back to what it was fitted on"
+            )
+
+    def raw_scale(self, scorer: ScorerSettings) -> str:
+        """Hash of what decides a scorer's raw values: model files and settings, not its column, weight or map."""
+        # Any map would do: it is left out, but a scorer that has none yet has no identity either.
+        known = scorer.model_copy(update={"calibration": Identity()}).identity()
+        settings = {key: value for key, value in known["settings"].items() if key not in ("name", "weight")}
+        files = {} if scorer.local_model is None else self.weights(scorer.local_model)
+        scale = {**known, "calibration": None, "settings": settings, "files": files}
+        return hashlib.sha256(canonical_json(scale).encode()).hexdigest()[:16]
 
     def _benchmarks(self, study: Study) -> dict:
         from m3po_dagster.evaluation.registry import load_questions

@@ -29,7 +29,7 @@ from m3po_dagster.graph import (
     partition_keys,
 )
 from m3po_dagster.identity import Identities
-from m3po_dagster.method.alignment.turn import LedgerError
+from m3po_dagster.method.alignment.ledger_errors import LedgerError
 from m3po_dagster.progress import progress
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact

@@ -18,11 +18,13 @@ from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.llava_instruct import DatasetSettings
 from m3po_dagster.evaluation.settings import BenchmarkSettings
 from m3po_dagster.method.alignment.blip2_itm import Blip2ItmSettings
+from m3po_dagster.method.alignment.budget import BudgetSettings, check_priced
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
 from m3po_dagster.method.alignment.ensemble import EnsembleSettings
 from m3po_dagster.method.alignment.hf_clip import HfClipScorerSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
+from m3po_dagster.method.alignment.quality import QualitySettings
 from m3po_dagster.method.alignment.vqascore import VqaScoreSettings
 from m3po_dagster.method.filtering import FilterSettings
 from m3po_dagster.method.generation.generator_settings import GeneratorSettings, TransformersSettings
@@ -108,8 +110,19 @@ class JudgeSettings(MasSettings[ScorerSettings]):
     """The external assessor (section 3.3): MAS is the weighted mean of its calibrated scorers."""
 
     max_unscored: float = Field(
-        0.05, ge=0, le=1, description="largest share of unscored candidates before training on the scores is blocked"
+        0.05, ge=0, le=1, description="largest share of unscored candidates; once there are more, the step stops"
     )
+    budget: BudgetSettings = Field(
+        default_factory=BudgetSettings, description="what served scorers may cost; without limits unless it names some"
+    )
+    quality: QualitySettings = Field(
+        default_factory=QualitySettings, description="how the judge itself is checked, shard by shard"
+    )
+
+    @model_validator(mode="after")
+    def _priced(self) -> "JudgeSettings":
+        check_priced(self.budget, {scorer.name: scorer.prices for scorer in self.assessors if scorer.served})
+        return self
 
 
 class Recipe(Settings):

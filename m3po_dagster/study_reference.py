@@ -30,6 +30,10 @@ def missing_paths(study: Study) -> dict[str, str]:
     for scorer in study.judge.assessors:
         if scorer.local_model is not None and is_local(scorer.local_model):
             named[f"judge.scorers.{scorer.name}.model"] = scorer.local_model
+    if study.judge.calibrations is not None:
+        named["judge.calibrations"] = study.judge.calibrations
+    if study.judge.quality.known_pairs is not None:
+        named["judge.quality.known_pairs"] = study.judge.quality.known_pairs
     between = study.generation.scorer
     for scorer in () if between is None else (between.members or (between,)):
         if scorer.local_model is not None and is_local(scorer.local_model):

@@ -15,6 +15,11 @@ import pyarrow.compute as pc
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED
 from m3po_dagster.method.generation.diversity import Diversity
 
+LEAST_SPREAD = 0.01
+"""Range of a prompt's MAS below which it tells nothing apart: one grade of one aspect moves it by 0.08."""
+ROUNDING = 1e-9
+"""What a difference of two scores may lack for float arithmetic alone."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -48,8 +53,33 @@ DIVERSITY = Rule(
     "candidates don't collapse: on average at least 2 distinct ones a prompt, a similarity of at most 0.9 between two "
     "samples, and at most 10 % truncated",
 )
+PROBE_ORDER = Rule(
+    "probe_order", False, "each served scorer puts the right answer above the wrong one in at least 3 of 4 probe images"
+)
 SCORED = Rule("scored", True, "no more candidates are unscored than the study's max_unscored")
-SPREAD = Rule("spread", False, "MAS tells candidates apart in at least half of the prompts")
+SPREAD = Rule("spread", False, "MAS tells candidates apart, by at least 0.01, in at least half of the prompts")
+TOP_TIES = Rule("top_ties", False, "on average at most half of a prompt's scored answers share its best MAS")
+POSITION_BIAS = Rule(
+    "position_bias",
+    False,
+    "within prompts, a score has at most a rank correlation of 0.1 with the answer's place in its request, or with the "
+    "distance of that place from the middle",
+)
+LENGTH_BIAS = Rule(
+    "length_bias", False, "of two answers to a prompt with different MAS, the longer one wins at most 60 % of the time"
+)
+SWAP_CONSISTENCY = Rule(
+    "swap_consistency",
+    False,
+    "shown a request's answers in the reverse order, a served scorer reverses at most 13 % of its orders",
+)
+SHUFFLED_IMAGE = Rule(
+    "shuffled_image", False, "every scorer of MAS that looks at the image scores the same answers lower beside another"
+)
+KNOWN_PAIRS = Rule("known_pairs", False, "MAS puts the better answer first in at least 75 % of the known pairs")
+NOT_INVERTED = Rule(
+    "not_inverted", True, "MAS does not put the worse answer of the known pairs first clearly more often than chance"
+)
 CONFIDENCE_FINITE = Rule("confidence_finite", True, "every log-prob is finite and not above 0")
 PAIRS_WELL_FORMED = Rule("pairs_well_formed", True, "no pair rejects its chosen answer, every log-prob is finite")
 PAIR_YIELD = Rule("pair_yield", False, "at least half of the prompts gave a pair")
@@ -58,9 +88,20 @@ LEARNED = Rule("learned", False, "at the end of training most chosen answers hav
 ANSWER_FORMAT = Rule("answer_format", False, "at least 90 % of the answers are in the asked format")
 
 RULES: dict[str, tuple[Rule, ...]] = {
+    "judge_probe": (PROBE_ORDER,),
     "filtered_instructions": (KEPT_SHARE,),
     "candidates": (PROMPTS_ANSWERED, DIVERSITY),
-    "mas_table": (SCORED, SPREAD),
+    "mas_table": (
+        SCORED,
+        SPREAD,
+        TOP_TIES,
+        POSITION_BIAS,
+        LENGTH_BIAS,
+        SWAP_CONSISTENCY,
+        SHUFFLED_IMAGE,
+        KNOWN_PAIRS,
+        NOT_INVERTED,
+    ),
     "logprob_table": (CONFIDENCE_FINITE,),
     "preference_pairs": (PAIRS_WELL_FORMED, PAIR_YIELD),
     "lora_adapter": (WEIGHTS_FINITE, LEARNED),
@@ -118,11 +159,14 @@ def unscored_rows(mas: pa.Table) -> pa.ChunkedArray:
 
 
 def spread(mas: pa.Table) -> Check:
-    """Prompts whose candidates all score the same can give no pair."""
-    ranges = mas.group_by("prompt_id").aggregate([("mas", "max"), ("mas", "min")])
-    different = pc.greater(ranges["mas_max"], ranges["mas_min"])
+    """Prompts whose candidates score the same can give no pair; where they nearly do, confidence alone chooses it."""
+    ranges = mas.group_by("prompt_id").aggregate([("mas", "max"), ("mas", "min"), ("mas", "stddev")])
+    different = pc.greater_equal(pc.subtract(ranges["mas_max"], ranges["mas_min"]), LEAST_SPREAD - ROUNDING)
     share = pc.mean(pc.fill_null(different, False).cast(pa.float64())).as_py() if len(ranges) else 1.0
-    return SPREAD.outcome(share >= 0.5, f"{share:.1%} of the prompts", share=share)
+    sd = pc.mean(ranges["mas_stddev"]).as_py()
+    within = {} if sd is None else {"mean_sd": sd}
+    found = f"{share:.1%} of the prompts" + (f", mean standard deviation within one {sd:.3f}" if within else "")
+    return SPREAD.outcome(share >= 0.5, found, share=share, **within)
 
 
 def confidence_finite(logprobs: pa.Table) -> Check:

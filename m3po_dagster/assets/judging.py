@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from m3po_dagster.assets.parts import Rows
 from m3po_dagster.materialise import Work
-from m3po_dagster.method.alignment.account import Account
 from m3po_dagster.method.alignment.cascade import AnswerFacts
 from m3po_dagster.method.alignment.unscored import Unscored, is_unscored, too_many
 from m3po_dagster.method.prompt import Prompt

@@ -2,7 +2,7 @@
 
 import typer
 
-from m3po_dagster.cli import doctor, lineage, run, status, store, study, ui, world
+from m3po_dagster.cli import doctor, judge, lineage, run, status, store, study, ui, world
 from m3po_dagster.cli.inspect import inspect
 from m3po_dagster.cli.select import select
 
@@ -25,6 +25,7 @@ app.add_typer(
     help="What an adapter was made from, what a pair or image went into, how two adapters differ.",
 )
 app.add_typer(doctor.app, name="doctor", help="Checks of what a study leans on: whether two engines agree.")
+app.add_typer(judge.app, name="judge", help="A study's judge: its maps, and whether it judges as people do.")
 app.add_typer(world.app, name="world", help="The embedded world: its files and its weights.")
 
 

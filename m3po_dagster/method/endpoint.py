@@ -5,7 +5,9 @@ the same for both.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -20,20 +22,29 @@ NO_KEY = "none"
 HIDDEN = "***"
 MESSAGE_LENGTH = 300
 
+_T = TypeVar("_T")
+
 
 class EndpointError(ConnectionError):
-    """An endpoint that gives nothing: it can't be reached, or refuses the key or the model. The work must stop."""
+    """An endpoint that gives nothing: it can't be reached, or refuses the key or the model. The work must stop.
+
+    `status` is the HTTP status it answered with, None where it did not answer.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Unanswered(EndpointError):
     """A request that met a busy or failing service, or none in time, after every retry; the next may fare better.
 
-    `what` says it without the endpoint's address.
+    `what` says it without the endpoint's address; `retry_after` is how many seconds it asked to be left alone.
     """
 
-    def __init__(self, message: str, what: str) -> None:
-        super().__init__(message)
-        self.what = what
+    def __init__(self, message: str, what: str, status: int | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, status)
+        self.what, self.retry_after = what, retry_after
 
 
 class Refused(ValueError):
@@ -121,10 +132,63 @@ class Endpoint:
     def post(self, path: str, body: dict) -> bytes:
         """The body of the reply to `body` sent to a path under base_url, as `chat`."""
         import httpx2
+
+        return self._sent(lambda: self._client.post(path, body=body, cast_to=httpx2.Response).content)
+
+    def post_once(self, path: str, body: dict) -> bytes:
+        """As `post`, never repeated: for what must not happen twice, and may have happened without a reply."""
+        import httpx2
+
+        once = {"max_retries": 0}
+        return self._sent(lambda: self._client.post(path, body=body, cast_to=httpx2.Response, options=once).content)
+
+    def upload_once(self, path: str, file: Path, name: str, fields: dict[str, str]) -> bytes:
+        """The body of the reply to a form with a file, which is streamed from the disk; never repeated."""
+        import httpx2
+
+        once = {"max_retries": 0, "headers": {"Content-Type": "multipart/form-data"}}
+
+        def send() -> bytes:
+            with open(file, "rb") as opened:
+                files = [("file", (name, opened, "application/jsonl"))]
+                sent = self._client.post(path, body=fields, files=files, cast_to=httpx2.Response, options=once)
+                return sent.content
+
+        return self._sent(send)
+
+    def get(self, path: str, **query: str | int) -> bytes:
+        """The body of the reply to a GET of a path under base_url, as `chat`."""
+        import httpx2
+
+        return self._sent(lambda: self._client.get(path, cast_to=httpx2.Response, options={"params": query}).content)
+
+    def delete(self, path: str) -> bytes:
+        """The body of the reply to a DELETE of a path under base_url, as `chat`."""
+        import httpx2
+
+        return self._sent(lambda: self._client.delete(path, cast_to=httpx2.Response).content)
+
+    def read_file(self, file_id: str, take: Callable[[Iterator[bytes]], object]) -> None:
+        """Hands the content of a file of the endpoint to `take`, piece by piece as it comes.
+
+        Raises as `chat`; Unanswered also where it breaks off, which `take` then has seen a part of.
+        """
+
+        def receive() -> None:
+            with self._client.files.with_streaming_response.content(file_id) as response:
+                take(response.iter_bytes())
+
+        self._sent(receive)
+
+    def _sent(self, send: Callable[[], _T]) -> _T:
+        import httpx2
         import openai
 
         try:
-            return self._client.post(path, body=body, cast_to=httpx2.Response).content
+            return send()
+        # A stream that breaks off is none of the client's errors.
+        except httpx2.RequestError as error:
+            raise self._unanswered(f"broke off its reply: {error}") from None
         except openai.APIStatusError as error:
             status = f"HTTP {error.status_code}"
             # The client words errors of OpenAI's own layout only; FastAPI's `detail` and plain text are in the body.
@@ -135,8 +199,10 @@ class Endpoint:
                 status += f", a redirect to {error.response.headers['location']}, which is not followed"
             # The client's own errors are not chained: a log would print their text as it came.
             if error.status_code in BUSY or error.status_code >= 500:
-                raise self._unanswered(f"answers {status}: {said}") from None
-            raise EndpointError(self.failure(f"answers {status}: {said}")) from None
+                raise self._unanswered(
+                    f"answers {status}: {said}", error.status_code, error.response.headers.get("retry-after")
+                ) from None
+            raise EndpointError(self.failure(f"answers {status}: {said}"), error.status_code) from None
         except openai.APITimeoutError as error:
             raise self._unanswered(f"can't be reached: {error.__cause__ or error.message}") from None
         except openai.APIConnectionError as error:
@@ -145,8 +211,10 @@ class Endpoint:
                 raise EndpointError(self.failure(f"can't be reached: {error.__cause__}")) from None
             raise self._unanswered(f"broke off the connection: {error.__cause__ or error.message}") from None
 
-    def _unanswered(self, what: str) -> Unanswered:
-        return Unanswered(self.failure(what), self._brief(what))
+    def _unanswered(self, what: str, status: int | None = None, retry_after: str | None = None) -> Unanswered:
+        # The other form of the header, a date, counts as none given.
+        seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
+        return Unanswered(self.failure(what), self._brief(what), status, seconds)
 
     def _brief(self, what: str) -> str:
         return " ".join(self.without_key(what).split())[:MESSAGE_LENGTH]

@@ -26,7 +26,8 @@ class JudgeResource(dg.ConfigurableResource):
 
     def load(self, judge: JudgeSettings) -> "MasScorer":
         """The scorers ready to score. Raises FileNotFoundError for a missing model, ValueError for no calibration."""
-        return _warm(judge, self.device)
+        # By its text, as settings that hold a mapping have no hash; with the maps that its calibration file holds now.
+        return _warm(judge.calibrated().model_dump_json(), self.device)
 
     def account(self, study: Study, store: Path, run: str, probed: Iterable[Mapping]) -> "Account | None":
         """Who pays for what served scorers are asked, by the rows of their probe; None where none is served."""
@@ -51,11 +52,18 @@ def ledger_of(store: Path) -> "Ledger":
 
 def loaded_judge(judge: JudgeSettings, device: str) -> "MasScorer":
     """The scorers on a device; auto: the GPU if there is one. Raises as `JudgeResource.load`."""
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return judge.build(device)
+    return judge.build(device_of(device))
 
 
-_warm = lru_cache(maxsize=1)(loaded_judge)
+def device_of(device: str) -> str:
+    """The device; of auto the GPU if there is one."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@lru_cache(maxsize=1)
+def _warm(judge: str, device: str) -> "MasScorer":
+    return loaded_judge(JudgeSettings.model_validate_json(judge), device)

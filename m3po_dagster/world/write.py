@@ -6,6 +6,7 @@
     <folder>/benchmarks/{validation,test}/pope/coco_pope_{random,popular,adversarial}.json
     <folder>/benchmarks/{validation,test}/mme/{existence,count,position,color}/*.{png,txt}
     <folder>/benchmarks/{validation,test}/chair.jsonl
+    <folder>/known_pairs.jsonl, known_pairs/*.png      answers whose order a judge must get right
     <folder>/manifest.json                             what it was made from; written last
 
 The same parameters give the same bytes.
@@ -23,6 +24,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from m3po_dagster.world.known_pairs import write_known_pairs
 from m3po_dagster.world.language import Kind, Question, true_answer
 from m3po_dagster.world.lessons import draw_question
 from m3po_dagster.world.negatives import SAMPLINGS, absent_thing
@@ -89,12 +91,13 @@ def write_world(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        seeds = np.random.SeedSequence(seed).spawn(1 + len(SPLITS))
+        seeds = np.random.SeedSequence(seed).spawn(2 + len(SPLITS))
         counts = {"instructions": _write_instructions(partial / "instructions", prompts, seeds[0])}
-        for split, split_seed in zip(SPLITS, seeds[1:], strict=True):
+        for split, split_seed in zip(SPLITS, seeds[1:-1], strict=True):
             if progress:
                 progress(split)
             counts[split] = _write_benchmarks(partial / "benchmarks" / split, split, scenes_per_split, split_seed)
+        counts["known_pairs"] = write_known_pairs(partial, seeds[-1])
         manifest = {"made_from": made_from, "counts": counts, "files": _census(partial)}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         _take_place(partial, folder)
@@ -138,7 +141,7 @@ def draw_scenes(split: Split, number: int, seed: np.random.SeedSequence) -> list
 def code_version() -> str:
     """Hash of the modules that decide what a written world holds."""
     digest = hashlib.sha256()
-    for module in ("tiles", "scenes", "negatives", "language", "lessons", "write"):
+    for module in ("tiles", "scenes", "negatives", "language", "lessons", "judge_card", "known_pairs", "write"):
         digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
     return digest.hexdigest()[:16]
 

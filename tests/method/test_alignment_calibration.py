@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from m3po_dagster.method.alignment.calibration import (
+    CalibrationEntry,
+    FitRecord,
     Identity,
     Linear,
     Quantile,
@@ -109,8 +111,9 @@ def test_a_file_gives_back_the_same_maps_and_versions(tmp_path_factory, sample):
     written = {kind: fitted(sample, kind) for kind in ("linear", "zscore", "quantile")} | {"id": Identity()}
     write_calibrations(path, written)
     read = read_calibrations(path)
-    assert read == written
-    assert {name: c.version for name, c in read.items()} == {name: c.version for name, c in written.items()}
+    assert {name: entry.map for name, entry in read.items()} == written
+    assert {name: entry.map.version for name, entry in read.items()} == {n: c.version for n, c in written.items()}
+    assert {entry.fit for entry in read.values()} == {None}
 
 
 def test_versions_differ_exactly_when_maps_do():
@@ -119,8 +122,60 @@ def test_versions_differ_exactly_when_maps_do():
     assert Linear(low=0, high=1).version == Linear(low=0.0, high=1.0).version
 
 
-def test_a_broken_file_names_file_scorer_and_field(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"clip": {"kind": "linear", "low": 0.1}}', r"calibration\.json: clip\.linear\.high"),
+        ('{"clip": {"map": {"kind": "linear", "low": 0.1}}}', r"calibration\.json: clip\.map\.linear\.high"),
+        ('{"clip": {"map": {"kind": "identity"}, "fit": {}}}', r"calibration\.json: clip\.fit\.model"),
+        ('{"clip": {"kind": "rank"}}', r"calibration\.json: clip: .*'rank'"),
+        ('{"clip": 3}', r"calibration\.json: clip"),
+        ("[1]", r"calibration\.json: a calibration file is an object"),
+        ("{", r"calibration\.json: not valid JSON"),
+    ],
+)
+def test_a_broken_file_names_file_scorer_and_field(tmp_path, content, message):
     path = tmp_path / "calibration.json"
-    path.write_text('{"clip": {"kind": "linear", "low": 0.1}}')
-    with pytest.raises(ValueError, match=r"calibration\.json: clip\.linear\.high"):
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
         read_calibrations(path)
+
+
+def record(**changed) -> FitRecord:
+    given = {"model": "0123", "study": "s", "shards": {"s0": "v"}, "seed": 0, "prompts": 2, "values": 9}
+    return FitRecord(**{**given, "unscored": {}, "tails": 0.05, "quantiles": {"0": 0.1, "1": 0.9}, **changed})
+
+
+def test_the_record_of_a_fit_is_kept_and_is_no_part_of_the_version(tmp_path):
+    calibration = Linear(low=0.1, high=0.9)
+    first, second = (CalibrationEntry(map=calibration, fit=record(seed=seed)) for seed in (0, 1))
+    write_calibrations(tmp_path / "file.json", {"first": first, "second": second, "by_hand": calibration})
+    read = read_calibrations(tmp_path / "file.json")
+    assert read == {"first": first, "second": second, "by_hand": CalibrationEntry(map=calibration)}
+    assert {entry.map.version for entry in read.values()} == {calibration.version}
+    assert list(tmp_path.iterdir()) == [tmp_path / "file.json"]
+
+
+def test_a_file_that_can_not_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    write_calibrations(path, {"clip": Identity()})
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="no space"):
+        write_calibrations(path, {"clip": Linear(low=0, high=1)})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@given(samples, st.sampled_from(["linear", "zscore", "quantile"]), st.floats(1e-3, 1e6))
+def test_a_value_outside_the_sample_gets_no_less_than_its_end(sample, kind, beyond):
+    """Linear and quantile maps are flat out there; a z-score goes on towards 0 and 1."""
+    calibration = fitted(sample, kind)
+    below, above = calibration.apply(min(sample) - beyond), calibration.apply(max(sample) + beyond)
+    if kind == "zscore":
+        assert 0.0 <= below <= calibration.apply(min(sample)) < calibration.apply(max(sample)) <= above <= 1.0
+    else:
+        assert (below, above) == (0.0, 1.0)

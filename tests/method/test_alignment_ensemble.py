@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from m3po_dagster.identity import Identities
-from m3po_dagster.method.alignment.calibration import Identity, Linear
+from m3po_dagster.method.alignment.calibration import CalibrationEntry, Identity, Linear, write_calibrations
 from m3po_dagster.method.alignment.ensemble import Ensemble, EnsembleSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasScorer
@@ -177,6 +177,23 @@ def test_members_share_no_column_with_other_scorers():
         JudgeSettings.model_validate({"scorers": [{"kind": "ensemble", "judges": EVERY}, SERVED | {"name": "first"}]})
 
 
+def test_members_take_their_maps_from_the_file_that_the_study_names(tmp_path):
+    maps = {"first": Linear(low=0, high=2), "referee": Linear(low=0.5, high=1), "ensemble": Linear(low=0, high=4)}
+    write_calibrations(tmp_path / "maps.json", {name: CalibrationEntry(map=one) for name, one in maps.items()})
+    judges = [EVERY[0], EVERY[1] | {"calibration": Linear(low=0, high=8)}, EVERY[2]]
+    judge = JudgeSettings.model_validate(
+        {
+            "scorers": [{"kind": "ensemble", "judges": judges, "referee": REFEREE}],
+            "calibrations": str(tmp_path / "maps.json"),
+        }
+    ).calibrated()
+    given = {one.name: one.resolved_calibration() for one in (judge.scorers[0], *judge.assessors)}
+    assert given == {**maps, "second": Linear(low=0, high=8), "third": Identity()}
+    assert (
+        JudgeSettings.model_validate_json(judge.model_dump_json()).scorers[0].identity() == judge.scorers[0].identity()
+    )
+
+
 def test_it_is_served_as_soon_as_one_member_is():
     local = [{"kind": "clip", "name": name, "model": "ViT-B-32"} for name in ("one", "two")]
     assert not settings_of(judges=local).served
@@ -188,11 +205,9 @@ def test_it_is_served_as_soon_as_one_member_is():
 
 
 def study_with(tmp_path, ensemble: dict):
-    embedded = ROOT / "studies" / "easy_scenes.yaml"
+    judge = {"scorers": [{"kind": "ensemble", **ensemble}], "quality": {"known_pairs": None}}
     path = tmp_path / "study.yaml"
-    path.write_text(
-        f"extends: {embedded}\njudge:\n  scorers:\n    - {canonical_json({'kind': 'ensemble', **ensemble})}\n"
-    )
+    path.write_text(f"extends: {ROOT / 'studies' / 'easy_scenes.yaml'}\njudge: {canonical_json(judge)}\n")
     return load_study(path)
 
 
@@ -283,8 +298,6 @@ def test_real_judges_over_http(picture):
             "judges": [at["kind"].model_dump(), at["strict"].model_dump()],
             "referee": {"judge": at["stronger"].model_dump(), "disagreement": 0.5},
         }
-        for judge in [*given["judges"], given["referee"]["judge"]]:
-            del judge["weight"]
         judge = JudgeSettings.model_validate({"scorers": [{"kind": "ensemble", **given}]}).build()
         rows = judge.score([(picture, answers)])
         assert (kind.requests, strict.requests, stronger.requests) == (3, 3, 1)

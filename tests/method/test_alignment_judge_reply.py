@@ -132,8 +132,9 @@ def test_the_mean_grade_spans_0_to_1():
 
 grade = st.one_of(st.integers(-2, 8), st.floats(), st.text(max_size=5), st.none(), st.booleans())
 entries = st.fixed_dictionaries(
-    {"id": st.sampled_from([*IDS, "D", 1, None])}, optional={"evidence": st.text(max_size=5), **dict.fromkeys(ASPECTS, grade)}
-)  # fmt: skip
+    {"id": st.sampled_from([*IDS, "D", 1, None])},
+    optional={"evidence": st.text(max_size=5), **dict.fromkeys(ASPECTS, grade)},
+)
 
 
 @settings(max_examples=300)

@@ -175,7 +175,9 @@ def test_a_busy_endpoint_is_asked_again_when_it_says(served, prompt):
     assert score.value == 1.0 and served.asked[RIGHT] == 3
 
 
-@pytest.mark.parametrize("reply", [Reply(503, b'{"error": {"message": "overloaded"}}', {"retry-after-ms": "1"}), DROPPED])
+@pytest.mark.parametrize(
+    "reply", [Reply(503, b'{"error": {"message": "overloaded"}}', {"retry-after-ms": "1"}), DROPPED]
+)
 def test_one_request_that_never_gets_an_answer_is_unscored(served, prompt, reply):
     served.instead[RIGHT] = [reply] * 2
     ((score, other),) = judge_of(served, max_retries=1, group_size=1).score([(prompt, [RIGHT, WRONG])])

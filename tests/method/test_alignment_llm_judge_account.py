@@ -85,7 +85,11 @@ def test_the_ledger_keeps_raw_replies_tokens_and_cost_for_duckdb(served, prompts
     scores = judge_of(served, account(tmp_path)).score([(prompts[0], answers(10))])
     rows = duckdb.sql(f"SELECT * FROM read_json('{tmp_path}/*/*.jsonl')").to_arrow_table().to_pylist()
     assert len(rows) == 2
-    graded = [entry for row in rows for entry in json.loads(json.loads(row["reply"])["choices"][0]["message"]["content"])["grades"]]
+    graded = [
+        entry
+        for row in rows
+        for entry in json.loads(json.loads(row["reply"])["choices"][0]["message"]["content"])["grades"]
+    ]
     assert Counter(entry["accuracy"] for entry in graded) == Counter(
         score.sub_scores["llm_judge_accuracy"] for score in scores[0]
     )
@@ -124,7 +128,7 @@ def test_5000_candidates_under_20_percent_faults(prompts, tmp_path):
     assert set(served.met) == set(FAULTS) and min(served.met.values()) >= 5, served.met
     # What the server gave in a usable form it gave once: nothing was lost and nothing paid for twice.
     assert set(served.delivered.values()) == {1} and len(served.delivered) == 5120
-    assert 1 < runs
+    assert runs > 1
 
 
 def test_a_budget_stops_before_the_request_that_would_pass_it(served, prompts, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from pixel_reader import read_scene
 
+from m3po_dagster.method.alignment.known_pairs import read_known_pairs
 from m3po_dagster.world.write import MME_CATEGORIES, SPLITS, whole_world, write_world
 
 PROMPTS, SCENES = 100, 24
@@ -174,6 +175,15 @@ def test_chair_lists_the_objects_of_the_pictures(world, split):
     for row in rows:
         assert row["text"] == "Describe the image."
         assert row["objects"] == list(scene_of(folder / "images" / row["image"]).values())
+
+
+def test_of_a_known_pair_the_better_answer_is_true_of_its_picture_and_the_worse_is_not(world):
+    rows = lines(world / "known_pairs.jsonl")
+    assert len({row["image"] for row in rows}) == 40 and 60 <= len(rows) <= 80
+    for row in rows:
+        true = answer_by_eye(row["question"], scene_of(world / row["image"]))
+        assert row["better"] == true != row["worse"]
+    assert len(read_known_pairs(world / "known_pairs.jsonl")) == len(rows)
 
 
 def test_a_whole_world_is_left_alone_and_a_damaged_one_written_anew(tmp_path):

@@ -2,7 +2,7 @@
 
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ class Account:
     """Handed to a served scorer by `at`; without one a scorer asks anew and keeps nothing, as a probe must.
 
     `revisions` holds, by scorer name, what the probe last found of the model behind the endpoint: it is part of every
-    ledger key, so that a model swapped under its name is asked again.
+    ledger key, so that a model swapped under its name is asked again. `log` is told of long waits.
     """
 
     ledger: "Ledger"
@@ -58,3 +58,4 @@ class Account:
     run: str
     revisions: Mapping[str, str] = field(default_factory=dict)
     tallies: Tallies = field(default_factory=Tallies)
+    log: Callable[[str], None] = field(default=lambda line: None)

@@ -36,12 +36,18 @@ class PriceSettings(Settings):
     output: float = Field(ge=0, allow_inf_nan=False, description="price of a million tokens of the reply")
     batch_discount: float = Field(0.5, ge=0, le=1, description="share of all prices that the Batch API takes off")
 
-    def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int, batch: bool = False) -> float:
+    def in_batches(self) -> "PriceSettings":
+        """What the same tokens cost through the Batch API."""
+        share = 1 - self.batch_discount
+        cached = None if self.cached_input is None else self.cached_input * share
+        return PriceSettings(input=self.input * share, cached_input=cached, output=self.output * share)
+
+    def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> float:
         """The price of a request; `cached_tokens` are part of `prompt_tokens`."""
         cached = min(cached_tokens, prompt_tokens)
         cached_price = self.input if self.cached_input is None else self.cached_input
         full = (prompt_tokens - cached) * self.input + cached * cached_price + completion_tokens * self.output
-        return full / _PER * (1 - self.batch_discount if batch else 1)
+        return full / _PER
 
 
 class LimitSettings(Settings):

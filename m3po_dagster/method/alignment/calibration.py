@@ -8,6 +8,7 @@ scorer; it decides how much each scorer weighs beside the others.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -96,13 +97,38 @@ class Quantile(_Calibration):
         return float(np.interp(value, distinct, middle))
 
 
+Kind = Literal["linear", "zscore", "quantile"]
+"""The maps that are fitted on a sample."""
+
 Calibration = Annotated[Identity | Linear | ZScore | Quantile, Field(discriminator="kind")]
-_FILE = TypeAdapter(dict[str, Calibration])
+_CALIBRATION = TypeAdapter(Calibration)
+FIT_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+class FitRecord(Settings):
+    """On what a map was fitted. It explains the map and is no part of its version: equal maps are equal."""
+
+    model: str = Field(description="hash of what decides the scorer's raw values: its model's files and its settings")
+    study: str = Field(description="the study whose answers were the sample")
+    shards: dict[str, str] = Field(description="shards the sample came from, each with its candidates' data version")
+    seed: int = Field(description="seed of the sample")
+    prompts: int = Field(description="prompts of the sample")
+    values: int = Field(description="answers of the sample that the scorer gave a raw value")
+    unscored: dict[str, int] = Field(description="answers without one, by reason")
+    tails: float = Field(description="share of the sample beyond each end of a linear map; 0 for the other kinds")
+    quantiles: dict[str, float] = Field(description="quantiles of the sample's raw values")
+
+
+class CalibrationEntry(Settings):
+    """A scorer's entry of a calibration file: its map, and on what it was fitted where `m3po judge calibrate` did."""
+
+    map: Calibration = Field(description="the map of the raw value to [0, 1]")
+    fit: FitRecord | None = Field(None, description="on what it was fitted; null for a map written by hand")
 
 
 def fit(
     values: Sequence[float],
-    kind: Literal["linear", "zscore", "quantile"] = "linear",
+    kind: Kind = "linear",
     low_quantile: float = 0.05,
     high_quantile: float = 0.95,
 ) -> Linear | ZScore | Quantile:
@@ -128,17 +154,40 @@ def fit(
     return Linear(low=low, high=high)
 
 
-def read_calibrations(path: Path) -> dict[str, Calibration]:
-    """Scorer name -> calibration. Raises ValueError that names the file, the scorer and the field."""
+def read_calibrations(path: Path) -> dict[str, CalibrationEntry]:
+    """Scorer name -> entry: a map alone, or `map` and `fit` as `m3po judge calibrate` writes them.
+
+    Raises FileNotFoundError, and ValueError that names the file, the scorer and the field.
+    """
     try:
-        return _FILE.validate_json(path.read_bytes())
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a calibration file is an object, scorer name to map; this is {content!r:.60}")
+    return {name: _entry(path, name, entry) for name, entry in content.items()}
+
+
+def _entry(path: Path, name: str, entry: object) -> CalibrationEntry:
+    try:
+        if isinstance(entry, dict) and "map" in entry:
+            return CalibrationEntry.model_validate(entry)
+        return CalibrationEntry(map=_CALIBRATION.validate_python(entry))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path}: {where}: {first['msg']}") from error
+        where = ".".join(str(part) for part in (name, *first["loc"]))
+        raise ValueError(f"{path}: {where}: {first['msg']}") from None
 
 
-def write_calibrations(path: Path, calibrations: Mapping[str, Calibration]) -> None:
-    """Writes what `read_calibrations` reads; floats survive exactly."""
-    content = {name: calibrations[name].model_dump(mode="json") for name in sorted(calibrations)}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def write_calibrations(path: Path, calibrations: Mapping[str, Calibration | CalibrationEntry]) -> None:
+    """Writes what `read_calibrations` reads, whole or not at all; floats survive exactly. Raises OSError."""
+    content = {}
+    for name, given in sorted(calibrations.items()):
+        plain = given.map if isinstance(given, CalibrationEntry) and given.fit is None else given
+        content[name] = plain.model_dump(mode="json")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -9,11 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from m3po_dagster.method.alignment.calibration import Calibration, Identity
+from m3po_dagster.method.alignment.calibration import Calibration, CalibrationEntry, Identity
 from m3po_dagster.method.alignment.rounds import Known, ask, everything
 from m3po_dagster.method.alignment.scorer import Batch, Score, Scorer, ScorerSettings, calibrated
 from m3po_dagster.settings import Settings
@@ -63,8 +63,8 @@ class EnsembleSettings(ScorerSettings, Generic[S]):
     def _usable(self) -> "EnsembleSettings[S]":
         if self.min_judges is not None and self.min_judges > len(self.judges):
             raise ValueError(f"min_judges is {self.min_judges}, and there are {len(self.judges)} judges")
-        weighted = [judge.name for judge in self.judges if "weight" in judge.model_fields_set]
-        if self.referee is not None and "weight" in self.referee.judge.model_fields_set:
+        weighted = [judge.name for judge in self.judges if judge.weight != 1]
+        if self.referee is not None and self.referee.judge.weight != 1:
             raise ValueError("the referee's value counts alone: remove its weight")
         if weighted and self.combine != "mean":
             raise ValueError(f"combine {self.combine} does not weigh: remove the weight of {', '.join(weighted)}")
@@ -101,6 +101,14 @@ class EnsembleSettings(ScorerSettings, Generic[S]):
             role = "judge" if member in self.judges else "referee"
             found |= {member.name: f"{role} {member.name} of {self.name}, calibrated to [0, 1]", **member.sub_scores}
         return found
+
+    def calibrated(self, fitted: Mapping[str, CalibrationEntry]) -> Self:
+        """The same ensemble with its own and its members' calibrations written out. Raises as `calibration_entry`."""
+        judges = tuple(judge.calibrated(fitted) for judge in self.judges)
+        referee = self.referee
+        if referee is not None:
+            referee = referee.model_copy(update={"judge": referee.judge.calibrated(fitted)})
+        return super().calibrated(fitted).model_copy(update={"judges": judges, "referee": referee})
 
     def identity(self) -> dict:
         """How the members are combined; the members' own identities come on top of it."""

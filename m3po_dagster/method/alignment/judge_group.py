@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from m3po_dagster.method.alignment.judge_image import JudgeImage
@@ -12,6 +13,10 @@ from m3po_dagster.method.alignment.judge_reply import CUT_OFF, Grades, Reading, 
 from m3po_dagster.method.alignment.judge_request import ASPECTS, IDS, repair, request, request_key
 from m3po_dagster.method.alignment.scorer import Score
 from m3po_dagster.method.prompt import Prompt
+
+REQUESTS = 2
+"""Requests for one group each time it is wanted: one, and one for what its reply left out or spoiled."""
+UNREADABLE_IMAGE = "image can't be read"
 
 
 @dataclass
@@ -96,7 +101,7 @@ def in_groups(order: Sequence[int], size: int) -> list[Sequence[int]]:
     """Cuts an order into as few groups of at most `size` as do, none more than one longer than another."""
     count = -(-len(order) // size)
     ends = [len(order) * number // count for number in range(count + 1)] if count else []
-    return [order[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [order[start:end] for start, end in pairwise(ends)]
 
 
 def named(group: Sequence[int]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The image of a prompt as a served judge is sent it: by its address, or as a data URL that is encoded at most once."""
+"""The image of a prompt as a served judge is sent it: by its address, or as a data URL that is encoded once."""
 
 import hashlib
 import threading
@@ -54,6 +54,11 @@ class JudgeImage:
                 url = data_url(self.path) if self._urls is None else self._urls.of(self.path)
                 self._part = {"url": url} | ({} if self._detail == "auto" else {"detail": self._detail})
             return self._part
+
+    def forget(self) -> None:
+        """Frees the encoded image; it is encoded again when it is next wanted."""
+        with self._lock:
+            self._part = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -150,9 +150,7 @@ def _read_entries(entries: Sequence[Any], ids: Sequence[str], said: str) -> Read
 def _entries(said: str) -> list[Any] | None:
     """The list of grades in a judge's text; None when there is none, or more than one."""
     found = [
-        value["grades"]
-        for value in _objects(said)
-        if isinstance(value, dict) and isinstance(value.get("grades"), list)
+        value["grades"] for value in _objects(said) if isinstance(value, dict) and isinstance(value.get("grades"), list)
     ]
     return found[0] if len(found) == 1 else None
 

@@ -77,23 +77,32 @@ def request(fields: Mapping[str, Any], prompt: Prompt, image: Mapping[str, Any],
     `fields` are those that the study decides (model, temperature, ...), `image` is the value of an image_url part,
     `answers` goes by id, in the order in which the judge sees them.
     """
-    turns = [{"role": message.role, "text": message.text} for message in prompt.messages]
-    given = [{"id": key, "text": text} for key, text in answers.items()]
+    rubric, *material = request_texts(prompt, answers)
     return {
         **fields,
         "response_format": _response_format(list(answers)),
         "messages": [
-            {"role": "system", "content": RUBRIC},
+            {"role": "system", "content": rubric},
             {
                 "role": "user",
                 "content": [
                     {"type": "image_url", "image_url": dict(image)},
-                    {"type": "text", "text": json.dumps({"conversation": turns}, ensure_ascii=False)},
-                    {"type": "text", "text": json.dumps({"answers": given}, ensure_ascii=False)},
+                    *({"type": "text", "text": text} for text in material),
                 ],
             },
         ],
     }
+
+
+def request_texts(prompt: Prompt, answers: Mapping[str, str]) -> tuple[str, str, str]:
+    """The texts of a request: the rubric, the conversation, the answers. What more requests share comes first."""
+    turns = [{"role": message.role, "text": message.text} for message in prompt.messages]
+    given = [{"id": key, "text": text} for key, text in answers.items()]
+    return (
+        RUBRIC,
+        json.dumps({"conversation": turns}, ensure_ascii=False),
+        json.dumps({"answers": given}, ensure_ascii=False),
+    )
 
 
 def repair(body: Mapping[str, Any], said: str, problems: Mapping[str, str]) -> dict:

@@ -8,36 +8,45 @@ With an account every reply is kept in its ledger and asked for once: not again 
 """
 
 import copy
+import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
 from m3po_dagster.method.alignment.account import Account
+from m3po_dagster.method.alignment.batch_settings import BatchSettings
 from m3po_dagster.method.alignment.budget import PriceSettings
 from m3po_dagster.method.alignment.calibration import Calibration, Identity
-from m3po_dagster.method.alignment.judge_group import Group, in_groups, named, shown_order
+from m3po_dagster.method.alignment.estimate import Estimate, expected
+from m3po_dagster.method.alignment.judge_batches import BatchAsking
+from m3po_dagster.method.alignment.judge_group import (
+    REQUESTS,
+    UNREADABLE_IMAGE,
+    Group,
+    in_groups,
+    named,
+    shown_order,
+)
 from m3po_dagster.method.alignment.judge_image import ImageUrls, JudgeImage
-from m3po_dagster.method.alignment.judge_reply import mean_grade, read_usage
-from m3po_dagster.method.alignment.judge_request import ASPECTS, request_version
-from m3po_dagster.method.alignment.turn import Spend, Turn
+from m3po_dagster.method.alignment.judge_paying import keep_reply, most_of
+from m3po_dagster.method.alignment.judge_reply import mean_grade
+from m3po_dagster.method.alignment.judge_request import ASPECTS, request_texts, request_version
 from m3po_dagster.method.alignment.scorer import Batch, Score, ScorerSettings
+from m3po_dagster.method.alignment.turn import Spend, Turn
 from m3po_dagster.method.endpoint import Endpoint, EndpointSettings, Refused, Unanswered
 from m3po_dagster.method.prompt import Prompt
 
 OUTAGE = 8
 """Requests in a row that got no answer after every retry, after which the endpoint counts as down."""
-REQUESTS = 2
-"""Requests for one group each time it is wanted: one, and one for what its reply left out or spoiled."""
-UNREADABLE_IMAGE, EMPTY_ANSWER = "image can't be read", "empty answer"
+EMPTY_ANSWER = "empty answer"
 
 # How requests travel, not what is asked.
-_FREE = {"calibration", "api_key_env", "timeout", "max_retries", "max_parallel", "image_urls", "prices"}
+_FREE = {"calibration", "api_key_env", "timeout", "max_retries", "max_parallel", "image_urls", "prices", "batch"}
 # What the request itself says field by field.
 _OWN_FIELDS = {"messages", "response_format", "model", "temperature", "max_completion_tokens", "stream", "n"}
 
@@ -75,6 +84,10 @@ class LlmJudgeSettings(EndpointSettings, ScorerSettings):
         description="further fields of every request as the endpoint takes them, for example reasoning_effort: low",
     )
     prices: PriceSettings | None = Field(None, description="what the endpoint charges; null: costs are not counted")
+    batch: BatchSettings | None = Field(
+        None,
+        description="ask through the Batch API, for less and within a day; {} for its defaults; null: directly",
+    )
 
     @field_validator("request_fields")
     @classmethod
@@ -98,6 +111,11 @@ class LlmJudgeSettings(EndpointSettings, ScorerSettings):
         """Endpoint, model and request decide the grades; key, patience, parallelism and prices don't."""
         settings = self.model_dump(mode="json", exclude=_FREE)
         return {"settings": settings, "calibration": self.calibration.version, "request": request_version()}
+
+    @property
+    def charged(self) -> PriceSettings | None:
+        """What a request costs the way it is asked."""
+        return self.prices.in_batches() if self.prices and self.batch else self.prices
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -143,8 +161,8 @@ class LlmJudge:
 
     @property
     def together(self) -> int:
-        """Prompts to hand over at once: enough to keep every request in flight busy."""
-        return max(16, self.settings.max_parallel)
+        """Prompts to hand over at once: enough to keep every request in flight busy; all of them for a batch."""
+        return sys.maxsize if self.settings.batch else max(16, self.settings.max_parallel)
 
     def value(self, sub_scores: Mapping[str, float]) -> float:
         """The raw value that these sub-scores make."""
@@ -157,6 +175,8 @@ class LlmJudge:
         not answer, grades that can't be used. Raises EndpointError when the endpoint answers nobody or refuses key or
         model, BudgetSpent when the account may not pay for a request; what was answered until then is in the ledger.
         """
+        if self.settings.batch and self._account:
+            return self._score_in_batches(batch)
         rows: list[list[Score]] = []
         waiting: deque[tuple[Sequence[str], list[Future[dict[int, Score]]]]] = deque()
         pool = ThreadPoolExecutor(self.settings.max_parallel, thread_name_prefix=self.name)
@@ -165,10 +185,41 @@ class LlmJudge:
                 waiting.append((answers, self._submit(pool, prompt, answers)))
                 # Enough is queued to keep every thread busy; more would only hold more images in memory.
                 while len(waiting) > 1 and sum(len(asked) for _, asked in waiting) > 2 * self.settings.max_parallel:
-                    rows.append(_in_place(*waiting.popleft()))
-            return rows + [_in_place(answers, asked) for answers, asked in waiting]
+                    rows.append(self._collected(*waiting.popleft()))
+            return rows + [self._collected(answers, asked) for answers, asked in waiting]
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _collected(self, answers: Sequence[str], asked: Sequence[Future[dict[int, Score]]]) -> list[Score]:
+        return in_place(answers, [future.result() for future in asked])
+
+    def _score_in_batches(self, batch: Batch) -> list[list[Score]]:
+        groups = [self._groups_or_none(prompt, answers) for prompt, answers in batch]
+        asked = BatchAsking(self.settings, self._account, self._endpoint)
+        asked.ask([group for some in groups if some for group in some])
+        return [
+            in_place(answers, [unread(answers)] if some is None else [group.scores(self.name) for group in some])
+            for (_, answers), some in zip(batch, groups, strict=True)
+        ]
+
+    def estimate(self, batch: Batch) -> Estimate:
+        """What `score` will ask for these answers, known replies left out; repairs and retries are not foreseen."""
+        measured, prices, wanted = self._measured(), self.settings.charged, []
+        for prompt, answers in batch:
+            try:
+                asked = [group for group in self.groups(prompt, answers) if not self._known(group)]
+                size = asked[0].image.size if asked else (1, 1)
+            except OSError:
+                continue
+            for group in asked:
+                texts = request_texts(group.prompt, group.answers)
+                wanted.append(expected(texts, *size, len(group.answers), prices, measured))
+        return Estimate.of(wanted, prices, measured)
+
+    def _known(self, group: Group) -> bool:
+        for turn in self._account.ledger.turns(group.key) if self._account else ():
+            group.take(turn.reply)
+        return not group.missing
 
     def groups(self, prompt: Prompt, answers: Sequence[str]) -> list[Group]:
         """The requests that grade these answers, empty ones left out. Raises OSError when there is no image file."""
@@ -195,12 +246,17 @@ class LlmJudge:
     def _submit(
         self, pool: ThreadPoolExecutor, prompt: Prompt, answers: Sequence[str]
     ) -> list[Future[dict[int, Score]]]:
-        try:
-            groups = self.groups(prompt, answers)
-        except OSError:
-            unread = {place: Score.unscored(UNREADABLE_IMAGE) for place, answer in enumerate(answers) if answer.strip()}
-            return [pool.submit(lambda: unread)]
+        groups = self._groups_or_none(prompt, answers)
+        if groups is None:
+            return [pool.submit(unread, answers)]
         return [pool.submit(self._grade, group) for group in groups]
+
+    def _groups_or_none(self, prompt: Prompt, answers: Sequence[str]) -> list[Group] | None:
+        """The groups; None when there is no image file."""
+        try:
+            return self.groups(prompt, answers)
+        except OSError:
+            return None
 
     def _grade(self, group: Group) -> dict[int, Score]:
         self._ask(group)
@@ -263,49 +319,26 @@ class LlmJudge:
             yield
 
     def _at_most(self, group: Group) -> Spend:
-        return Spend(1)
+        return most_of(group, self.settings, self._measured())
+
+    def _measured(self) -> Spend:
+        return self._account.ledger.measured(self.settings.model) if self._account else Spend()
 
     def _keep(self, group: Group, number: int, purpose: str, reply: str) -> None:
-        """Counts a reply, and puts it where it is found before it is asked for again."""
-        if self._account is None:
-            return
-        used, prices = read_usage(reply), self.settings.prices
-        tokens = (used.prompt_tokens or 0, used.cached_tokens or 0, used.completion_tokens or 0)
-        cost = None if prices is None else prices.cost(*tokens)
-        self._account.ledger.add(
-            Turn(
-                key=group.key,
-                turn=number,
-                purpose=purpose,
-                scorer=self.name,
-                model=self.settings.model,
-                prompt_id=group.prompt.prompt_id,
-                image_sha256=group.image.sha256,
-                study=self._account.study,
-                run=self._account.run,
-                at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-                reply=reply,
-                prompt_tokens=used.prompt_tokens,
-                cached_tokens=used.cached_tokens,
-                completion_tokens=used.completion_tokens,
-                cost=cost,
-            )
-        )
-        self._count(
-            requests=1,
-            repairs=int(purpose == "repair"),
-            prompt_tokens=tokens[0],
-            cached_tokens=tokens[1],
-            completion_tokens=tokens[2],
-            cost=cost or 0.0,
-        )
+        if self._account is not None:
+            keep_reply(self._account, self.settings, group, number, purpose, reply)
 
     def _count(self, **counts: float) -> None:
         if self._account is not None:
             self._account.tallies.add(self.name, **counts)
 
 
-def _in_place(answers: Sequence[str], asked: Sequence[Future[dict[int, Score]]]) -> list[Score]:
+def in_place(answers: Sequence[str], found: Iterable[Mapping[int, Score]]) -> list[Score]:
     """The scores in the order of the answers; those that were in no request are empty."""
-    found = {place: score for future in asked for place, score in future.result().items()}
-    return [found.get(place) or Score.unscored(EMPTY_ANSWER) for place in range(len(answers))]
+    by_place = {place: score for scores in found for place, score in scores.items()}
+    return [by_place.get(place) or Score.unscored(EMPTY_ANSWER) for place in range(len(answers))]
+
+
+def unread(answers: Sequence[str]) -> dict[int, Score]:
+    """The scores of answers whose image can't be read, by place."""
+    return {place: Score.unscored(UNREADABLE_IMAGE) for place, answer in enumerate(answers) if answer.strip()}

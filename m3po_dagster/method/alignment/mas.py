@@ -3,12 +3,13 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from m3po_dagster.method.alignment.calibration import Calibration
+from m3po_dagster.method.alignment.calibration import Calibration, CalibrationEntry, read_calibrations
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED, AnswerFacts, Bounds, CascadeSettings, Prospects
 from m3po_dagster.method.alignment.rounds import Known, ask, ask_in_rounds, everything
 from m3po_dagster.method.alignment.scorer import DIGITS, SCORED, Batch, Score, Scorer, ScorerSettings, calibrated
@@ -34,6 +35,11 @@ class MasSettings(Settings, Generic[S]):
 
     scorers: tuple[S, ...] = Field(
         min_length=1, description="the scorers; MAS is the mean of their calibrated values by `weight`"
+    )
+
+    calibrations: Path | None = Field(
+        None,
+        description="file of `m3po judge calibrate`: the maps to [0, 1] of the scorers that give no `calibration`",
     )
 
     probe_repeats: int = Field(
@@ -72,14 +78,35 @@ class MasSettings(Settings, Generic[S]):
         """Every scorer that judges itself: in place of an ensemble its members."""
         return tuple(one for scorer in self.scorers for one in (scorer.members or (scorer,)))
 
+    def fitted(self) -> dict[str, CalibrationEntry]:
+        """The entries of the study's calibration file; empty without one.
+
+        Raises FileNotFoundError and ValueError that name the file.
+        """
+        if self.calibrations is None:
+            return {}
+        if not self.calibrations.is_file():
+            raise FileNotFoundError(
+                f"{self.calibrations} does not exist (judge.calibrations of the study): `m3po judge calibrate --out` "
+                "writes it"
+            )
+        return read_calibrations(self.calibrations)
+
+    def calibrated(self) -> Self:
+        """The same judge with every scorer's calibration written out: what is in no file any more can't change."""
+        fitted = self.fitted()
+        scorers = tuple(scorer.calibrated(fitted) for scorer in self.scorers)
+        return self.model_copy(update={"scorers": scorers, "calibrations": None})
+
     def build(self, device: str = "cpu") -> "MasScorer":
         """Loads every scorer on `device`."""
+        scorers = self.calibrated().scorers
         return MasScorer(
-            [scorer.build(device) for scorer in self.scorers],
-            {scorer.name: scorer.weight for scorer in self.scorers},
-            {scorer.name: scorer.resolved_calibration() for scorer in self.scorers},
+            [scorer.build(device) for scorer in scorers],
+            {scorer.name: scorer.weight for scorer in scorers},
+            {scorer.name: scorer.resolved_calibration() for scorer in scorers},
             self.cascade,
-            [scorer.name for scorer in self.scorers if scorer.served],
+            [scorer.name for scorer in scorers if scorer.served],
         )
 
 

@@ -56,8 +56,8 @@ def probe(judge: MasSettings) -> list[dict]:
     A row has scorer, case, value, sub_scores (as JSON) and status.
 
     Sends a request a group of answers, image and repeat to each served scorer, keeps no reply and loads no local
-    scorer; without a served scorer there are no rows. A case is unscored when at least half of its repeats are. Raises EndpointError when an endpoint
-    gives no judgement at all: an outage is not a new judge.
+    scorer; without a served scorer there are no rows. A case is unscored when at least half of its repeats are. Raises
+    EndpointError when an endpoint gives no judgement at all: an outage is not a new judge.
     """
     rows: list[dict] = []
     with TemporaryDirectory(prefix="m3po-probe-") as folder:

@@ -8,11 +8,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from pydantic import Field
 
-from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE, Calibration, read_calibrations
+from m3po_dagster.method.alignment.calibration import (
+    CALIBRATION_FILE,
+    Calibration,
+    CalibrationEntry,
+    read_calibrations,
+)
 from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.settings import Settings
 
@@ -111,7 +116,8 @@ class ScorerSettings(Settings):
     )
     calibration: Calibration | None = Field(
         None,
-        description=f"map of the raw value to [0, 1]; default: this name's entry in the folder's {CALIBRATION_FILE}",
+        description="map of the raw value to [0, 1]; default: this name's entry in judge.calibrations, then in the "
+        f"folder's {CALIBRATION_FILE}",
     )
 
     @property
@@ -159,18 +165,42 @@ class ScorerSettings(Settings):
 
         Raises ValueError when there is neither: an uncalibrated scale would drown the other scorers.
         """
-        if self.calibration is not None:
-            return self.calibration
+        return self.calibration_entry({}).map
+
+    def calibrated(self, fitted: Mapping[str, CalibrationEntry]) -> Self:
+        """The same scorer with its calibration written out. Raises as `calibration_entry`."""
+        return self.model_copy(update={"calibration": self.calibration_entry(fitted).map})
+
+    def calibration_entry(self, fitted: Mapping[str, CalibrationEntry]) -> CalibrationEntry:
+        """The calibration that counts, and on what it was fitted: given here > `fitted` > default > model's folder.
+
+        `fitted` is the study's calibration file, by scorer name. Raises ValueError when there is none.
+        """
+        if self.own_calibration is None:
+            if self.name in fitted:
+                return fitted[self.name]
+            if self.calibration is None:
+                return self._beside_the_model()
+        return CalibrationEntry(map=self.calibration)
+
+    @property
+    def own_calibration(self) -> Calibration | None:
+        """The calibration that the study gives; None where the scorer's kind, or a file, brings one."""
+        return self.calibration if "calibration" in self.model_fields_set else None
+
+    def _beside_the_model(self) -> CalibrationEntry:
         path = self.folder / CALIBRATION_FILE if self.folder else None
         if path is None or not path.is_file():
             raise ValueError(
-                f"scorer '{self.name}' has no calibration: set `calibration` (for example kind: linear, low, high), "
-                f"or put a {CALIBRATION_FILE} in the model's folder"
+                f"scorer '{self.name}' has no calibration: fit one with `m3po judge calibrate` and name its file as "
+                f"judge.calibrations, set `calibration` (for example kind: linear, low, high), or put a "
+                f"{CALIBRATION_FILE} in the model's folder"
             )
         known = read_calibrations(path)
         if self.name not in known:
             raise ValueError(
-                f"{path} has no entry '{self.name}' (it has {', '.join(known)}); set `calibration` instead"
+                f"{path} has no entry '{self.name}' (it has {', '.join(known)}): fit one with `m3po judge calibrate`, "
+                "or set `calibration`"
             )
         return known[self.name]
 

@@ -1,0 +1,10 @@
+"""`m3po judge`: assembles the commands about a study's judge."""
+
+import typer
+
+from m3po_dagster.cli.judge_calibrate import calibrate
+from m3po_dagster.cli.judge_validate import validate
+
+app = typer.Typer(no_args_is_help=True)
+app.command("calibrate")(calibrate)
+app.command("validate")(validate)
