@@ -77,7 +77,8 @@ def _judged(
 
     # Refuses what the graph would refuse, such as a calibration fitted for another model.
     StoreResource(root=store_root()).identities().judge(study)
-    scorer = loaded_judge(study.judge, "auto")
+    # Every rated answer counts, not only what could become part of a pair.
+    scorer = loaded_judge(study.judge, "auto").exhaustive()
     if account is not None:
         scorer = scorer.at(account)
     with progress(lambda line: None, "judging", "prompt") as advance:
