@@ -68,7 +68,7 @@ STAGES: dict[str, Stage] = {
         Stage("source_dataset", (), (), "1", lambda study, ids, _: ids.dataset(study), outside=True),
         Stage("base_model", (), (), "1", lambda study, ids, _: ids.model(study), outside=True),
         Stage("sampling_scorer", (), (), "1", lambda study, ids, _: ids.sampling_scorer(study), outside=True),
-        Stage("judge_probe", (), (), "1", lambda study, ids, _: ids.served_judge(study), outside=True, observed=True),
+        Stage("judge_probe", (), (), "2", lambda study, ids, _: ids.served_judge(study), outside=True, observed=True),
         Stage("judge_identity", (), ("judge_probe",), "1", lambda study, ids, _: ids.judge(study), outside=True),
         Stage("benchmark_data", (), (), "1", lambda study, ids, _: ids.benchmarks(study), outside=True),
         Stage("recipe_config", ("recipe",), (), "1", lambda study, ids, key: ids.recipe(study, key), outside=True),
@@ -95,10 +95,10 @@ STAGES: dict[str, Stage] = {
             "mas_table",
             ("shard",),
             ("candidates", "filtered_instructions", "judge_identity"),
-            "3",
-            # The bound decides a blocking check, which is part of the result; a cascade, which answers have a MAS.
+            "4",
+            # Bound and controls decide the checks, which are part of the result; a cascade, which answers have a MAS.
             lambda study, ids, _: (
-                {"max_unscored": study.judge.max_unscored}
+                {"max_unscored": study.judge.max_unscored, "control prompts": study.judge.quality.prompts}
                 | ({"cascade": study.judge.cascade.model_dump(mode="json")} if study.judge.cascade else {})
             ),
             loads_model=True,

@@ -25,6 +25,8 @@ from m3po_dagster.method.alignment.hf_clip import HfClipScorerSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
 from m3po_dagster.method.alignment.quality import QualitySettings
+from m3po_dagster.method.alignment.reference import ReferenceSettings
+from m3po_dagster.method.alignment.reward_model import RewardModelSettings
 from m3po_dagster.method.alignment.vqascore import VqaScoreSettings
 from m3po_dagster.method.filtering import FilterSettings
 from m3po_dagster.method.generation.generator_settings import GeneratorSettings, TransformersSettings
@@ -52,6 +54,8 @@ SingleScorerSettings = Annotated[
     | HfClipScorerSettings
     | Blip2ItmSettings
     | VqaScoreSettings
+    | RewardModelSettings
+    | ReferenceSettings
     | LlmJudgeSettings
     | SceneJudgeSettings,
     Field(discriminator="kind"),

@@ -1,4 +1,4 @@
-"""A seeded sample of the answers that a study has made: what a calibration is fitted on."""
+"""The answers that a study has made, of a shard or a seeded sample: what a judge is fitted on, or will be asked."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -47,7 +47,7 @@ def sample_answers(
         first = next(iter(states.values()))
         raise NoAnswers(
             f"study {study.name} has no candidates that are up to date (candidates[{first.part[1]}] is {first.state}: "
-            f"{first.why}), and a calibration is fitted on answers. Make them first: m3po run "
+            f"{first.why}), and a calibration is fitted on answers. Make them first, with the same study: m3po run "
             + " ".join(f"--asset {asset}" for asset in upstream_of("candidates"))
         )
     tables = {shard: _found(store, heads, "candidates", shard) for shard in shards}
@@ -56,19 +56,26 @@ def sample_answers(
     wanted = pa.array([key for _, key in drawn], pa.string())
     found: dict[str, tuple[Prompt, tuple[str, ...]]] = {}
     for shard in shards:
-        rows = tables[shard].table(columns=["prompt_id", "text"])
-        answers = {
-            key: tuple(row["text"] for row in some)
-            for key, some in groupby(
-                rows.filter(pc.is_in(rows["prompt_id"], wanted)).to_pylist(), key=lambda row: row["prompt_id"]
-            )
-        }
-        instructions = _found(store, heads, "filtered_instructions", shard).table()
-        chosen = instructions.filter(pc.is_in(instructions["prompt_id"], pa.array(answers, pa.string())))
-        found |= {prompt.prompt_id: (prompt, answers[prompt.prompt_id]) for prompt in prompts_of(chosen, study)}
+        found |= {item[0].prompt_id: item for item in answers_of_shard(study, store, heads, shard, wanted)}
     return Sample(
         tuple(found[key] for _, key in drawn), {shard: heads["candidates", shard].data_version for shard in shards}
     )
+
+
+def answers_of_shard(
+    study: Study, store: ArtifactStore, heads: Mapping[Part, Head], shard: str, wanted: pa.Array | None = None
+) -> list[tuple[Prompt, tuple[str, ...]]]:
+    """The prompts of a shard whose candidates are made, or the wanted ones of them, with their distinct answers."""
+    rows = _found(store, heads, "candidates", shard).table(columns=["prompt_id", "text"])
+    if wanted is not None:
+        rows = rows.filter(pc.is_in(rows["prompt_id"], wanted))
+    answers = {
+        key: tuple(row["text"] for row in some)
+        for key, some in groupby(rows.to_pylist(), key=lambda row: row["prompt_id"])
+    }
+    instructions = _found(store, heads, "filtered_instructions", shard).table()
+    chosen = instructions.filter(pc.is_in(instructions["prompt_id"], pa.array(answers, pa.string())))
+    return [(prompt, answers[prompt.prompt_id]) for prompt in prompts_of(chosen, study)]
 
 
 def _draw(seed: int, prompt_id: str) -> bytes:

@@ -3,7 +3,8 @@
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -55,14 +56,28 @@ class LoopbackServer:
         """The reply to one request; header names are in lower case."""
         raise NotImplementedError
 
+    def answer_other(self, method: str, path: str, headers: Mapping[str, str]) -> Reply:
+        """The reply to a GET or a DELETE; `path` with its query."""
+        return error(405, f"{method} is not served")
+
     def reply(self, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        """Answers one request, counted."""
+        """Answers one POST, counted."""
+        with self._counted():
+            return self.answer(path, headers, body)
+
+    def reply_other(self, method: str, path: str, headers: Mapping[str, str]) -> Reply:
+        """Answers one GET or DELETE, counted."""
+        with self._counted():
+            return self.answer_other(method, path, headers)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
         with self.lock:
             self.requests += 1
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
         try:
-            return self.answer(path, headers, body)
+            yield
         finally:
             with self.lock:
                 self._at_once -= 1
@@ -71,10 +86,22 @@ class LoopbackServer:
 def _handler(server: LoopbackServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Headers and body are two writes; held back until the first is acknowledged, each reply takes 40 ms.
+        disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            reply = server.reply(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+            self._send(server.reply(self.path, self._names(), body))
+
+        def do_GET(self) -> None:
+            self._send(server.reply_other(self.command, self.path, self._names()))
+
+        do_DELETE = do_GET
+
+        def _names(self) -> dict[str, str]:
+            return {name.lower(): value for name, value in self.headers.items()}
+
+        def _send(self, reply: Reply) -> None:
             time.sleep(reply.delay)
             self.send_response(reply.status)
             for name, value in {"Content-Type": "application/json", **reply.headers}.items():

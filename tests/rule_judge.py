@@ -35,7 +35,7 @@ class RuleSettings(ScorerSettings):
     calibration: Calibration = Identity()
     group_size: int = 8
     at: str | None = "http://127.0.0.1:1/v1"
-    looks_at_image: bool = True
+    text_only: bool = False
     seed: int = 0
     early: float = 0
     """What the first place of a request gains over the last."""
@@ -53,6 +53,10 @@ class RuleSettings(ScorerSettings):
     @property
     def endpoint(self) -> str | None:
         return self.at
+
+    @property
+    def looks_at_image(self) -> bool:
+        return not self.text_only
 
     @property
     def sub_scores(self) -> dict[str, str]:

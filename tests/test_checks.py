@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from m3po_dagster.assets import checks
+from m3po_dagster.method.alignment.cascade import NOT_NEEDED
 from m3po_dagster.method.generation.diversity import measure
 from m3po_dagster.storage.tables import LOGPROBS, PAIRS
 
@@ -60,7 +61,9 @@ def test_a_reference_that_is_not_a_number_is_stopped():
 
 
 def mas(values, prompts=None):
-    return pa.table({"prompt_id": prompts or ["p"] * len(values), "mas": pa.array(values, pa.float64())})
+    status = ["scored" if value is not None else "j: refused" for value in values]
+    columns = {"mas": pa.array(values, pa.float64()), "status": pa.array(status, pa.string())}
+    return pa.table({"prompt_id": prompts or ["p"] * len(values), **columns})
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,13 @@ def mas(values, prompts=None):
 )
 def test_unscored_candidates_up_to_a_share(values, share, passed):
     assert checks.scored(mas(values), share).passed is passed
+
+
+def test_what_a_cascade_left_out_is_not_unscored():
+    table = mas([0.1, None, None, None])
+    table = table.set_column(2, "status", pa.array(["scored", NOT_NEEDED, NOT_NEEDED, "j: refused"]))
+    assert table.column_names[2] == "status" and checks.scored(table, 0.25).passed
+    assert not checks.scored(table, 0.24).passed
 
 
 def test_spread_counts_prompts_that_mas_tells_apart():

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from zoo.tokens import byte_pairs, word_pieces
@@ -46,6 +47,29 @@ def clip():
     )
     images = CLIPImageProcessor(size=SQUARE, crop_size=SQUARE, do_center_crop=False)
     return CLIPModel(config), CLIPProcessor(images, tokenizer)
+
+
+def joined():
+    """A vision tower of CLIP's and a text tower of BERT's, put together as transformers does it for any two."""
+    from transformers import (
+        BertConfig,
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        VisionTextDualEncoderConfig,
+        VisionTextDualEncoderModel,
+        VisionTextDualEncoderProcessor,
+    )
+
+    tokenizer = word_pieces()
+    # Letter by letter, so more of them; BERT's positions may be more than its tokenizer allows.
+    tokenizer.model_max_length = 2 * CONTEXT
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(
+        CLIPVisionConfig(**VISION_SIZES, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE),
+        BertConfig(**VISION_SIZES, vocab_size=len(tokenizer), max_position_embeddings=2 * CONTEXT + 2),
+        projection_dim=16,
+    )
+    images = CLIPImageProcessor(size=SQUARE, crop_size=SQUARE, do_center_crop=False)
+    return VisionTextDualEncoderModel(config), VisionTextDualEncoderProcessor(images, tokenizer)
 
 
 def siglip():
@@ -111,3 +135,13 @@ def blip2_retrieval():
         image_text_hidden_size=16,
     )
     return Blip2ForImageTextRetrieval(config), processor
+
+
+def reward_model(family: str, labels: int = 1):
+    """The classifier of one of the zoo's families, with the family's processor and chat template."""
+    from m3po_dagster.method.alignment.reward_model import classifier_class
+
+    model, processor = import_module(f"zoo.{family}").build()
+    config = model.config
+    config.num_labels = labels
+    return classifier_class(config)(config), processor

@@ -104,7 +104,8 @@ def _top_ties(table: pa.Table, groups: Groups) -> Check:
 
 
 def _position_bias(table: pa.Table, groups: Groups) -> Check:
-    shown = [name for name in table.column_names if f"{name}_position" in table.column_names]
+    placed = [name for name in table.column_names if f"{name}_position" in table.column_names]
+    shown = [name for name in placed if (pc.max(table[f"{name}_position"]).as_py() or 0) > 1]
     if not shown:
         return POSITION_BIAS.outcome(True, "no scorer is shown several answers at once")
     if NOT_NEEDED in pc.unique(table["status"]).to_pylist():
@@ -161,7 +162,7 @@ def _shuffled_image(table: pa.Table, groups: Groups, controls: Controls, judge: 
     if not controls.shuffled:
         return SHUFFLED_IMAGE.outcome(True, "not asked")
     passed, said, figures = True, [], {}
-    looking = {scorer.name: scorer.weight > 0 for scorer in judge.scorers if getattr(scorer, "looks_at_image", True)}
+    looking = {scorer.name: scorer.weight > 0 for scorer in judge.scorers if scorer.looks_at_image}
     for name, enters in looking.items():
         before, after = _numbers(table[name]), _again(table, controls.shuffled, name)
         fall = mean_fall(groups, before, after, ONE_SIDED)

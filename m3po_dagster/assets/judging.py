@@ -9,6 +9,7 @@ import pyarrow as pa
 from m3po_dagster.assets.parts import Rows
 from m3po_dagster.materialise import Work
 from m3po_dagster.method.alignment.cascade import AnswerFacts
+from m3po_dagster.method.alignment.quality import Controls, controls, plan
 from m3po_dagster.method.alignment.unscored import Unscored, is_unscored, too_many
 from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.resources.judge import JudgeResource
@@ -17,20 +18,25 @@ from m3po_dagster.storage.errors import StoreError
 Answers = tuple[Prompt, list[dict]]
 """A prompt and the rows of its candidates."""
 
+SEED = 0
+"""Of the draw of the prompts about which the judge is asked again."""
+
 
 class ShardJudging:
     """Scores the candidates of a shard. Raises TooManyUnscored as soon as more are unscored than the study allows."""
 
     def __init__(self, work: Work, judge: JudgeResource, answers: Mapping[str, Answers]) -> None:
-        settings = work.study.judge
-        self._work, self._max_unscored = work, settings.max_unscored
+        self._settings = settings = work.study.judge
+        self._log, self._max_unscored = work.log, settings.max_unscored
+        self._answers = list(answers.values())
         self._candidates = sum(len(rows) for _, rows in answers.values())
         self._unscored = Unscored(self._candidates, settings.max_unscored)
         self._scorer = judge.load(settings)
-        self._account = judge.account(work.study, work.store.root, work.run_id, probed(work))
+        self._account = judge.account(work.study, work.store.root, work.run_id, probed(work), work.log)
         if self._account:
             self._scorer = self._scorer.at(self._account)
         self._scored, self._seconds = 0, 0.0
+        self._expected: dict[str, dict] = {}
 
     def asked_again(self, kept: pa.Table) -> list[str]:
         """The prompts of an interrupted run with unscored answers when those are what stopped it.
@@ -45,7 +51,8 @@ class ShardJudging:
         return []
 
     def score(self, items: Sequence[Answers]) -> Iterator[Rows]:
-        """A row a candidate, some prompts at a time."""
+        """A row a candidate, some prompts at a time; before the first what this will ask and cost is told."""
+        self._tell(items)
         started = time.monotonic()
         together = self._scorer.together
         for start in range(0, len(items), together):
@@ -59,13 +66,32 @@ class ShardJudging:
             self._unscored.add(found)
             self._unscored.check()
 
+    def _tell(self, items: Sequence[Answers]) -> None:
+        batch = [(prompt, [row["text"] for row in given]) for prompt, given in items]
+        checks = plan(self._answers, self._settings.assessors, self._settings.quality, SEED)
+        for scorer in self._scorer.served:
+            shard, again = scorer.estimate(batch), scorer.swapped().estimate(checks.reversed_batch)
+            again += scorer.estimate(checks.batch)
+            self._expected[scorer.name] = {"shard": shard.facts(), "checks of the judge": again.facts()}
+            may_be_fewer = self._settings.cascade or any(one.members for one in self._settings.scorers)
+            at_most = "at most " if may_be_fewer else ""
+            self._log(
+                f"{scorer.name} will be asked {at_most}{shard.words()}, and {again.words()} to check the judge itself; "
+                f"{shard.known + again.known} more are in the ledger. Tokens from {shard.source}"
+            )
+
+    def controls(self, table: pa.Table) -> Controls:
+        """Asks about some of the prompts again, to check the judge itself."""
+        return controls(self._scorer, self._answers, table, self._settings.assessors, self._settings.quality, SEED)
+
     def facts(self) -> dict[str, object]:
         """For the manifest: what this run scored itself, and what its served scorers asked and what that took."""
         this_run = {"candidates": self._scored, "seconds": round(self._seconds, 3)}
         if self._account is None:
             return {"this run": this_run}
         asked = {name: asdict(tally) for name, tally in sorted(self._account.tallies.by_scorer.items())}
-        return {"this run": this_run, "asked": asked}
+        spent = self._account.ledger.spent(study=self._account.study)
+        return {"this run": this_run, "asked": asked, "expected": self._expected, "spent by the study": asdict(spent)}
 
 
 def probed(work: Work) -> list[dict]:

@@ -11,10 +11,12 @@ import pyarrow.compute as pc
 from m3po_dagster.assets.checks import confidence_finite, scored, spread, unscored_rows
 from m3po_dagster.assets.display import counts, preview
 from m3po_dagster.assets.instructions import prompts_of
+from m3po_dagster.assets.judge_checks import judge_checks
 from m3po_dagster.assets.judging import Answers, ShardJudging
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.parts import Rows, in_parts
 from m3po_dagster.assets.pictures import gallery, histograms
+from m3po_dagster.assets.spending import left_out, spending
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.method.alignment.cascade import FACTS
@@ -67,10 +69,16 @@ def score_outside(work: Work, judge: JudgeResource) -> Built:
     judging = ShardJudging(work, judge, answers)
     schema = table_of(work.study.judge)
     table = in_parts(work, answers, judging.score, schema.schema, "judging", judging.asked_again)
+    lengths = work.one("candidates").table(columns=["candidate_id", "n_tokens"])
+    checks = judge_checks(table, lengths, judging.controls(table), work.study.judge)
     return Built(
         {"data": (table, schema)},
-        facts={"unscored by reason": reasons(table), **judging.facts()},
-        checks=(scored(table, work.study.judge.max_unscored), spread(table)),
+        facts={
+            "unscored by reason": reasons(table),
+            **({"cascade": left_out(table)} if work.study.judge.cascade else {}),
+            **judging.facts(),
+        },
+        checks=(scored(table, work.study.judge.max_unscored), spread(table), *checks),
     )
 
 
@@ -130,11 +138,13 @@ def describe_mas(artifact: Artifact, work: Work) -> Mapping[str, object]:
     table = artifact.table()
     scorers = [scorer.name for scorer in work.study.judge.scorers]
     values = ["mas", *scorers, *work.study.judge.sub_scores]
-    mean = pc.mean(table["mas"]).as_py()
+    mean, facts = pc.mean(table["mas"]).as_py(), artifact.manifest.metadata
+    run = facts["this run"]
     return {
-        "unscored": sum(artifact.manifest.metadata["unscored by reason"].values()),
-        "unscored by reason": counts(artifact.manifest.metadata["unscored by reason"]),
-        "candidates/s": round(len(table) / max(artifact.manifest.seconds, 1e-9), 1),
+        "unscored": sum(facts["unscored by reason"].values()),
+        "unscored by reason": counts(facts["unscored by reason"]),
+        "candidates/s": round(run["candidates"] / max(run["seconds"], 1e-9), 1),
+        **spending(facts),
         "mean MAS": None if mean is None else round(mean, 4),
         "preview": preview(table, columns=["candidate_id", "status", *values]),
         "scores": histograms({name: table[name].to_pylist() for name in values}),

@@ -7,6 +7,7 @@ import dagster as dg
 import pyarrow as pa
 
 from m3po_dagster.assets.display import counts, preview
+from m3po_dagster.assets.judge_checks import probe_order
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pictures import gallery, thumbnails
 from m3po_dagster.graph import STAGES, label
@@ -135,7 +136,7 @@ def ask_probe_set(work: Work) -> Built:
     from m3po_dagster.method.alignment.probe import probe
 
     answers = pa.Table.from_pylist(probe(work.study.judge), schema=PROBE.schema)
-    return Built({"data": (answers, PROBE)})
+    return Built({"data": (answers, PROBE)}, checks=(probe_order(answers),))
 
 
 def identity(work: Work) -> Built:

@@ -1,12 +1,14 @@
 """`m3po judge calibrate`: fits each scorer's map to [0, 1] on a sample of the study's own answers."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from m3po_dagster.cli.event_log import event_log
+from m3po_dagster.cli.judge_account import command_account
 from m3po_dagster.cli.judge_requests import YesOption, agree, requests_of
 from m3po_dagster.cli.options import JsonOption, StudyOption, explained
 from m3po_dagster.cli.project import prepare
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from m3po_dagster.study import Study
     from m3po_dagster.study_answers import Sample
 
-SHOWN_QUANTILES = ("0", "0.05", "0.5", "0.95", "1")
+SHOWN_QUANTILES = {"min": "0", "5 %": "0.05", "median": "0.5", "95 %": "0.95", "max": "1"}
 
 
 def calibrate(
@@ -62,13 +64,19 @@ def calibrate(
     with explained(*MENDABLE, status=1):
         sample, identities = _sampled(loaded, prompts, seed)
         agree(requests_of(chosen, [len(answers) for _, answers in sample.items]), chosen, yes)
-        fitted = {one.name: _fitted(one, sample, loaded, identities, kind, tails, seed) for one in chosen}
+        account = command_account(loaded, "calibrate")
+        fitted = {one.name: _fitted(one, sample, loaded, identities, kind, tails, seed, account) for one in chosen}
         write_calibrations(out, kept | {name: entry for name, (entry, _) in fitted.items()})
     found = {name: _row(entry, ends) for name, (entry, ends) in fitted.items()}
     if as_json:
         typer.echo(json.dumps({"out": str(out), "kept": sorted(kept), "scorers": found}))
     else:
-        _print(found, sample, out, sorted(kept), loaded)
+        _print(found, sample, out, sorted(kept))
+        named = loaded.judge.calibrations
+        if named is None or named.resolve() != out.resolve():
+            path = os.path.relpath(out.resolve(), study.resolve().parent)
+            place = path if path.startswith("..") else f"./{path}"
+            typer.echo(f"name it in {study} (judge: calibrations: {place}), and MAS follows at the next run")
 
 
 def _chosen(study: "Study", names: list[str]) -> list["ScorerSettings"]:
@@ -123,7 +131,7 @@ def _fitted(
     kind: Kind,
     tails: float,
     seed: int,
-    account: "Account | None" = None,
+    account: "Account | None",
 ) -> tuple[CalibrationEntry, tuple[float, float]]:
     """The entry, and the shares of the sample that its map makes 0 and 1."""
     from m3po_dagster.method.alignment.fitting import at_the_ends, fitted_entry, raw_values
@@ -151,29 +159,31 @@ def _row(entry: CalibrationEntry, ends: tuple[float, float]) -> dict:
     return {**entry.model_dump(mode="json"), "version": entry.map.version, "at 0": ends[0], "at 1": ends[1]}
 
 
-def _print(found: dict[str, dict], sample: "Sample", out: Path, kept: list[str], study: "Study") -> None:
+def _print(found: dict[str, dict], sample: "Sample", out: Path, kept: list[str]) -> None:
     from rich.table import Table
 
     from m3po_dagster.cli.store import console
 
-    typer.echo(f"{len(sample.items)} prompts, {sample.answers:,} answers of {', '.join(sample.shards)}")
+    typer.echo(f"{len(sample.items)} prompts, {sample.answers:,} answers, from {len(sample.shards)} shards")
     table = Table("scorer", "map", "version", "values", "unscored", *SHOWN_QUANTILES, "made 0", "made 1", box=None)
     for name, row in found.items():
         record = row["fit"]
         table.add_row(
             *(name, _named(row["map"]), row["version"][:8]),
             *(f"{record['values']:,}", f"{sum(record['unscored'].values()):,}"),
-            *(f"{record['quantiles'][share]:.4g}" for share in SHOWN_QUANTILES),
+            *(f"{record['quantiles'][share]:.4g}" for share in SHOWN_QUANTILES.values()),
             *(f"{row[end]:.1%}" for end in ("at 0", "at 1")),
         )
     console().print(table)
     for name, row in found.items():
         for reason, number in row["fit"]["unscored"].items():
             typer.echo(f"  {name}: {number} unscored: {reason}")
+        if row["map"]["kind"] == "linear" and row["fit"]["tails"]:
+            typer.echo(
+                f"  {name}: the {row['at 1']:.1%} of the answers that become 1 are equal from here on: where {name} "
+                "decides much of MAS, --kind zscore or --tails 0 keeps them apart"
+            )
     typer.echo(f"wrote {out}" + (f"; kept its entries {', '.join(kept)}" if kept else ""))
-    named = study.judge.calibrations
-    if named is None or named.resolve() != out.resolve():
-        typer.echo(f"name it in the study (judge: calibrations: {out.resolve()}), and MAS follows at the next run")
 
 
 def _named(calibration: dict) -> str:

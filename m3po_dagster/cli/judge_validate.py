@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from m3po_dagster.cli.judge_account import command_account
 from m3po_dagster.cli.judge_requests import YesOption, agree, requests_of
 from m3po_dagster.cli.options import JsonOption, StudyOption, explained
 from m3po_dagster.cli.project import prepare
@@ -52,7 +53,7 @@ def validate(
     asked = [len(places) for places in by_prompt(rated).values()]
     agree(requests_of(loaded.judge.assessors, asked), loaded.judge.assessors, yes)
     with explained(*MENDABLE, status=1):
-        rows, columns = _judged(loaded, rated)
+        rows, columns = _judged(loaded, rated, command_account(loaded, "validate"))
         found = compare(rated, rows, columns, resamples, seed)
         if plot is not None:
             title = f"{loaded.name}: {found.mas.answers} answers, {found.mas.images} images"
@@ -65,9 +66,7 @@ def validate(
             typer.echo(f"wrote {plot}")
 
 
-def _judged(
-    study: "Study", rated: "list[RatedAnswer]", account: "Account | None" = None
-) -> tuple[list[dict], list[str]]:
+def _judged(study: "Study", rated: "list[RatedAnswer]", account: "Account | None") -> tuple[list[dict], list[str]]:
     """The judge's row of each answer, and the columns beside MAS. Raises as the judge does."""
     from m3po_dagster.home import store_root
     from m3po_dagster.method.alignment.validation import score_rated
@@ -77,7 +76,7 @@ def _judged(
 
     # Refuses what the graph would refuse, such as a calibration fitted for another model.
     StoreResource(root=store_root()).identities().judge(study)
-    # Every rated answer counts, not only what could become part of a pair.
+    # Every rating counts: a cascade would leave answers out.
     scorer = loaded_judge(study.judge, "auto").exhaustive()
     if account is not None:
         scorer = scorer.at(account)

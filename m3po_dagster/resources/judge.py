@@ -1,6 +1,6 @@
 """The judge as a deployment loads it. It stays warm in a process, over shards."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from m3po_dagster.method.alignment.ledger import Ledger
     from m3po_dagster.method.alignment.mas import MasScorer
 
-LEDGER = "ledger"
-"""The folder of a store that keeps the replies of served judges; every study that uses the store shares it."""
-
 
 class JudgeResource(dg.ConfigurableResource):
     """Loads the study's scorers."""
@@ -29,7 +26,9 @@ class JudgeResource(dg.ConfigurableResource):
         # By its text, as settings that hold a mapping have no hash; with the maps that its calibration file holds now.
         return _warm(judge.calibrated().model_dump_json(), self.device)
 
-    def account(self, study: Study, store: Path, run: str, probed: Iterable[Mapping]) -> "Account | None":
+    def account(
+        self, study: Study, store: Path, run: str, probed: Iterable[Mapping], log: Callable[[str], None]
+    ) -> "Account | None":
         """Who pays for what served scorers are asked, by the rows of their probe; None where none is served."""
         if not any(scorer.served for scorer in study.judge.scorers):
             return None
@@ -39,15 +38,15 @@ class JudgeResource(dg.ConfigurableResource):
 
         ledger = ledger_of(store)
         purse = Purse(ledger, study.judge.budget, study.name, run)
-        return Account(ledger, purse, study.name, run, revisions(probed))
+        return Account(ledger, purse, study.name, run, revisions(probed), log=log)
 
 
 @lru_cache(maxsize=8)
 def ledger_of(store: Path) -> "Ledger":
-    """The ledger of a store, one a process: what it has read of it is read once."""
-    from m3po_dagster.method.alignment.ledger import Ledger
+    """The ledger of a store, which all its studies share; one a process, so that it is read once."""
+    from m3po_dagster.method.alignment import ledger
 
-    return Ledger(store / LEDGER)
+    return ledger.Ledger(store / ledger.FOLDER)
 
 
 def loaded_judge(judge: JudgeSettings, device: str) -> "MasScorer":

@@ -90,7 +90,7 @@ def test_a_blind_scorer_beside_one_that_sees_is_found(some, folder):
     assert failed(checked(some, folder, sees, blind)) == {"shuffled_image"}
     kept_out = checked(some, folder, sees, blind.model_copy(update={"weight": 0.0}))
     assert not failed(kept_out) and kept_out["shuffled_image"].figures["blind_fall"] == 0
-    text_only = checked(some, folder, sees, blind.model_copy(update={"looks_at_image": False}))
+    text_only = checked(some, folder, sees, blind.model_copy(update={"text_only": True}))
     assert not failed(text_only) and "blind_fall" not in text_only["shuffled_image"].figures
 
 
@@ -130,6 +130,14 @@ def test_a_small_or_an_empty_shard_says_so(folder):
     whole = shard(folder, prompts=1)
     nothing = judge_checks(whole.table(judge.build()).slice(0, 0), whole.candidates, Controls(), judge)
     assert all(check.passed and not check.figures for check in nothing)
+
+
+def test_a_place_that_is_always_the_first_is_none(some, folder):
+    def alone(table):
+        return table.set_column(table.column_names.index("rule_position"), "rule_position", [[1.0] * len(table)])
+
+    found = checked(some, folder, RuleSettings(early=0.5), change=alone)["position_bias"]
+    assert found.passed and "no scorer is shown several" in found.description
 
 
 def test_places_of_a_cascade_are_no_chance(some, folder):

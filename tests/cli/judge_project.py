@@ -13,6 +13,10 @@ from m3po_dagster.world.write import write_world
 UP_TO_CANDIDATES = ("source_dataset", "base_model", "sampling_scorer", "filtered_instructions", "candidates")
 
 
+PROBE = 4 * 3
+"""Requests of a probe of a judge that grades three answers at once: four images, three times."""
+
+
 class JudgeProject:
     """A study file, a store and a Dagster home in one folder; commands run in this process."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from judge_project import UP_TO_CANDIDATES, JudgeProject
+from judge_project import PROBE, UP_TO_CANDIDATES, JudgeProject
 
 from m3po_dagster.method.alignment.calibration import read_calibrations
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
@@ -137,11 +137,14 @@ def test_entries_of_other_scorers_stay_in_the_file(project, tmp_path):
 
 
 def test_what_is_printed(project, tmp_path):
-    output = project.call("judge", "calibrate", "--out", tmp_path / "maps.json", "--prompts", 5).stdout
-    assert "5 prompts" in output and "linear low" in output and "name it in the study" in output
+    output = project.call("judge", "calibrate", "--out", project.folder / "maps.json", "--prompts", 5).stdout
+    assert "5 prompts" in output and "linear low" in output and "(judge: calibrations: ./maps.json)" in output
+    elsewhere = project.call("judge", "calibrate", "--out", tmp_path / "maps.json", "--prompts", 5).stdout
+    named = elsewhere.split("calibrations: ")[1].split(")")[0]
+    assert (project.folder / named).resolve() == tmp_path / "maps.json" and named.startswith("../")
     project.write(calibrations=str(tmp_path / "maps.json"))
     again = project.call("judge", "calibrate", "--out", tmp_path / "maps.json", "--kind", "zscore").stdout
-    assert "zscore mean" in again and "name it in the study" not in again
+    assert "zscore mean" in again and "name it in" not in again
 
 
 @pytest.mark.parametrize(
@@ -195,6 +198,6 @@ def test_a_served_scorer_says_what_it_will_ask_and_many_requests_need_a_yes(proj
             result = project.call(*asked, "--yes")
         finally:
             project.scorers = [scene, clip]
-        said = f"llm_judge: {server.requests} requests to {server.base_url}"
+        said = f"llm_judge: {server.requests - PROBE} requests to {server.base_url}"
         assert said in result.stderr and said in refused.stderr
     assert read_calibrations(tmp_path / "maps.json")["llm_judge"].fit.values == answers_of(project)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from judge_project import JudgeProject
+from judge_project import PROBE, JudgeProject
 from PIL import Image
 
 from m3po_dagster.world.judge import JUDGE_FOLDER
@@ -75,7 +75,7 @@ def test_an_answer_the_judge_can_not_score_is_counted_with_its_reason(project, r
     first = rows_of(ratings)[0]
     path.write_text(ratings.read_text() + f"{first['image']},{first['question']},,1,labels\n")
     output = project.call("judge", "validate", path, "--image-root", ratings.parent).stdout
-    assert "1 without MAS: clip: answer has no words" in output
+    assert "1 without MAS: scene_judge: empty answer; clip: answer has no words" in output
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_served_judge_says_what_it_will_ask_and_many_requests_need_a_yes(proje
         finally:
             project.scorers = plain
             project.write()
-        assert f"llm_judge: {server.requests} requests to {server.base_url}" in result.stderr
+        assert f"llm_judge: {server.requests - PROBE} requests to {server.base_url}" in result.stderr
     found = json.loads(result.stdout)
     assert found["columns"]["llm_judge"]["answers"] == len(rows_of(ratings))
     # The loopback judge reads the scene's pixels: it knows what the labels say.

@@ -19,6 +19,7 @@ from m3po_dagster.current import read_heads
 from m3po_dagster.graph import inputs_of
 from m3po_dagster.identity import Identities
 from m3po_dagster.materialise import Work
+from m3po_dagster.method.alignment import ledger as alignment_ledger
 from m3po_dagster.resources import judge
 from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.study import load_study
@@ -54,7 +55,7 @@ def attempt(work: Work, fingerprint: str, kill_after: float | None) -> int:
 
 def main(study_file: str, root: str, home: str, ledger: str, fingerprint: str, kills: str, seed: str) -> None:
     """Attempts until one ends by itself."""
-    judge.LEDGER = ledger
+    alignment_ledger.FOLDER = ledger
     study, store = load_study(study_file), ArtifactStore(root)
     with dg.DagsterInstance.from_config(home) as instance:
         heads = read_heads(instance)

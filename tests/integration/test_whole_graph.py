@@ -65,7 +65,14 @@ def test_planted_defects_are_dropped_with_their_reason(made):
 def test_every_asset_check_was_evaluated_and_passed(made):
     graph = made.definitions().resolve_asset_graph()
     blocking = {key.name for key in graph.asset_check_keys if graph.get(key).blocking}
-    assert blocking == {"prompts_answered", "scored", "confidence_finite", "pairs_well_formed", "weights_finite"}
+    assert blocking == {
+        "prompts_answered",
+        "scored",
+        "not_inverted",
+        "confidence_finite",
+        "pairs_well_formed",
+        "weights_finite",
+    }
     with made.instance() as instance:
         for key in graph.asset_check_keys:
             records = instance.event_log_storage.get_asset_check_execution_history(key, limit=50)

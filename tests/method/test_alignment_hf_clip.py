@@ -12,7 +12,7 @@ from m3po_dagster.method.alignment.hf_clip import HfClipScorerSettings
 from m3po_dagster.method.alignment.hf_encoder import HfEncoder
 from m3po_dagster.method.alignment.sentences import windows
 
-MODELS = ("clip", "siglip", "siglip2")
+MODELS = ("clip", "joined", "siglip", "siglip2")
 ANSWERS = (
     "There is a red circle. A blue triangle is on the left of the red square in the image.",
     "There is a red circle.",
@@ -48,7 +48,7 @@ def plain_cosine(folder, image, text):
 
     model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
     inputs = processor.tokenizer(
-        [text], padding="max_length", max_length=model.config.text_config.max_position_embeddings, return_tensors="pt"
+        [text], padding="max_length", max_length=processor.tokenizer.model_max_length, return_tensors="pt"
     )
     with torch.no_grad():
         found = model(**inputs, **processor.image_processor(images=[image], return_tensors="pt"))
@@ -99,7 +99,7 @@ def test_padding_goes_to_the_longest_of_texts_of_like_length_or_where_it_is_seen
     lengths = sorted(len(encoder.processor.tokenizer(text)["input_ids"]) for text in texts)
     assert lengths[1] < lengths[2]
     vectors = encoder.encode_texts(texts)
-    if name == "clip":
+    if name in ("clip", "joined"):
         assert encoder.n_tokens == 2 * lengths[1] + 2 * lengths[3] < 4 * lengths[3]
     else:
         assert encoder.n_tokens == 4 * encoder.context_length

@@ -40,7 +40,7 @@ def prompts(tmp_path) -> list[Prompt]:
 def answers(number: int) -> list[str]:
     """Distinct answers, right and wrong, short and long."""
     return [
-        f"{'The picture' if i % 3 else 'If you ask me, I would say that the picture'} is {list(COLOURS)[i % 4]}, take {i}."
+        f"{'The picture' if i % 3 else 'If you ask me, I would say that it'} is {list(COLOURS)[i % 4]}, take {i}."
         for i in range(number)
     ]
 

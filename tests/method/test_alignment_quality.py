@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED, CascadeSettings
-from m3po_dagster.method.alignment.quality import QualitySettings, controls, extra_requests, plan
+from m3po_dagster.method.alignment.quality import QualitySettings, controls, plan
 from tests.rule_judge import RuleSettings, judge_of, known_pairs_file, shard
 
 FAIR = judge_of(RuleSettings())
@@ -75,16 +75,11 @@ def test_what_is_asked_is_what_was_foretold(folder, answers, size):
     (scorer,) = built._scorers
     before = sum(scorer.requests.values())
     controls(built, some.items, table, judge.scorers, settings, 0)
-    foretold = extra_requests(plan(some.items, judge.scorers, settings, 0), judge.scorers)
-    assert foretold == {"rule": sum(scorer.requests.values()) - before}
+    asks = plan(some.items, judge.scorers, settings, 0)
+    foretold = [sum(-(-len(texts) // size) for _, texts in batch) for batch in (asks.reversed_batch, asks.batch)]
+    assert foretold == [scorer.requests["reversed"], scorer.requests["as shown"] - before]
     groups = -(-answers // size)
-    assert foretold["rule"] == (8 * groups if size > 1 else 0) + 8 * groups + (10 if size > 1 else 20)
-    assert scorer.requests["reversed"] == (8 * groups if size > 1 else 0)
-
-
-def test_a_local_judge_costs_no_request(folder):
-    judge = judge_of(RuleSettings(at=None))
-    assert extra_requests(planned(shard(folder, prompts=10).items, judge), judge.scorers) == {}
+    assert foretold == [8 * groups if size > 1 else 0, 8 * groups + (10 if size > 1 else 20)]
 
 
 def test_the_swapped_judge_sees_the_same_groups_backwards(folder):

@@ -1,6 +1,7 @@
 """Loading: what is missing is named, an adapter changes the answers as PEFT says it does."""
 
 import json
+import shutil
 
 import pytest
 from tiny_llava import tiny_llava, tiny_prompts
@@ -94,6 +95,19 @@ def test_missing_weights_are_named(folder, tmp_path):
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(FileNotFoundError, match=rf"model\.path '{tmp_path}': the folder doesn't give config, weights"):
         load_model(ModelSettings(path=str(tmp_path)))
+
+
+def test_pickled_weights_are_never_read(folder, tmp_path):
+    """Reading a pickle can run anything."""
+    import torch
+    from safetensors.torch import load_file
+
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"no file named model\.safetensors"):
+        load_model(ModelSettings(path=str(tmp_path), device="cpu"))
 
 
 def test_missing_adapter_is_named(folder, tmp_path):

@@ -1,12 +1,12 @@
 """One question to the batches: claim what is in none, submit it, wait, and give what became of each request."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
+from m3po_dagster.method.alignment.batch_collect import collect, kept_replies
 from m3po_dagster.method.alignment.batch_lines import (
     CANCELLED,
     EXPIRED,
@@ -16,7 +16,16 @@ from m3po_dagster.method.alignment.batch_lines import (
     outcomes,
     write_requests,
 )
-from m3po_dagster.method.alignment.batch_record import ERRORS, OUTPUT, REQUESTS, Asker, BatchRecords, HeldRecord
+from m3po_dagster.method.alignment.batch_record import (
+    ERRORS,
+    KEYS,
+    OUTPUT,
+    REPLIED,
+    REQUESTS,
+    Asker,
+    BatchRecords,
+    HeldRecord,
+)
 from m3po_dagster.method.alignment.batch_service import (
     QUEUE_FULL,
     BatchRejected,
@@ -99,17 +108,19 @@ class Asking:
             for record in self._records.all(endpoint.base_url, endpoint.model):
                 if record.id in self._watched:
                     continue
-                keys = self._take(key for key in self._records.keys(record.id) if key in self._free)
+                of = REPLIED if record.step == "collected" else KEYS
+                keys = self._take(key for key in self._records.keys(record.id, of) if key in self._free)
                 if keys and record.step == "collected":
                     kept.append((record.id, keys))
                 elif keys:
-                    self._watched[record.id] = _Watched(keys, self._records.hold(record.id))
+                    self._watched[record.id] = _Watched(keys, None)
             if self._may_submit():
                 keys = self._take(islice(self._free, self._settings.max_requests))
                 new = self._records.new(endpoint.base_url, endpoint.model, self._asker, list(keys))
                 self._watched[new.id] = _Watched(keys, new)
         for record_id, keys in kept:
-            yield from self._give_kept(record_id, keys)
+            for key, reply in kept_replies(self._records.folder / record_id, keys):
+                yield from self._settle(key, reply)
         if new is not None:
             yield from self._submit(new)
 
@@ -118,6 +129,19 @@ class Asking:
         for key in taken:
             del self._free[key]
         return taken
+
+    def _hold(self, record_id: str) -> HeldRecord | None:
+        """The record of a watched batch where nobody else holds it."""
+        watched = self._watched[record_id]
+        if watched.held is None and (held := self._records.hold(record_id)) is not None:
+            watched.held = held
+            # Whoever held it until now may have given back a part of its claim since we looked.
+            asked = set(self._records.keys(record_id))
+            given_back = [key for key in watched.keys if key not in asked]
+            for key in given_back:
+                del watched.keys[key]
+            self._free.update(dict.fromkeys(given_back))
+        return watched.held
 
     def _put_back(self, record_id: str) -> None:
         self._free.update(self._watched.pop(record_id).keys)
@@ -149,14 +173,15 @@ class Asking:
 
     def _look(self, record_id: str) -> Iterator[Outcome]:
         """Sees how a batch is, and gives what became of its requests when it has ended."""
-        watched = self._watched[record_id]
-        if watched.held is None:
-            watched.held = self._records.hold(record_id)
-        held = watched.held
+        watched, held = self._watched[record_id], self._hold(record_id)
         if held is None:
             # Its holder is alive, or has given the claim up.
             if self._records.read(record_id) is None:
                 self._put_back(record_id)
+            return
+        if not watched.keys:
+            held.release()
+            del self._watched[record_id]
             return
         if held.record.step in ("claimed", "uploaded"):
             self._take_over(held)
@@ -165,7 +190,7 @@ class Asking:
             try:
                 batch = self._service.retrieve(held.record.batch_id)
                 if batch.ended:
-                    self._collect(held, batch)
+                    collect(self._service, held, self._records.keys(record_id), batch)
                 watched.lost = 0
             except EndpointError as error:
                 watched.lost += 1
@@ -201,19 +226,6 @@ class Asking:
             self._service.delete_file(file_id)
         held.remove()
         self._put_back(held.id)
-
-    def _collect(self, held: HeldRecord, batch: ServedBatch) -> None:
-        for file_id, name in ((batch.output_file_id, OUTPUT), (batch.error_file_id, ERRORS)):
-            if file_id:
-                unfinished = held.folder / f"{name}.tmp"
-                self._service.download(file_id, unfinished)
-                os.replace(unfinished, held.folder / name)
-        asked = set(self._records.keys(held.id))
-        found = outcomes(held.folder / OUTPUT, held.folder / ERRORS)
-        replied = dict.fromkeys(key for key, outcome in found if key in asked and isinstance(outcome, bytes))
-        held.write_keys(list(replied))
-        held.save(step="collected", status=batch.status, answered=len(replied))
-        (held.folder / REQUESTS).unlink(missing_ok=True)
 
     def _note(self, watched: _Watched, batch: ServedBatch) -> None:
         """Sees whether anything happened, and whether the wait is too long."""
@@ -251,19 +263,6 @@ class Asking:
             f"won't run batch {batch.id}: {self._service.why_failed(batch, keys)}. None of it was asked; correct "
             "that, or lower the batch's max_requests where a queue is full"
         )
-
-    def _give_kept(self, record_id: str, keys: dict[str, None]) -> Iterator[Outcome]:
-        """Replies of a batch that was collected earlier; a request that failed then was free to be asked anew."""
-        folder = self._records.folder / record_id
-        for key, outcome in outcomes(folder / OUTPUT, folder / ERRORS):
-            if key in keys and isinstance(outcome, bytes):
-                del keys[key]
-                yield from self._settle(key, outcome)
-        if keys:
-            raise ValueError(
-                f"{folder} has lost {len(keys)} replies of a batch that was collected ({next(iter(keys))}, ...); "
-                "bring its files back, or remove the folder to ask for all of them anew"
-            )
 
     def _give(self, record_id: str, status: str) -> Iterator[Outcome]:
         """What became of the watched requests of a batch that has ended."""

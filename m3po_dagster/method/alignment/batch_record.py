@@ -3,10 +3,10 @@
     <folder>/lock                    held for the moment in which requests are claimed
     <folder>/<id>/lock               held by the process that submits and collects the batch
                   record.json        whose it is, and how far it has come
-                  keys               its requests, one key a line, in the order of the file; once it is collected,
-                                     those that have a reply
+                  keys               its requests, one key a line, in the order of the file
                   requests.jsonl     what is uploaded; until the batch exists
-                  output.jsonl       the replies as the service gave them; errors.jsonl: the requests without one
+                  output.jsonl       the replies as the service gave them; errors.jsonl: why others have none
+                  replied            the keys that have a reply, once it is collected
 
 The kernel drops a lock when its process dies, so what a killed process left is taken over and goes on.
 """
@@ -24,7 +24,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-LOCK, RECORD, KEYS = "lock", "record.json", "keys"
+LOCK, RECORD, KEYS, REPLIED = "lock", "record.json", "keys", "replied"
 REQUESTS, OUTPUT, ERRORS = "requests.jsonl", "output.jsonl", "errors.jsonl"
 
 
@@ -109,10 +109,10 @@ class BatchRecords:
                 f"{path} is no record of a batch; see what became of the batch at the service, then remove its folder"
             ) from None
 
-    def keys(self, record_id: str) -> list[str]:
-        """The keys of a record, in the order of its file; [] when it is gone."""
+    def keys(self, record_id: str, of: str = KEYS) -> list[str]:
+        """The keys of a record in the order of its file, or those of REPLIED; [] when it is gone."""
         try:
-            return (self.folder / record_id / KEYS).read_text("ascii").split()
+            return (self.folder / record_id / of).read_text("ascii").split()
         except FileNotFoundError:
             return []
 
@@ -166,9 +166,9 @@ class HeldRecord:
         self.record = self.record.model_copy(update=changed)
         _write(self.folder / RECORD, self.record.model_dump_json(indent=1) + "\n")
 
-    def write_keys(self, keys: Sequence[str]) -> None:
-        """Replaces the keys."""
-        _write(self.folder / KEYS, "".join(f"{key}\n" for key in keys))
+    def write_keys(self, keys: Sequence[str], of: str = KEYS) -> None:
+        """Replaces the keys, or those of REPLIED."""
+        _write(self.folder / of, "".join(f"{key}\n" for key in keys))
 
     def narrow(self, keys: Sequence[str]) -> None:
         """Gives back the claim to all but these keys."""

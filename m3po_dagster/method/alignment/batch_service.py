@@ -4,6 +4,7 @@ A batch that was made twice is paid twice, and its making can get through withou
 blindly: whatever may have got through is looked for first, by the name that was given to it.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,7 +68,6 @@ class ServedBatch(_Reply):
     error_file_id: str | None = None
     request_counts: RequestCounts | None = None
     errors: _Problems | None = None
-    metadata: dict[str, str] | None = None
 
     @property
     def ended(self) -> bool:
@@ -162,6 +162,8 @@ class BatchService:
                 for line in _lines(pieces):
                     text = line.decode("utf-8", errors="replace")
                     file.write(self.endpoint.without_key(text).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
 
         self.endpoint.read_file(file_id, write)
 

@@ -1,7 +1,7 @@
 """What judging will take, before the first request: tokens from lengths, or from what the ledger has measured."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from m3po_dagster.method.alignment.budget import PriceSettings
 from m3po_dagster.method.alignment.turn import Spend
@@ -80,16 +80,35 @@ def at_most(
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is about to be asked, in sum. `measured` is how many replies its tokens are a mean of; 0: from lengths."""
+    """What is about to be asked, in sum.
+
+    `known`: requests that the ledger answers. `measured`: how many replies the tokens are a mean of; 0: from lengths.
+    """
 
     spend: Spend
+    known: int
     measured: int
     priced: bool
 
     @classmethod
-    def of(cls, requests: Iterable[Spend], prices: PriceSettings | None, measured: Spend) -> "Estimate":
+    def of(cls, requests: Iterable[Spend], known: int, prices: PriceSettings | None, measured: Spend) -> "Estimate":
         """The sum of `expected` requests, made with the same prices and the same measured requests."""
-        return cls(sum(requests, Spend()), measured.requests, prices is not None)
+        return cls(sum(requests, Spend()), known, measured.requests, prices is not None)
+
+    def __add__(self, other: "Estimate") -> "Estimate":
+        return replace(self, spend=self.spend + other.spend, known=self.known + other.known)
+
+    @property
+    def source(self) -> str:
+        """Where the tokens come from."""
+        return f"the mean of {self.measured:,} replies" if self.measured else "lengths; nothing is measured yet"
+
+    def words(self) -> str:
+        """The estimate in a sentence's middle."""
+        spend = self.spend
+        cost = f", cost {spend.cost:,.4f}" if self.priced else ""
+        tokens = f"{spend.prompt_tokens:,} prompt and {spend.completion_tokens:,} reply tokens"
+        return f"{spend.requests:,} requests (about {tokens}{cost})"
 
     def facts(self) -> dict[str, int | float | str]:
         """The estimate for a person, by name; without prices there is no cost."""
@@ -101,5 +120,4 @@ class Estimate:
         }
         if self.priced:
             found["cost"] = round(spend.cost, 4)
-        source = f"the mean of {self.measured:,} replies" if self.measured else "lengths; nothing is measured yet"
-        return {**found, "tokens from": source}
+        return {**found, "in the ledger": self.known, "tokens from": self.source}

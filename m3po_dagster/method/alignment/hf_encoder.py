@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-CHECK_TEXTS = ("a", "a red circle on the left of a blue square")
+CHECK_TEXTS = ("a", "a red circle")
 # Of vectors of length 1: what padding may move in float32, and steps of a coarser precision.
 FLOOR, STEPS = 1e-4, 4
 
@@ -33,8 +33,6 @@ class HfEncoder:
         wrong = f"scorer '{settings.name}': model {settings.model!r} ({type(self.model).__name__}) is no dual encoder"
         if not (hasattr(self.model, "get_image_features") and hasattr(self.model, "get_text_features")):
             raise ValueError(f"{wrong}: it has no image and text features")
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        self.context_length: int = min(self.processor.tokenizer.model_max_length, positions or 1 << 30)
         self.pads_to_longest = self._padding_changes_nothing(wrong)
         self.n_images = self.n_texts = self.n_tokens = 0
 
@@ -99,6 +97,8 @@ class HfEncoder:
         from PIL import Image
 
         try:
+            positions = self.model.config.get_text_config().max_position_embeddings
+            self.context_length: int = min(self.processor.tokenizer.model_max_length, positions)
             images = self.encode_images([Image.new("RGB", (64, 64), "red")])
             whole = self._encode(CHECK_TEXTS, to_longest=False)
             longest = self._encode(CHECK_TEXTS, to_longest=True)

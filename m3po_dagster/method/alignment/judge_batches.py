@@ -99,7 +99,10 @@ class BatchAsking:
                     self._give_up(group, found)
                     continue
                 reply = self._endpoint.without_key(found.decode("utf-8", errors="replace"))
-                keep_reply(self._account, self._settings, group, asked.number, asked.purpose, reply)
+                with self._account.ledger.asking(group.key) as known:
+                    # A process beside this one may have been given the same reply, which was paid for once.
+                    if len(known) == asked.number:
+                        keep_reply(self._account, self._settings, group, asked.number, asked.purpose, reply)
                 turns[group.key] += 1
                 group.take(reply)
                 if group.missing and not group.declined:

@@ -204,17 +204,19 @@ class LlmJudge:
 
     def estimate(self, batch: Batch) -> Estimate:
         """What `score` will ask for these answers, known replies left out; repairs and retries are not foreseen."""
-        measured, prices, wanted = self._measured(), self.settings.charged, []
+        measured, prices, wanted, known = self._measured(), self.settings.charged, [], 0
         for prompt, answers in batch:
             try:
-                asked = [group for group in self.groups(prompt, answers) if not self._known(group)]
+                groups = self.groups(prompt, answers)
+                asked = [group for group in groups if not self._known(group)]
                 size = asked[0].image.size if asked else (1, 1)
             except OSError:
                 continue
+            known += len(groups) - len(asked)
             for group in asked:
                 texts = request_texts(group.prompt, group.answers)
                 wanted.append(expected(texts, *size, len(group.answers), prices, measured))
-        return Estimate.of(wanted, prices, measured)
+        return Estimate.of(wanted, known, prices, measured)
 
     def _known(self, group: Group) -> bool:
         for turn in self._account.ledger.turns(group.key) if self._account else ():

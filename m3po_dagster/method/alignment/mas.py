@@ -12,7 +12,16 @@ from pydantic import Field, model_validator
 from m3po_dagster.method.alignment.calibration import Calibration, CalibrationEntry, read_calibrations
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED, AnswerFacts, Bounds, CascadeSettings, Prospects
 from m3po_dagster.method.alignment.rounds import Known, ask, ask_in_rounds, everything
-from m3po_dagster.method.alignment.scorer import DIGITS, SCORED, Batch, Score, Scorer, ScorerSettings, calibrated
+from m3po_dagster.method.alignment.scorer import (
+    DIGITS,
+    SCORED,
+    Batch,
+    Score,
+    Scorer,
+    ScorerSettings,
+    ServedScorer,
+    calibrated,
+)
 from m3po_dagster.settings import Settings
 
 if TYPE_CHECKING:
@@ -138,6 +147,12 @@ class MasScorer:
             raise ValueError(f"weights must not be negative and not all 0, got {self._weights}")
         self._entering = {name: weight for name, weight in self._weights.items() if weight > 0}
         self._cascade, self._dear = cascade, frozenset(dear)
+
+    @property
+    def served(self) -> tuple[ServedScorer, ...]:
+        """Its scorers that ask a served model; in place of an ensemble those of its members."""
+        judging = [one for scorer in self._scorers for one in getattr(scorer, "members", (scorer,))]
+        return tuple(one for one in judging if hasattr(one, "at"))
 
     @property
     def together(self) -> int:

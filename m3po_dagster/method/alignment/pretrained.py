@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from m3po_dagster.method.alignment.scorer import ModelScorerSettings
+from m3po_dagster.method.generation.memory import out_of_memory
 from m3po_dagster.method.generation.placement import weights_placement
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.torchvision_repair import repair_torchvision
@@ -117,7 +118,9 @@ def _loaded(settings: PretrainedSettings, load: Any, what: str = "model with a p
             f"scorer '{settings.name}': model {settings.model!r}: {where} doesn't give config, safetensors weights and "
             f"processor files ({str(error).splitlines()[0]})"
         ) from error
-    except (ValueError, ImportError, SafetensorError) as error:
+    except (ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"scorer '{settings.name}': model {settings.model!r} is no {what} that transformers can load: {reason}"

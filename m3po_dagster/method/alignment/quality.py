@@ -2,8 +2,7 @@
 
 The same answers in the reverse order must get the same order, the same answers beside another image must lose, and the
 better answer of a known pair must win. What is asked is planned first (`plan`), so that its cost can be told before
-anything is paid (`extra_requests`), and asked through the judge that scores the shard (`controls`), so that its ledger
-keeps the replies.
+anything is paid, and asked through the judge that scores the shard (`controls`), so that its ledger keeps the replies.
 """
 
 import hashlib
@@ -161,26 +160,9 @@ def controls(
     )
 
 
-def extra_requests(asks: Plan, scorers: Sequence[ScorerSettings]) -> dict[str, int]:
-    """Requests of the controls by served scorer, at most: what a ledger already holds is not asked, a repair not known.
-
-    The requests for known pairs are counted here for one shard; with a ledger they are paid for once in a study.
-    """
-    return {
-        scorer.name: (_requests(asks.reversed_batch, size) if size > 1 else 0) + _requests(asks.batch, size)
-        for scorer in scorers
-        if scorer.served
-        for size in [group_size(scorer)]
-    }
-
-
 def group_size(scorer: ScorerSettings) -> int:
     """Answers of a prompt that one request of a scorer holds; 1 for a scorer that judges each by itself."""
     return getattr(scorer, "group_size", 1)
-
-
-def _requests(batch: Batch, size: int) -> int:
-    return sum(-(-sum(bool(text.strip()) for text in texts) // size) for _, texts in batch)
 
 
 def _sample(items: Items, prompts: int, seed: int) -> list[tuple[Prompt, Sequence[Mapping]]]:

@@ -23,6 +23,7 @@ from m3po_dagster.settings import Settings
 
 if TYPE_CHECKING:
     from m3po_dagster.method.alignment.account import Account
+    from m3po_dagster.method.alignment.estimate import Estimate
 
 # Prompts with the answers to score, as every scorer takes them.
 Batch = Sequence[tuple[Prompt, Sequence[str]]]
@@ -90,6 +91,10 @@ class ServedScorer(Scorer, Protocol):
 
     def at(self, account: "Account") -> "ServedScorer":
         """The same scorer, its replies kept in the account's ledger and paid from its budget."""
+        ...
+
+    def estimate(self, batch: Batch) -> "Estimate":
+        """What scoring the batch will ask and cost, with what the account's ledger knows left out."""
         ...
 
     def swapped(self) -> "ServedScorer":

@@ -139,7 +139,7 @@ def _load(settings: ModelSettings) -> "tuple[PreTrainedModel, ProcessorMixin]":
         # The config first: without a hub, every file the processor looks for would wait through retries of its own.
         AutoConfig.from_pretrained(path, **source)
         processor = AutoProcessor.from_pretrained(path, **source)
-        model = AutoModelForImageTextToText.from_pretrained(path, **source, **placement)
+        model = AutoModelForImageTextToText.from_pretrained(path, use_safetensors=True, **source, **placement)
     except OSError as error:
         raise FileNotFoundError(
             f"model.path {path!r}: {where} doesn't give config, weights and processor files: name the folder of a "
