@@ -271,6 +271,14 @@ def test_the_probe_asks_each_served_member(picture):
         assert first.requests == second.requests > 0
 
 
+def test_it_takes_as_many_prompts_at_once_as_its_members_want():
+    columns = {name: {} for name in ("first", "second", "third")}
+    ensemble = ensemble_of(columns)
+    assert ensemble.together == 16
+    ensemble.members[1].together = 48
+    assert ensemble.together == 48
+
+
 def test_a_wrong_key_of_a_member_is_named(tmp_path):
     with pytest.raises(StudyError, match=r"judge\.scorers\.0\.judges\.0\.modle: unknown key\. Did you mean 'model'"):
         study_with(tmp_path, {"judges": [LOCAL[0] | {"modle": "x"}, EVERY[0]]})

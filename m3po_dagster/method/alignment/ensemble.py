@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 from pydantic import Field, model_validator
 
 from m3po_dagster.method.alignment.calibration import Calibration, CalibrationEntry, Identity
+from m3po_dagster.method.alignment.mas import TOGETHER
 from m3po_dagster.method.alignment.rounds import Known, ask, everything
 from m3po_dagster.method.alignment.scorer import Batch, Score, Scorer, ScorerSettings, calibrated
 from m3po_dagster.settings import Settings
@@ -148,8 +149,8 @@ class Ensemble:
 
     @property
     def together(self) -> int:
-        """Prompts to be given at once: as many as the member wants that wants most; 1 where none wants any."""
-        return max(getattr(member, "together", 1) for member in self.members)
+        """Prompts to be given at once: as many as the member wants that wants most."""
+        return max(getattr(member, "together", TOGETHER) for member in self.members)
 
     def at(self, account: "Account") -> "Ensemble":
         """The same ensemble, the replies of its served members kept and paid by the account."""
