@@ -52,7 +52,7 @@ class Identities:
 
     def served_judge(self, study: Study) -> dict:
         """Which served scorers are asked the probe set, and how; empty without one."""
-        served = {scorer.name: scorer.identity() for scorer in study.judge.scorers if scorer.served}
+        served = {scorer.name: scorer.identity() for scorer in study.judge.assessors if scorer.served}
         return {"scorers": served, "repeats": study.judge.probe_repeats} if served else {}
 
     def benchmarks(self, study: Study) -> dict:
@@ -89,12 +89,13 @@ class Identities:
         scorer = study.generation.scorer
         if scorer is None:
             return {}
-        self.refuse_foreign_fit(scorer, {})
+        for one in scorer.members or (scorer,):
+            self.refuse_foreign_fit(one, {})
         return self._scorer(scorer)
 
     def _judge(self, study: Study) -> dict:
         scorers, fitted = {}, study.judge.fitted()
-        for scorer in study.judge.scorers:
+        for scorer in study.judge.assessors:
             self.refuse_foreign_fit(scorer, fitted)
         for scorer in study.judge.calibrated().scorers:
             scorers[scorer.name] = self._scorer(scorer)
@@ -104,7 +105,10 @@ class Identities:
 
     def _scorer(self, scorer: ScorerSettings) -> dict:
         files = {} if scorer.local_model is None else {"files": self.weights(scorer.local_model)}
-        return {**scorer.identity(), **files}
+        members = (
+            {"members": {member.name: self._scorer(member) for member in scorer.members}} if scorer.members else {}
+        )
+        return {**scorer.identity(), **files, **members}
 
     def _known_pairs(self, path: Path) -> str:
         """Hash of the file and its images, wherever they lie."""

@@ -20,6 +20,7 @@ from m3po_dagster.evaluation.settings import BenchmarkSettings
 from m3po_dagster.method.alignment.blip2_itm import Blip2ItmSettings
 from m3po_dagster.method.alignment.budget import BudgetSettings, check_priced
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
+from m3po_dagster.method.alignment.ensemble import EnsembleSettings
 from m3po_dagster.method.alignment.hf_clip import HfClipScorerSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
@@ -48,7 +49,7 @@ OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-
 
 # Dagster forbids some characters in partition keys; the store makes folders of them.
 PartitionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
-ScorerSettings = Annotated[
+SingleScorerSettings = Annotated[
     ClipScorerSettings
     | HfClipScorerSettings
     | Blip2ItmSettings
@@ -59,6 +60,7 @@ ScorerSettings = Annotated[
     | SceneJudgeSettings,
     Field(discriminator="kind"),
 ]
+ScorerSettings = Annotated[SingleScorerSettings | EnsembleSettings[SingleScorerSettings], Field(discriminator="kind")]
 TrainingSettings = Annotated[DpoSettings | SftSettings, Field(discriminator="kind")]
 
 
@@ -123,7 +125,7 @@ class JudgeSettings(MasSettings[ScorerSettings]):
 
     @model_validator(mode="after")
     def _priced(self) -> "JudgeSettings":
-        check_priced(self.budget, {scorer.name: scorer.prices for scorer in self.scorers if scorer.served})
+        check_priced(self.budget, {scorer.name: scorer.prices for scorer in self.assessors if scorer.served})
         return self
 
 

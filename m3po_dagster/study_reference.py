@@ -27,16 +27,18 @@ def missing_paths(study: Study) -> dict[str, str]:
     named = {"dataset.path": study.dataset.path, "dataset.image_root": study.dataset.image_root}
     if is_local(study.model.path):
         named["model.path"] = study.model.path
-    for scorer in study.judge.scorers:
+    for scorer in study.judge.assessors:
         if scorer.local_model is not None and is_local(scorer.local_model):
             named[f"judge.scorers.{scorer.name}.model"] = scorer.local_model
     if study.judge.calibrations is not None:
         named["judge.calibrations"] = study.judge.calibrations
     if study.judge.quality.known_pairs is not None:
         named["judge.quality.known_pairs"] = study.judge.quality.known_pairs
-    scorer = study.generation.scorer
-    if scorer is not None and scorer.local_model is not None and is_local(scorer.local_model):
-        named["generation.n.scorer.model"] = scorer.local_model
+    between = study.generation.scorer
+    for scorer in () if between is None else (between.members or (between,)):
+        if scorer.local_model is not None and is_local(scorer.local_model):
+            key = "generation.n.scorer" if scorer is between else f"generation.n.scorer.{scorer.name}"
+            named[f"{key}.model"] = scorer.local_model
     for name, benchmark in study.benchmarks.items():
         for key, value in named_paths(benchmark.model_dump()):
             named[f"benchmarks.{name}.{key}"] = value
@@ -71,7 +73,7 @@ def _visit(model: type[BaseModel], sections: dict[type[BaseModel], str]) -> None
 
 
 def _title(model: type[BaseModel]) -> str:
-    return f"`{model.__name__.removesuffix('Settings').split('[')[0].lower()}`"
+    return f"`{model.__name__.split('[')[0].removesuffix('Settings').lower()}`"
 
 
 def _models(kind) -> list[type[BaseModel]]:

@@ -144,7 +144,7 @@ def _swap_consistency(table: pa.Table, groups: Groups, controls: Controls, judge
     if not controls.swapped:
         return SWAP_CONSISTENCY.outcome(True, "not asked")
     passed, said, figures = True, [], {}
-    for name in (scorer.name for scorer in judge.scorers if scorer.served):
+    for name in (scorer.name for scorer in judge.assessors if scorer.served):
         first, second = _numbers(table[name]), _again(table, controls.swapped, name)
         share = flipped(groups, first, second, ONE_SIDED)
         if share.n < FEWEST_PROMPTS:

@@ -68,12 +68,13 @@ class ShardJudging:
 
     def _tell(self, items: Sequence[Answers]) -> None:
         batch = [(prompt, [row["text"] for row in given]) for prompt, given in items]
-        checks = plan(self._answers, self._settings.scorers, self._settings.quality, SEED)
+        checks = plan(self._answers, self._settings.assessors, self._settings.quality, SEED)
         for scorer in self._scorer.served:
             shard, again = scorer.estimate(batch), scorer.swapped().estimate(checks.reversed_batch)
             again += scorer.estimate(checks.batch)
             self._expected[scorer.name] = {"shard": shard.facts(), "checks of the judge": again.facts()}
-            at_most = "at most " if self._settings.cascade else ""
+            may_be_fewer = self._settings.cascade or any(one.members for one in self._settings.scorers)
+            at_most = "at most " if may_be_fewer else ""
             self._log(
                 f"{scorer.name} will be asked {at_most}{shard.words()}, and {again.words()} to check the judge itself; "
                 f"{shard.known + again.known} more are in the ledger. Tokens from {shard.source}"
@@ -81,7 +82,7 @@ class ShardJudging:
 
     def controls(self, table: pa.Table) -> Controls:
         """Asks about some of the prompts again, to check the judge itself."""
-        return controls(self._scorer, self._answers, table, self._settings.scorers, self._settings.quality, SEED)
+        return controls(self._scorer, self._answers, table, self._settings.assessors, self._settings.quality, SEED)
 
     def facts(self) -> dict[str, object]:
         """For the manifest: what this run scored itself, and what its served scorers asked and what that took."""

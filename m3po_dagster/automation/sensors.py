@@ -124,7 +124,7 @@ def schedules(study: Study) -> list[dg.ScheduleDefinition]:
             loaded = study.load()
         except StudyError as error:
             return dg.SkipReason(str(error))
-        if not any(scorer.served for scorer in loaded.judge.scorers):
+        if not any(scorer.served for scorer in loaded.judge.assessors):
             return dg.SkipReason("no scorer of the study is served: the hashes of its weights say when it changes")
         return dg.RunRequest(tags={run_tags.STUDY: loaded.name})
 

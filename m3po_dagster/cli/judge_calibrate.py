@@ -84,7 +84,7 @@ def _chosen(study: "Study", names: list[str]) -> list["ScorerSettings"]:
 
     Raises ValueError for a name that the study hasn't, and where a fit would change nothing.
     """
-    known = {scorer.name: scorer for scorer in study.judge.scorers}
+    known = {scorer.name: scorer for scorer in study.judge.assessors}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"no scorer {unknown[0]!r} in study {study.name}; there are {', '.join(known)}")
     own = [name for name, scorer in known.items() if scorer.own_calibration is not None]

@@ -51,7 +51,7 @@ def _estimates(study: "Study") -> tuple[list[tuple[str, str, "Estimate"]], list[
         heads = held_heads(instance, store)
     account = JudgeResource().account(study, store.root, "estimate", probed_rows(study, store) or [], typer.echo)
     # Served scorers alone: no model is loaded to count requests.
-    served = [scorer.build().at(account) for scorer in study.judge.scorers if scorer.served]
+    served = [scorer.build().at(account) for scorer in study.judge.assessors if scorer.served]
     made = [shard for shard in study.shards if ("candidates", shard) in heads]
     found = []
     for shard in made:

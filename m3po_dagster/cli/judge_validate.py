@@ -51,7 +51,7 @@ def validate(
             # Drawn without a point: what can't be drawn is said before the judge is paid.
             plot_agreement([], [], "", plot)
     asked = [len(places) for places in by_prompt(rated).values()]
-    agree(requests_of(loaded.judge.scorers, asked), loaded.judge.scorers, yes)
+    agree(requests_of(loaded.judge.assessors, asked), loaded.judge.assessors, yes)
     with explained(*MENDABLE, status=1):
         rows, columns = _judged(loaded, rated, command_account(loaded, "validate"))
         found = compare(rated, rows, columns, resamples, seed)

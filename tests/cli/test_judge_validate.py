@@ -118,7 +118,8 @@ def test_a_served_judge_says_what_it_will_ask_and_many_requests_need_a_yes(proje
         served = {"kind": "llm_judge", "model": server.model, "base_url": server.base_url}
         try:
             project.scorers = [served, {"kind": "clip", "model": str(JUDGE_FOLDER), "tiles": 2, "weight": 0}]
-            project.write()
+            # What a cascade would leave out of a shard is rated here, so it is asked about.
+            project.write(cascade={})
             monkeypatch.setattr("m3po_dagster.cli.judge_requests.WITHOUT_YES", 3)
             assert "give --yes" in project.call("judge", "validate", ratings, code=2).stderr
             assert server.requests == 0

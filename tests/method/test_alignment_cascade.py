@@ -7,12 +7,16 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from m3po_dagster.method.alignment.calibration import Identity
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED, AnswerFacts, Bounds, CascadeSettings, Prospects
+from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasScorer
+from m3po_dagster.method.prompt import Message, Prompt
 from m3po_dagster.method.selection import SelectionSettings, select_pairs
 from tests.method.listed_scorer import Listed, prompt
+from tests.served_judge import ServedJudge
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TEXTS = ("Yes.", "yes. ", "No", "no", "A dog", "A  dog", "Two", "A cat", "Red", "Blue", "Left", "")
@@ -216,6 +220,29 @@ def test_a_more_confident_answer_is_asked_about_when_its_penalty_may_be_smaller(
     # 0.45 - 0.09 = 0.36 of MAS between them, 0.8 nats a token, 8 nats in all.
     assert asked(rows, weights, alpha_max=0.4, confidence=("mean",), round_size=1) == [0, 1]
     assert asked(rows, weights, alpha_max=0.4, round_size=1) == [0, 1, 2]
+
+
+def test_a_judge_over_http_gets_fewer_requests_and_the_pairs_stay(tmp_path):
+    Image.new("RGB", (24, 16), (255, 0, 0)).save(tmp_path / "red.png")
+    picture = Prompt("p", tmp_path / "red.png", (Message("user", "Which colour is it?"),))
+    rows = rows_of(*[(0.9 - 0.07 * k, None, -0.7 + 0.05 * k) for k in range(12)])
+    for row in rows:
+        row["text"] = f"{'red' if row['k'] % 5 < 3 else 'blue'}, take {row['k']}"
+    cheap = Listed("cheap", {row["text"]: row["cheap"] for row in rows})
+    cascade, recipe = CascadeSettings(round_size=2), SelectionSettings()
+    with ServedJudge() as server:
+        judge = LlmJudgeSettings(model=server.model, base_url=server.base_url, group_size=1).build()
+        mas = MasScorer(
+            *([cheap, judge], {"cheap": 2.0, "llm_judge": 1.0}, {"cheap": Identity(), "llm_judge": Identity()}),
+            *(cascade, ["llm_judge"]),
+        )
+        batch = [(picture, [row["text"] for row in rows])]
+        saved = mas.score(batch, facts=[AnswerFacts.of(rows)])
+        asked = sum(row["status"] == "scored" for row in saved)
+        assert server.requests == asked < len(rows)
+        everything = mas.exhaustive().score(batch)
+        assert server.requests == asked + len(rows)
+    assert selected(saved, rows, recipe) == selected(everything, rows, recipe) != []
 
 
 def bounds_of(*mas: float | tuple[float, float]) -> Bounds:

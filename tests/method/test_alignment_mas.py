@@ -221,7 +221,7 @@ def test_settings_name_the_columns_that_the_scorers_fill():
     assert list(settings.sub_scores) == [
         *("first_mean", "first_low", "first_statements", "first_seen"),
         *("relevance", "accuracy", "adherence"),
-        *("third_relevance", "third_accuracy", "third_adherence"),
+        *("third_relevance", "third_accuracy", "third_adherence", "third_position"),
     ]
     assert all(settings.sub_scores.values())
 

@@ -11,8 +11,17 @@ from pydantic import Field, model_validator
 
 from m3po_dagster.method.alignment.calibration import Calibration, CalibrationEntry, read_calibrations
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED, AnswerFacts, Bounds, CascadeSettings, Prospects
-from m3po_dagster.method.alignment.rounds import Known, ask, ask_in_rounds
-from m3po_dagster.method.alignment.scorer import SCORED, Batch, Score, Scorer, ScorerSettings, ServedScorer
+from m3po_dagster.method.alignment.rounds import Known, ask, ask_in_rounds, everything
+from m3po_dagster.method.alignment.scorer import (
+    DIGITS,
+    SCORED,
+    Batch,
+    Score,
+    Scorer,
+    ScorerSettings,
+    ServedScorer,
+    calibrated,
+)
 from m3po_dagster.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,10 +31,6 @@ S = TypeVar("S", bound=ScorerSettings)
 
 FIXED = ("prompt_id", "mas", "status", "words")
 """Columns of every judge's table, beside the candidate's id."""
-
-DIGITS = 6
-"""Decimals of a score. What float32 arithmetic adds beyond them differs from run to run and is no preference: kept, it
-would part candidates that are equally good."""
 
 TOGETHER = 16
 """Prompts whose answers are scored at once where no scorer asks for more: enough to fill the batches of a local one."""
@@ -77,6 +82,11 @@ class MasSettings(Settings, Generic[S]):
         """The sub-score columns of every scorer, in order, each with what it holds."""
         return {name: meaning for scorer in self.scorers for name, meaning in scorer.sub_scores.items()}
 
+    @property
+    def assessors(self) -> tuple[ScorerSettings, ...]:
+        """Every scorer that judges itself: in place of an ensemble its members."""
+        return tuple(one for scorer in self.scorers for one in (scorer.members or (scorer,)))
+
     def fitted(self) -> dict[str, CalibrationEntry]:
         """The entries of the study's calibration file; empty without one.
 
@@ -99,12 +109,13 @@ class MasSettings(Settings, Generic[S]):
 
     def build(self, device: str = "cpu") -> "MasScorer":
         """Loads every scorer on `device`."""
+        scorers = self.calibrated().scorers
         return MasScorer(
-            [scorer.build(device) for scorer in self.scorers],
-            {scorer.name: scorer.weight for scorer in self.scorers},
-            {scorer.name: scorer.resolved_calibration() for scorer in self.calibrated().scorers},
+            [scorer.build(device) for scorer in scorers],
+            {scorer.name: scorer.weight for scorer in scorers},
+            {scorer.name: scorer.resolved_calibration() for scorer in scorers},
             self.cascade,
-            [scorer.name for scorer in self.scorers if scorer.served],
+            [scorer.name for scorer in scorers if scorer.served],
         )
 
 
@@ -139,8 +150,9 @@ class MasScorer:
 
     @property
     def served(self) -> tuple[ServedScorer, ...]:
-        """Its scorers that ask a served model."""
-        return tuple(scorer for scorer in self._scorers if hasattr(scorer, "at"))
+        """Its scorers that ask a served model; in place of an ensemble those of its members."""
+        judging = [one for scorer in self._scorers for one in getattr(scorer, "members", (scorer,))]
+        return tuple(one for one in judging if hasattr(one, "at"))
 
     @property
     def together(self) -> int:
@@ -176,10 +188,9 @@ class MasScorer:
         cascade goes by; without one they are not looked at. Raises ValueError where a cascade gets none.
         """
         known: Known = [[{} for _ in answers] for _, answers in batch]
-        everything = [range(len(answers)) for _, answers in batch]
         cheap = [one for one in self._scorers if self._cascade is None or one.name not in self._dear]
         for done, scorer in enumerate(cheap, start=1):
-            ask(scorer, batch, everything, known)
+            ask(scorer, batch, everything(batch), known)
             if progress:
                 progress(done, len(self._scorers))
         if self._cascade is not None:
@@ -222,7 +233,7 @@ class MasScorer:
         return round(mean, DIGITS)
 
     def _value(self, name: str, score: Score) -> float | None:
-        return None if score.value is None else round(self._calibrations[name].apply(score.value), DIGITS)
+        return calibrated(score, self._calibrations[name])
 
     def _row(self, prompt_id: str, known: Mapping[str, Score]) -> dict:
         # In the scorers' order, whichever was asked first.
@@ -234,9 +245,8 @@ class MasScorer:
         if row["mas"] is None and not unscored.keys() & self._entering.keys():
             row["status"] = NOT_NEEDED
         for name, score in scores.items():
-            if score.value is not None:
-                row[name] = self._value(name, score)
-                row.update(score.sub_scores)
+            row[name] = self._value(name, score)
+            row.update(score.sub_scores)
         return row
 
     def _words(self, scores: Mapping[str, Score]) -> str | None:

@@ -61,7 +61,7 @@ def probe(judge: MasSettings) -> list[dict]:
     """
     rows: list[dict] = []
     with TemporaryDirectory(prefix="m3po-probe-") as folder:
-        for settings in sorted(judge.scorers, key=lambda scorer: scorer.name):
+        for settings in sorted(judge.assessors, key=lambda scorer: scorer.name):
             if settings.served:
                 rows += _answers(settings, _prompts(Path(folder)), judge.probe_repeats)
     return rows

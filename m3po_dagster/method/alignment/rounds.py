@@ -11,6 +11,11 @@ Known = list[list[dict[str, Score]]]
 """For every answer of every prompt what each scorer that was asked about it said."""
 
 
+def everything(batch: Batch) -> list[range]:
+    """The places of all answers."""
+    return [range(len(answers)) for _, answers in batch]
+
+
 def ask(scorer: Scorer, batch: Batch, wanted: Sequence[Iterable[int]], known: Known) -> None:
     """Puts into `known` what the scorer says of the wanted answers, given by their places in each prompt."""
     asked = [(p, list(places)) for p, places in enumerate(wanted)]

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 Batch = Sequence[tuple[Prompt, Sequence[str]]]
 
 SCORED = "scored"
+
+DIGITS = 6
+"""Decimals of a score. What float32 arithmetic adds beyond them differs from run to run and is no preference: kept, it
+would part candidates that are equally good."""
+
 LOCAL_DIR = "local-dir:"
 
 
@@ -36,7 +41,8 @@ LOCAL_DIR = "local-dir:"
 class Score:
     """One answer's raw value on the scorer's own scale, with the sub-scores behind it (same scale or counts).
 
-    `value` is None exactly when the scorer could not judge; `reason` then says why. An unscored answer is never a
+    `value` is None exactly when the scorer could not judge; `reason` then says why. Sub-scores that there are none of
+    are left out. An unscored answer is never a
     number: not 0, not -1, not a mean. `words` are what the scorer says for its score: evidence for a person, of any
     length; empty for a scorer that gives none.
     """
@@ -56,6 +62,11 @@ class Score:
     def unscored(cls, reason: str, words: str = "") -> "Score":
         """The score of an answer that could not be judged; `reason` is one of few, `words` may be the answer's own."""
         return cls(None, reason, words=words)
+
+
+def calibrated(score: Score, calibration: Calibration) -> float | None:
+    """The score on the scale of [0, 1]; None for an unscored answer."""
+    return None if score.value is None else round(calibration.apply(score.value), DIGITS)
 
 
 class Scorer(Protocol):
@@ -123,6 +134,11 @@ class ScorerSettings(Settings):
     def served(self) -> bool:
         """Whether the model answers at an endpoint, so that only asking it shows that it changed."""
         return self.endpoint is not None
+
+    @property
+    def members(self) -> tuple["ScorerSettings", ...]:
+        """The scorers it asks in its turn; none for one that judges itself."""
+        return ()
 
     @property
     def looks_at_image(self) -> bool:
