@@ -41,7 +41,7 @@ class Unscored:
         unscored = self.reasons.total()
         if too_many(unscored, self.answers, self.max_unscored):
             shown = [f"{count} x {reason}" for reason, count in self.reasons.most_common(SHOWN_REASONS)]
-            more = ["..."] if len(self.reasons) > SHOWN_REASONS else []
+            more = ["and others"] if len(self.reasons) > SHOWN_REASONS else []
             said = f' The first of them: "{self._said}".' if self._said else ""
             raise TooManyUnscored(
                 f"{unscored} of {self.answers} candidates are unscored so far, more than judge.max_unscored = "
