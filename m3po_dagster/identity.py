@@ -52,7 +52,7 @@ class Identities:
 
     def served_judge(self, study: Study) -> dict:
         """Which served scorers are asked the probe set, and how; empty without one."""
-        served = {scorer.name: scorer.identity() for scorer in study.judge.assessors if scorer.served}
+        served = {scorer.name: _asked(scorer) for scorer in study.judge.assessors if scorer.served}
         return {"scorers": served, "repeats": study.judge.probe_repeats} if served else {}
 
     def benchmarks(self, study: Study) -> dict:

@@ -97,8 +97,8 @@ def probe_order(answers: pa.Table) -> Check:
 
 def _top_ties(table: pa.Table, groups: Groups) -> Check:
     tied, share = top_ties(groups, _numbers(table["mas"]))
-    if not share.n:
-        return TOP_TIES.outcome(True, "no prompt with two scored answers")
+    if share.n < 2:
+        return TOP_TIES.outcome(True, "fewer than two prompts with two scored answers")
     found = f"{share.value:.1%}; the best MAS is tied in {tied.value:.1%} of the prompts"
     return TOP_TIES.outcome(share.value <= MOST_AT_THE_TOP, found, top_share=share.value, tied_share=tied.value)
 

@@ -1,5 +1,8 @@
 """The account that a command asks served judges for: the graph's own ledger and budget, so that neither pays twice."""
 
+import secrets
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import typer

@@ -49,7 +49,8 @@ class Account:
     """Handed to a served scorer by `at`; without one a scorer asks anew and keeps nothing, as a probe must.
 
     `revisions` holds, by scorer name, what the probe last found of the model behind the endpoint: it is part of every
-    ledger key, so that a model swapped under its name is asked again. `log` is told of long waits.
+    ledger key, so that a model swapped under its name is asked again. `again`: what the ledger holds no usable grades for
+    is asked once more, as a re-run after a failure does. `log` is told of long waits.
     """
 
     ledger: "Ledger"
@@ -57,5 +58,6 @@ class Account:
     study: str
     run: str
     revisions: Mapping[str, str] = field(default_factory=dict)
+    again: bool = False
     tallies: Tallies = field(default_factory=Tallies)
     log: Callable[[str], None] = field(default=lambda line: None)

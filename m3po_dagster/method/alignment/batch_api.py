@@ -6,12 +6,12 @@ requests are in a batch already: those are waited for, the rest is submitted.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from m3po_dagster.method.alignment.batch_asking import Asking
 from m3po_dagster.method.alignment.batch_lines import BatchFailure
-from m3po_dagster.method.alignment.batch_record import Asker, BatchRecords
+from m3po_dagster.method.alignment.batch_record import KEYS, REPLIED, Asker, BatchRecords
 from m3po_dagster.method.alignment.batch_service import BatchService
 from m3po_dagster.method.alignment.batch_settings import BatchSettings
 from m3po_dagster.method.endpoint import Endpoint
@@ -34,6 +34,17 @@ class BatchQueue:
         self._settings, self._progress = settings, progress
         self._records = BatchRecords(folder)
         self._service = BatchService(endpoint, min(0.5, settings.poll_seconds))
+
+    def claimed(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that are in a batch already, under way or with a reply: asking for them submits nothing."""
+        endpoint, wanted = self._service.endpoint.settings, set(keys)
+        found: set[str] = set()
+        with self._records.claiming():
+            for record in self._records.all(endpoint.base_url, endpoint.model):
+                found |= wanted.intersection(
+                    self._records.keys(record.id, REPLIED if record.step == "collected" else KEYS)
+                )
+        return found
 
     def ask(self, bodies: Mapping[str, dict], asker: Asker) -> Iterator[tuple[str, bytes | BatchFailure]]:
         """Every key of `bodies` once, as its batch ends: the body of the reply, or why there is none.

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 from pydantic import Field, model_validator
 
 from m3po_dagster.method.alignment.calibration import Calibration, CalibrationEntry, Identity
-from m3po_dagster.method.alignment.mas import TOGETHER
-from m3po_dagster.method.alignment.rounds import Known, ask, everything
+from m3po_dagster.method.alignment.rounds import TOGETHER, Known, ask, everything
 from m3po_dagster.method.alignment.scorer import Batch, Score, Scorer, ScorerSettings, calibrated
 from m3po_dagster.settings import Settings
 

@@ -29,7 +29,7 @@ class RawValues:
 
 def raw_values(scorer: Scorer, sample: Batch, progress: Callable[[int, int], None] | None = None) -> RawValues:
     """The scorer's values on its own scale, no map applied. `progress` is told (prompts done, prompts)."""
-    together = getattr(scorer, "together", SCORED_TOGETHER)
+    together = getattr(scorer, "together", TOGETHER)
     values: list[float] = []
     unscored: Counter[str] = Counter()
     for start in range(0, len(sample), together):

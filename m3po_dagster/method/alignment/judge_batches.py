@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from m3po_dagster.method.alignment.account import Account
 from m3po_dagster.method.alignment.batch_api import BatchQueue
 from m3po_dagster.method.alignment.batch_lines import BatchFailure
 from m3po_dagster.method.alignment.batch_record import Asker
-from m3po_dagster.method.alignment.judge_group import REQUESTS, UNREADABLE_IMAGE, Group
+from m3po_dagster.method.alignment.judge_group import NO_ANSWER, UNREADABLE_IMAGE, Group
 from m3po_dagster.method.alignment.judge_paying import keep_reply, most_of
 from m3po_dagster.method.alignment.turn import Spend
 from m3po_dagster.method.endpoint import REFUSED, Endpoint
@@ -23,8 +24,9 @@ FOLDER = ".batches"
 
 @dataclass(frozen=True)
 class _Wanted:
-    group: Group
-    number: int
+    """A request, and the groups that want its reply: one image may lie in two files."""
+
+    groups: list[Group]
     purpose: str
 
 
@@ -35,7 +37,7 @@ class _Bodies(Mapping[str, dict]):
         self._wanted = wanted
 
     def __getitem__(self, key: str) -> dict:
-        group = self._wanted[key].group
+        group = self._wanted[key].groups[0]
         _, body = group.next_request()
         group.image.forget()
         return body
@@ -62,22 +64,22 @@ class BatchAsking:
         Raises BudgetSpent before anything of a batch is submitted that the budget would not pay for in full, and what
         `BatchQueue.ask` raises.
         """
-        turns = {}
+        pending, whole = [], 0
         for group in groups:
-            known = self._account.ledger.turns(group.key)
-            turns[group.key] = len(known)
-            for turn in known:
+            turns = self._account.ledger.turns(group.key)
+            for turn in turns:
                 group.take(turn.reply)
-        whole = sum(not group.missing for group in groups)
+            whole += not group.missing
+            if left := group.requests_left(len(turns), self._account.again):
+                pending.append((group, left))
         self._account.tallies.add(self._settings.name, groups=len(groups), from_ledger=whole)
-        pending = [group for group in groups if group.missing]
-        for _ in range(REQUESTS):
-            pending = self._ask_once(pending, turns)
+        while pending:
+            again = self._ask_once([group for group, _ in pending])
+            pending = [(group, left - 1) for group, left in pending if left > 1 and group.key in again]
 
-    def _ask_once(self, groups: Sequence[Group], turns: dict[str, int]) -> list[Group]:
-        """One request a group; gives the groups that another one may complete."""
-        measured = self._account.ledger.measured(self._settings.model)
-        wanted, most = {}, Spend()
+    def _ask_once(self, groups: Sequence[Group]) -> set[str]:
+        """One request a question; gives the keys of the groups that another one may complete."""
+        wanted: dict[str, _Wanted] = {}
         for group in groups:
             try:
                 purpose, _ = group.next_request()
@@ -85,36 +87,44 @@ class BatchAsking:
                 group.give_up(UNREADABLE_IMAGE)
                 continue
             group.image.forget()
-            number = turns[group.key]
-            wanted[_custom_id(group.key, number)] = _Wanted(group, number, purpose)
-            most += most_of(group, self._settings, measured)
+            name = _custom_id(group.key, len(self._account.ledger.turns(group.key)))
+            wanted.setdefault(name, _Wanted([], purpose)).groups.append(group)
         if not wanted:
-            return []
-        again = []
-        with self._account.purse.reserve(most):
-            for key, found in self._queue.ask(_Bodies(wanted), self._asker):
-                asked = wanted[key]
-                group = asked.group
+            return set()
+        measured = self._account.ledger.measured(self._settings.model)
+        # What is in a batch already is paid for whatever the budget says; to leave it there would only lose it.
+        claimed = self._queue.claimed(wanted)
+        new = [asked.groups[0] for name, asked in wanted.items() if name not in claimed]
+        most = sum((most_of(group, self._settings, measured) for group in new), Spend())
+        again = set()
+        with self._account.purse.reserve(most) if new else nullcontext():
+            for name, found in self._queue.ask(_Bodies(wanted), self._asker):
+                asked = wanted[name]
                 if isinstance(found, BatchFailure):
-                    self._give_up(group, found)
+                    for group in asked.groups:
+                        self._give_up(group, found)
                     continue
                 reply = self._endpoint.without_key(found.decode("utf-8", errors="replace"))
-                with self._account.ledger.asking(group.key) as known:
-                    # A process beside this one may have been given the same reply, which was paid for once.
-                    if len(known) == asked.number:
-                        keep_reply(self._account, self._settings, group, asked.number, asked.purpose, reply)
-                turns[group.key] += 1
-                group.take(reply)
-                if group.missing and not group.declined:
-                    again.append(group)
+                self._keep(asked, reply)
+                for group in asked.groups:
+                    group.take(reply)
+                    if group.missing and not group.settled:
+                        again.add(group.key)
         return again
+
+    def _keep(self, asked: _Wanted, reply: str) -> None:
+        """Keeps a reply unless a process beside this one was given the same and has kept it: it was paid for once."""
+        group = asked.groups[0]
+        turns = self._account.ledger.turns(group.key)
+        if reply not in [turn.reply for turn in turns]:
+            keep_reply(self._account, self._settings, group, len(turns), asked.purpose, reply)
 
     def _give_up(self, group: Group, failure: BatchFailure) -> None:
         if failure.status in REFUSED:
             group.give_up(f"request refused (HTTP {failure.status})", failure.said)
         else:
             self._account.tallies.add(self._settings.name, unanswered=1)
-            group.give_up(f"no answer in a batch ({failure.reason})", failure.said)
+            group.give_up(f"{NO_ANSWER} in a batch ({failure.reason})", failure.said)
 
     def _told(self, done: int, of: int) -> None:
         self._account.log(f"{self._settings.name}: {done} of {of} requests of the batches are done")

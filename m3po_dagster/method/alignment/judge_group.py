@@ -16,7 +16,7 @@ from m3po_dagster.method.prompt import Prompt
 
 REQUESTS = 2
 """Requests for one group each time it is wanted: one, and one for what its reply left out or spoiled."""
-UNREADABLE_IMAGE = "image can't be read"
+UNREADABLE_IMAGE, NO_ANSWER = "image can't be read", "no answer"
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Group:
 
     def __post_init__(self) -> None:
         # The image counts by its hash: no need to encode it to see whether the ledger knows the answer.
-        unsent = request(self.fields, self.prompt, {"url": ""}, self.answers)
+        unsent = request(self.fields, self.prompt, self.image.unsent, self.answers)
         self.key = request_key(unsent, self.image.sha256, self.revision)
 
     @property
@@ -44,17 +44,24 @@ class Group:
         return [key for key in self.answers if key not in self.grades]
 
     @property
-    def declined(self) -> bool:
-        """Whether the last reply was a refusal."""
-        return self.last is not None and self.last.declined
+    def settled(self) -> bool:
+        """Whether asking the same again would help nobody: the last reply was a refusal, or ran on until it was cut."""
+        return self.last is not None and (self.last.declined or CUT_OFF in self.last.problems.values())
+
+    def requests_left(self, turns: int, again: bool) -> int:
+        """Requests to send for what is missing after `turns` known replies; `again`: as if it were asked anew."""
+        if not self.missing:
+            return 0
+        if again:
+            return REQUESTS
+        return 0 if self.settled else max(0, REQUESTS - turns)
 
     def take(self, reply: str) -> None:
         """Takes in the body of a reply. What an earlier one graded stays as it is."""
         self.last = read_reply(reply, list(self.answers))
         for key, grades in self.last.grades.items():
             self.grades.setdefault(key, grades)
-        # A reply that ran on is not shown again: it would only leave less room.
-        if self.last.said.strip() and not self.last.declined and CUT_OFF not in self.last.problems.values():
+        if self.last.said.strip() and not self.settled:
             self._mendable = self.last
 
     def give_up(self, problem: str, said: str = "") -> None:

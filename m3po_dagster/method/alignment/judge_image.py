@@ -13,7 +13,7 @@ from m3po_dagster.settings import Settings
 
 
 class ImageUrls(Settings):
-    """Where the endpoint can fetch the images itself, which keeps requests small."""
+    """Where the endpoint can fetch the images itself, which keeps requests small; others are sent."""
 
     folder: Path = Field(description="folder that holds the images here; a path of this machine")
     address: str = Field(description="address under which the same folder is served to the judge")
@@ -25,16 +25,12 @@ class ImageUrls(Settings):
             raise ValueError("give an address that starts with http:// or https://")
         return value.rstrip("/")
 
-    def of(self, image: Path) -> str:
-        """The address of an image. Raises ValueError for one outside the folder."""
-        try:
-            relative = image.resolve().relative_to(self.folder.resolve())
-        except ValueError:
-            raise ValueError(
-                f"the image {image} is not below {self.folder}, which image_urls.folder of the judge names; "
-                "name the folder that holds all of them, or leave image_urls out to send the images themselves"
-            ) from None
-        return f"{self.address}/{quote(relative.as_posix())}"
+    def of(self, image: Path) -> str | None:
+        """The address of an image; None for one outside the folder, such as a probe's or a known pair's."""
+        image, folder = image.resolve(), self.folder.resolve()
+        if not image.is_relative_to(folder):
+            return None
+        return f"{self.address}/{quote(image.relative_to(folder).as_posix())}"
 
 
 class JudgeImage:
@@ -47,12 +43,17 @@ class JudgeImage:
         self._urls, self._detail = urls, detail
         self._lock, self._part = threading.Lock(), None
 
+    @property
+    def unsent(self) -> dict[str, Any]:
+        """The value of an image_url part without the image."""
+        return {"url": ""} | ({} if self._detail == "auto" else {"detail": self._detail})
+
     def part(self) -> dict[str, Any]:
         """The value of an image_url part. Raises OSError when the image can't be decoded."""
         with self._lock:
             if self._part is None:
-                url = data_url(self.path) if self._urls is None else self._urls.of(self.path)
-                self._part = {"url": url} | ({} if self._detail == "auto" else {"detail": self._detail})
+                address = self._urls.of(self.path) if self._urls else None
+                self._part = self.unsent | {"url": address or data_url(self.path)}
             return self._part
 
     def forget(self) -> None:

@@ -74,13 +74,12 @@ def _strict(properties: dict) -> dict:
 def request(fields: Mapping[str, Any], prompt: Prompt, image: Mapping[str, Any], answers: Mapping[str, str]) -> dict:
     """The body of one chat completion request.
 
-    `fields` are those that the study decides (model, temperature, ...), `image` is the value of an image_url part,
-    `answers` goes by id, in the order in which the judge sees them.
+    `fields` are those that are the same for all requests of a judge (model, temperature, response_format, ...), `image`
+    is the value of an image_url part, `answers` goes by id, in the order in which the judge sees them.
     """
     rubric, *material = request_texts(prompt, answers)
     return {
         **fields,
-        "response_format": _response_format(list(answers)),
         "messages": [
             {"role": "system", "content": rubric},
             {
@@ -113,35 +112,35 @@ def repair(body: Mapping[str, Any], said: str, problems: Mapping[str, str]) -> d
         f'nothing around it, and give "grades" for {", ".join(problems)} alone, each exactly once.'
     )
     turns = [{"role": "assistant", "content": said[:SHOWN_REPLY]}, {"role": "user", "content": ask}]
-    return {
-        **body,
-        "response_format": _response_format(list(problems)),
-        "messages": [*body["messages"], *turns],
-    }
+    return {**body, "messages": [*body["messages"], *turns]}
 
 
-def _response_format(ids: Sequence[str]) -> dict:
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": "grades", "strict": True, "schema": reply_schema(ids)},
-    }
+def response_format(group_size: int) -> dict:
+    """The JSON layout that a judge must reply in.
+
+    It is the same for a request of fewer answers, and for a repair: a schema comes first in a prompt's prefix, and is
+    compiled anew for every difference.
+    """
+    schema = reply_schema(IDS[:group_size])
+    return {"type": "json_schema", "json_schema": {"name": "grades", "strict": True, "schema": schema}}
 
 
 def request_key(body: Mapping[str, Any], image_sha256: str, revision: str) -> str:
     """The ledger's key of a request: the hash of all that decides its reply.
 
-    The image counts by its file's content, however it is sent; `revision` says which model stood behind the name.
+    The image counts by its file's content, wherever the judge gets it from; `revision` says which model stood behind
+    the name.
     """
     system, user = body["messages"]
-    _, *texts = user["content"]
-    asked = {**body, "messages": [system, texts], "image": image_sha256, "revision": revision}
-    return _hash(asked)
+    image, *texts = user["content"]
+    seen = {**image["image_url"], "url": image_sha256}
+    return _hash({**body, "messages": [system, seen, texts], "revision": revision})
 
 
 def request_version() -> str:
     """Hash of all that a request says beside settings, image and texts: the rubric, the schema, their layout."""
     sample = Prompt("", None, (Message("user", "question"),))
-    first = request({}, sample, {"url": ""}, {"A": "answer"})
+    first = request({"response_format": response_format(1)}, sample, {"url": ""}, {"A": "answer"})
     return _hash([first, repair(first, "", {"A": "problem"})])[:16]
 
 

@@ -25,7 +25,7 @@ from m3po_dagster.method.alignment.calibration import Calibration, Identity
 from m3po_dagster.method.alignment.estimate import Estimate, expected
 from m3po_dagster.method.alignment.judge_batches import BatchAsking
 from m3po_dagster.method.alignment.judge_group import (
-    REQUESTS,
+    NO_ANSWER,
     UNREADABLE_IMAGE,
     Group,
     in_groups,
@@ -35,7 +35,7 @@ from m3po_dagster.method.alignment.judge_group import (
 from m3po_dagster.method.alignment.judge_image import ImageUrls, JudgeImage
 from m3po_dagster.method.alignment.judge_paying import keep_reply, most_of
 from m3po_dagster.method.alignment.judge_reply import mean_grade
-from m3po_dagster.method.alignment.judge_request import ASPECTS, request_texts, request_version
+from m3po_dagster.method.alignment.judge_request import ASPECTS, request_texts, request_version, response_format
 from m3po_dagster.method.alignment.scorer import Batch, Score, ScorerSettings
 from m3po_dagster.method.alignment.turn import Spend, Turn
 from m3po_dagster.method.endpoint import Endpoint, EndpointSettings, Refused, Unanswered
@@ -48,7 +48,9 @@ EMPTY_ANSWER = "empty answer"
 # How requests travel, not what is asked.
 _FREE = {"calibration", "api_key_env", "timeout", "max_retries", "max_parallel", "image_urls", "prices", "batch"}
 # What the request itself says field by field.
-_OWN_FIELDS = {"messages", "response_format", "model", "temperature", "max_completion_tokens", "stream", "n"}
+_OWN_FIELDS = {
+    "messages", "response_format", "model", "temperature", "max_completion_tokens", "max_tokens", "stream", "n",
+}  # fmt: skip
 
 
 class LlmJudgeSettings(EndpointSettings, ScorerSettings):
@@ -58,6 +60,11 @@ class LlmJudgeSettings(EndpointSettings, ScorerSettings):
     name: str = Field("llm_judge", pattern=r"^[a-z][a-z0-9_]*$", description="column of the MAS table")
     calibration: Calibration = Field(
         Identity(), description="map of the raw value to [0, 1]; the raw value already lies there"
+    )
+    revision: str = Field(
+        "",
+        description="what tells this model from another that is served under the same name, for example a commit; the "
+        "ledger knows a model by name, revision and probe, not by its address",
     )
     group_size: int = Field(
         8,
@@ -121,7 +128,13 @@ class LlmJudgeSettings(EndpointSettings, ScorerSettings):
     def fields(self) -> dict[str, Any]:
         """The fields of every request beside what is asked."""
         given = {} if self.temperature is None else {"temperature": self.temperature}
-        return {"model": self.model, **given, "max_completion_tokens": self.max_reply_tokens, **self.request_fields}
+        return {
+            "model": self.model,
+            **given,
+            "max_completion_tokens": self.max_reply_tokens,
+            "response_format": response_format(self.group_size),
+            **self.request_fields,
+        }
 
     def build(self, device: str = "cpu") -> "LlmJudge":
         """The scorer; nothing is asked yet. Raises ValueError when the key's variable is not set."""
@@ -219,9 +232,10 @@ class LlmJudge:
         return Estimate.of(wanted, known, prices, measured)
 
     def _known(self, group: Group) -> bool:
-        for turn in self._account.ledger.turns(group.key) if self._account else ():
+        turns = self._account.ledger.turns(group.key) if self._account else ()
+        for turn in turns:
             group.take(turn.reply)
-        return not group.missing
+        return not group.requests_left(len(turns), self._account is not None and self._account.again)
 
     def groups(self, prompt: Prompt, answers: Sequence[str]) -> list[Group]:
         """The requests that grade these answers, empty ones left out. Raises OSError when there is no image file."""
@@ -243,7 +257,8 @@ class LlmJudge:
 
     @property
     def _revision(self) -> str:
-        return self._account.revisions.get(self.name, "") if self._account else ""
+        probed = self._account.revisions.get(self.name, "") if self._account else ""
+        return f"{self.settings.revision} {probed}"
 
     def _submit(
         self, pool: ThreadPoolExecutor, prompt: Prompt, answers: Sequence[str]
@@ -269,16 +284,15 @@ class LlmJudge:
             for turn in turns:
                 group.take(turn.reply)
             number = len(turns)
-            for _ in range(REQUESTS):
-                if not group.missing:
-                    break
+            for _ in range(group.requests_left(number, self._account is not None and self._account.again)):
                 try:
                     purpose, body = group.next_request()
+                    most = most_of(group, self.settings, self._measured())
                 except OSError:
                     group.give_up(UNREADABLE_IMAGE)
                     break
                 try:
-                    with self._reserved(group):
+                    with self._reserved(most):
                         reply = self._endpoint.chat(body)
                         text = self._endpoint.without_key(reply.decode("utf-8", errors="replace"))
                         self._keep(group, number, purpose, text)
@@ -287,13 +301,13 @@ class LlmJudge:
                     break
                 except Unanswered as error:
                     self._note_silence(error)
-                    group.give_up("no answer", error.what)
+                    group.give_up(NO_ANSWER, error.what)
                     break
                 with self._lock:
                     self._silent = 0
                 number += 1
                 group.take(text)
-                if group.declined:
+                if group.settled or not group.missing:
                     break
             self._count(groups=1, from_ledger=int(number == len(turns) and not group.missing))
 
@@ -313,15 +327,12 @@ class LlmJudge:
             yield turns
 
     @contextmanager
-    def _reserved(self, group: Group) -> Iterator[None]:
+    def _reserved(self, most: Spend) -> Iterator[None]:
         if self._account is None:
             yield
             return
-        with self._account.purse.reserve(self._at_most(group)):
+        with self._account.purse.reserve(most):
             yield
-
-    def _at_most(self, group: Group) -> Spend:
-        return most_of(group, self.settings, self._measured())
 
     def _measured(self) -> Spend:
         return self._account.ledger.measured(self.settings.model) if self._account else Spend()

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from m3po_dagster.method.alignment.calibration import Calibration, CalibrationEntry, read_calibrations
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED, AnswerFacts, Bounds, CascadeSettings, Prospects
-from m3po_dagster.method.alignment.rounds import Known, ask, ask_in_rounds, everything
+from m3po_dagster.method.alignment.rounds import TOGETHER, Known, ask, ask_in_rounds, everything
 from m3po_dagster.method.alignment.scorer import (
     DIGITS,
     SCORED,
@@ -31,9 +31,6 @@ S = TypeVar("S", bound=ScorerSettings)
 
 FIXED = ("prompt_id", "mas", "status", "words")
 """Columns of every judge's table, beside the candidate's id."""
-
-TOGETHER = 16
-"""Prompts whose answers are scored at once where no scorer asks for more: enough to fill the batches of a local one."""
 
 WORDS_LENGTH = 400
 """Characters a scorer's words are cut to: enough for the evidence, whatever a model rambles."""

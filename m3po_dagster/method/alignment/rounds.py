@@ -7,6 +7,9 @@ import numpy as np
 from m3po_dagster.method.alignment.cascade import Bounds, CascadeSettings, Prospects
 from m3po_dagster.method.alignment.scorer import Batch, Score, Scorer
 
+TOGETHER = 16
+"""Prompts whose answers are scored at once where a scorer asks for no more: enough to fill the batches of a local one."""
+
 Known = list[list[dict[str, Score]]]
 """For every answer of every prompt what each scorer that was asked about it said."""
 
@@ -22,10 +25,14 @@ def ask(scorer: Scorer, batch: Batch, wanted: Sequence[Iterable[int]], known: Kn
     asked = [(p, places) for p, places in asked if places]
     if not asked:
         return
-    found = scorer.score([(batch[p][0], [batch[p][1][j] for j in places]) for p, places in asked])
-    for (p, places), scores in zip(asked, found, strict=True):
-        for j, score in zip(places, scores, strict=True):
-            known[p][j][scorer.name] = score
+    # As many prompts as the scorer wants: one that is loaded here would hold the images of all in memory.
+    together = getattr(scorer, "together", TOGETHER)
+    for start in range(0, len(asked), together):
+        some = asked[start : start + together]
+        found = scorer.score([(batch[p][0], [batch[p][1][j] for j in places]) for p, places in some])
+        for (p, places), scores in zip(some, found, strict=True):
+            for j, score in zip(places, scores, strict=True):
+                known[p][j][scorer.name] = score
 
 
 def ask_in_rounds(

@@ -15,7 +15,7 @@ from m3po_dagster.method.alignment.agreement import (
     agreement,
     rater_agreement,
 )
-from m3po_dagster.method.alignment.fitting import SCORED_TOGETHER
+from m3po_dagster.method.alignment.rounds import TOGETHER
 from m3po_dagster.method.alignment.mas import MasScorer
 from m3po_dagster.method.alignment.ratings import RatedAnswer, by_prompt
 
@@ -45,7 +45,7 @@ def score_rated(
     scorer: MasScorer, rated: Sequence[RatedAnswer], progress: Callable[[int, int], None] | None = None
 ) -> list[dict]:
     """The judge's row of each rated answer, in order. `progress` is told (prompts done, prompts)."""
-    together = getattr(scorer, "together", SCORED_TOGETHER)
+    together = getattr(scorer, "together", TOGETHER)
     prompts = list(by_prompt(rated).items())
     rows: dict[int, dict] = {}
     for start in range(0, len(prompts), together):
