@@ -104,11 +104,18 @@ class Identities:
         return scorers | ({} if known is None else {"known pairs": self._known_pairs(known)})
 
     def _scorer(self, scorer: ScorerSettings) -> dict:
-        files = {} if scorer.local_model is None else {"files": self.weights(scorer.local_model)}
-        members = (
-            {"members": {member.name: self._scorer(member) for member in scorer.members}} if scorer.members else {}
-        )
-        return {**scorer.identity(), **files, **members}
+        return {**scorer.identity(), **self._behind(scorer)}
+
+    def _behind(self, scorer: ScorerSettings) -> dict:
+        """What a scorer's values stand on beside its settings: hashes of its model, and its members."""
+        found: dict = {}
+        if scorer.local_model is not None:
+            found["files"] = self.weights(scorer.local_model)
+        if scorer.weights_file is not None:
+            found["weights"] = self.file_hash(existing(scorer.weights_file, "pretrained"))
+        if scorer.members:
+            found["members"] = {member.name: self._scorer(member) for member in scorer.members}
+        return found
 
     def _known_pairs(self, path: Path) -> str:
         """Hash of the file and its images, wherever they lie."""
@@ -130,8 +137,7 @@ class Identities:
         # Any map would do: it is left out, but a scorer that has none yet has no identity either.
         known = scorer.model_copy(update={"calibration": Identity()}).identity()
         settings = {key: value for key, value in known["settings"].items() if key not in ("name", "weight")}
-        files = {} if scorer.local_model is None else self.weights(scorer.local_model)
-        scale = {**known, "calibration": None, "settings": settings, "files": files}
+        scale = {**known, "calibration": None, "settings": settings, **self._behind(scorer)}
         return hashlib.sha256(canonical_json(scale).encode()).hexdigest()[:16]
 
     def _benchmarks(self, study: Study) -> dict:
@@ -160,11 +166,19 @@ class Identities:
 
     def weights(self, model: str) -> dict:
         """Hashes of a local model folder's files; a hub id is its own identity (pin its revision)."""
-        if not is_local(model):
+        # A model is loaded from a folder wherever there is one of its name.
+        if not is_local(model) and not Path(model).is_dir():
             return {"hub": model}
         folder = existing(model, "model")
         files = sorted(file for file in folder.rglob("*") if file.is_file() and _counts(file.relative_to(folder)))
         return {str(file.relative_to(folder)): self.file_hash(file) for file in files}
+
+
+def _asked(scorer: ScorerSettings) -> dict:
+    """What a served scorer is asked and of whom; its share of MAS and its map are no part of that."""
+    found = scorer.identity()
+    settings = {key: value for key, value in found["settings"].items() if key != "weight"}
+    return {**found, "settings": settings, "calibration": None}
 
 
 def _counts(file: Path) -> bool:

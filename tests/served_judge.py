@@ -11,6 +11,7 @@ point stricter, revision 3 two points.
 import base64
 import io
 import json
+import re
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
@@ -55,9 +56,10 @@ class Received:
     @property
     def answers(self) -> dict[str, str]:
         """The answers that this request wants graded, by id, in the order shown."""
-        items = self.body["response_format"]["json_schema"]["schema"]["properties"]["grades"]["items"]
-        wanted = items["properties"]["id"]["enum"]
         given = {answer["id"]: answer["text"] for answer in self._texts[1]["answers"]}
+        if not self.is_repair:
+            return given
+        wanted = re.search(r'give "grades" for ([A-Z, ]+) alone', self.body["messages"][-1]["content"])[1].split(", ")
         return {key: text for key, text in given.items() if key in wanted}
 
     @property

@@ -142,7 +142,8 @@ def _length_bias(table: pa.Table, groups: Groups, n_tokens: np.ndarray) -> Check
 
 def _swap_consistency(table: pa.Table, groups: Groups, controls: Controls, judge: MasSettings) -> Check:
     if not controls.swapped:
-        return SWAP_CONSISTENCY.outcome(True, "not asked")
+        why = ": under a cascade a request's answers are those of its round" if judge.cascade else ""
+        return SWAP_CONSISTENCY.outcome(True, f"not asked{why}")
     passed, said, figures = True, [], {}
     for name in (scorer.name for scorer in judge.assessors if scorer.served):
         first, second = _numbers(table[name]), _again(table, controls.swapped, name)

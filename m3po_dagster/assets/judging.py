@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 
 from m3po_dagster.assets.parts import Rows
 from m3po_dagster.materialise import Work
 from m3po_dagster.method.alignment.cascade import AnswerFacts
+from m3po_dagster.method.alignment.judge_group import NO_ANSWER
 from m3po_dagster.method.alignment.quality import Controls, controls, plan
 from m3po_dagster.method.alignment.unscored import Unscored, is_unscored, too_many
 from m3po_dagster.method.prompt import Prompt
@@ -41,14 +42,20 @@ class ShardJudging:
     def asked_again(self, kept: pa.Table) -> list[str]:
         """The prompts of an interrupted run with unscored answers when those are what stopped it.
 
-        Fewer are kept as what they are, so that a resumed run gives what an undisturbed one gives.
+        Fewer are kept as what they are, so that a resumed run gives what an undisturbed one gives; but for those that
+        nobody answered.
         """
         rows = kept.select(["prompt_id", "mas", "status", "words"]).to_pylist()
         unscored = [row for row in rows if is_unscored(row)]
         if too_many(len(unscored), self._candidates, self._max_unscored):
+            if self._account:
+                # Failed replies that the ledger holds are asked for again too, also those of prompts in no part yet.
+                self._scorer = self._scorer.at(replace(self._account, again=True))
             return list(dict.fromkeys(row["prompt_id"] for row in unscored))
-        self._unscored.add(unscored)
-        return []
+        # Nobody has answered these: an outage is no judgement.
+        silent = {row["prompt_id"] for row in unscored if NO_ANSWER in row["status"]}
+        self._unscored.add(row for row in unscored if row["prompt_id"] not in silent)
+        return list(silent)
 
     def score(self, items: Sequence[Answers]) -> Iterator[Rows]:
         """A row a candidate, some prompts at a time; before the first what this will ask and cost is told."""
@@ -68,7 +75,8 @@ class ShardJudging:
 
     def _tell(self, items: Sequence[Answers]) -> None:
         batch = [(prompt, [row["text"] for row in given]) for prompt, given in items]
-        checks = plan(self._answers, self._settings.assessors, self._settings.quality, SEED)
+        asked = (self._settings.assessors, self._settings.quality, SEED, self._settings.cascade is not None)
+        checks = plan(self._answers, *asked)
         for scorer in self._scorer.served:
             shard, again = scorer.estimate(batch), scorer.swapped().estimate(checks.reversed_batch)
             again += scorer.estimate(checks.batch)
@@ -82,7 +90,9 @@ class ShardJudging:
 
     def controls(self, table: pa.Table) -> Controls:
         """Asks about some of the prompts again, to check the judge itself."""
-        return controls(self._scorer, self._answers, table, self._settings.assessors, self._settings.quality, SEED)
+        settings = self._settings
+        cascade = settings.cascade is not None
+        return controls(self._scorer, self._answers, table, settings.assessors, settings.quality, SEED, cascade)
 
     def facts(self) -> dict[str, object]:
         """For the manifest: what this run scored itself, and what its served scorers asked and what that took."""

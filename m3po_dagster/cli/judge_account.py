@@ -32,9 +32,10 @@ def command_account(study: "Study", command: str) -> "Account | None":
     if rows is None:
         typer.echo("asking the judge its probe set first: the graph has not done so yet", err=True)
         rows = probe(study.judge)
-    return JudgeResource().account(
-        study, store.root, f"m3po judge {command}", rows, lambda line: typer.echo(line, err=True)
-    )
+    # A run of its own each time, for a budget a run; whoever calls the command again wants failures tried again.
+    run = f"m3po judge {command} {datetime.now(UTC):%Y-%m-%dT%H:%M:%S}-{secrets.token_hex(3)}"
+    account = JudgeResource().account(study, store.root, run, rows, lambda line: typer.echo(line, err=True))
+    return replace(account, again=True)
 
 
 def probed_rows(study: "Study", store) -> list[dict] | None:

@@ -1,6 +1,8 @@
 """A judge through the Batch API: the scores of one asked directly, each request paid for once, at the batch's price."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from PIL import Image
@@ -114,6 +116,42 @@ def test_a_budget_that_a_batch_may_pass_submits_nothing(service, batch, tmp_path
         judge_of(service, account(tmp_path / "l", run={"requests": 5})).score(batch)
     assert not service.files and not service.batches
     assert judge_of(service, account(tmp_path / "l", run={"requests": 6})).score(batch)
+
+
+def test_replies_that_a_batch_has_are_collected_whatever_the_budget_says(service, batch, tmp_path):
+    """They are paid for: to leave them there would only lose them."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("m3po_dagster.method.alignment.judge_batches.keep_reply", killed)
+        judge_of(service, account(tmp_path / "l", run={"requests": 6})).score(batch)
+    assert len(service.paid) == 6 and Ledger(tmp_path / "l").spent().requests == 0
+    none_left = account(tmp_path / "l", run={"requests": 1})
+    scores = judge_of(service, none_left).score(batch)
+    assert {score.reason for row in scores for score in row} == {"scored"} and set(service.paid.values()) == {1}
+    assert none_left.ledger.spent().requests == 6
+
+
+def test_one_image_in_two_files_is_one_question(service, batch, tmp_path):
+    (prompt, answers), *_ = batch
+    (tmp_path / "copy.png").write_bytes(prompt.image_path.read_bytes())
+    twin = Prompt("twin", tmp_path / "copy.png", prompt.messages)
+    first, second = judge_of(service, account(tmp_path / "l"), group_size=1).score([(prompt, answers), (twin, answers)])
+    assert first == second and {score.reason for score in first} == {"scored"}
+    assert len(service.paid) == 10 == Ledger(tmp_path / "l").spent().requests
+
+
+def test_a_reply_is_kept_though_somebody_asks_the_same_right_now(service, batch, tmp_path):
+    """Who asks directly holds the question and waits for the budget that the batch holds: that must not be for ever."""
+    judge = judge_of(service, account(tmp_path / "l", run={"requests": 6}))
+    held = [group.key for prompt, answers in batch for group in judge.groups(prompt, answers)]
+    with ExitStack() as stack, ThreadPoolExecutor(1) as other:
+        for key in held:
+            stack.enter_context(Ledger(tmp_path / "l").asking(key))
+        scores = other.submit(judge.score, batch).result(timeout=30)
+    assert {score.reason for row in scores for score in row} == {"scored"}
 
 
 def test_an_image_that_can_not_be_read_is_in_no_batch(service, batch, tmp_path):

@@ -9,11 +9,11 @@ from PIL import Image
 
 from m3po_dagster.method.alignment.judge_group import Group, in_groups, named, shown_order
 from m3po_dagster.method.alignment.judge_image import ImageUrls, JudgeImage
-from m3po_dagster.method.alignment.judge_request import RUBRIC
+from m3po_dagster.method.alignment.judge_request import RUBRIC, response_format
 from m3po_dagster.method.prompt import Message, Prompt
 from tests.served_judge import completion, entry
 
-FIELDS = {"model": "m", "temperature": 0.0, "max_completion_tokens": 100}
+FIELDS = {"model": "m", "temperature": 0.0, "response_format": response_format(3)}
 
 
 @pytest.fixture
@@ -22,9 +22,9 @@ def prompt(tmp_path) -> Prompt:
     return Prompt("p", tmp_path / "a b.png", (Message("user", "Which colour?"),))
 
 
-def group_of(prompt: Prompt, *texts: str, fields=FIELDS, revision: str = "", urls=None) -> Group:
+def group_of(prompt: Prompt, *texts: str, fields=FIELDS, revision="", urls=None, detail="auto") -> Group:
     ids = named(range(len(texts)))
-    image = JudgeImage(prompt.image_path, urls, "auto")
+    image = JudgeImage(prompt.image_path, urls, detail)
     return Group(prompt, image, ids, {key: texts[place] for key, place in ids.items()}, fields, revision)
 
 
@@ -63,11 +63,13 @@ def test_what_requests_share_comes_first(prompt):
     assert user["content"][:2] == other["messages"][1]["content"][:2]
     assert [part["type"] for part in user["content"]] == ["image_url", "text", "text"]
     assert json.loads(user["content"][2]["text"]) == {"answers": [{"id": "A", "text": "x"}, {"id": "B", "text": "y"}]}
+    # The schema stands before all of it, so it must be the same however many answers a request has.
+    assert one["response_format"] == other["response_format"]
     schema = one["response_format"]["json_schema"]
     item = schema["schema"]["properties"]["grades"]["items"]
     assert schema["strict"] and not schema["schema"]["additionalProperties"] and not item["additionalProperties"]
     assert list(item["properties"]) == item["required"] == ["id", "evidence", "relevance", "accuracy", "adherence"]
-    assert item["properties"]["id"]["enum"] == ["A", "B"]
+    assert item["properties"]["id"]["enum"] == ["A", "B", "C"]
 
 
 def test_only_what_is_missing_is_asked_for_again_with_what_was_wrong(prompt):
@@ -80,8 +82,7 @@ def test_only_what_is_missing_is_asked_for_again_with_what_was_wrong(prompt):
     assert body["messages"][:2] == first[1]["messages"]
     told = body["messages"][3]["content"]
     assert "B: grade out of range" in told and "C: no grade in the reply" in told and "A:" not in told
-    schema = body["response_format"]["json_schema"]["schema"]
-    assert schema["properties"]["grades"]["items"]["properties"]["id"]["enum"] == ["B", "C"]
+    assert 'give "grades" for B, C alone' in told and body["response_format"] == first[1]["response_format"]
     # The repair does not shake what was graded before.
     group.take(reply(entry("A", 1, 1, 1), entry("B", 2, 2, 2), entry("C", 3, 3, 3)))
     assert not group.missing
@@ -131,10 +132,13 @@ def test_the_key_holds_all_that_decides_a_reply(prompt, tmp_path):
         group_of(prompt, "x", "y", fields={**FIELDS, "model": "n"}),
         group_of(prompt, "x", "y", fields={**FIELDS, "temperature": 1.0}),
         group_of(prompt, "x", "y", fields={**FIELDS, "reasoning_effort": "low"}),
+        group_of(prompt, "x", "y", fields={**FIELDS, "response_format": response_format(4)}),
+        group_of(prompt, "x", "y", detail="low"),
+        group_of(prompt, "x", "y", detail="high"),
         group_of(Prompt("p", other_image, prompt.messages), "x", "y"),
         group_of(Prompt("p", prompt.image_path, turns), "x", "y"),
     ]
-    assert len({base, *(group.key for group in different)}) == 10
+    assert len({base, *(group.key for group in different)}) == 13
 
 
 def test_the_key_does_not_depend_on_where_the_image_lies_or_how_it_travels(prompt, tmp_path):
@@ -155,8 +159,27 @@ def test_another_rubric_is_another_key(prompt, monkeypatch):
     assert group_of(prompt, "x").key != base
 
 
-def test_an_image_outside_the_served_folder_is_an_error_that_names_both(prompt, tmp_path):
+def test_an_image_outside_the_served_folder_is_sent_itself(prompt, tmp_path):
+    """A probe's images, and those of known pairs, lie elsewhere."""
     (tmp_path / "elsewhere").mkdir()
     urls = ImageUrls(folder=tmp_path / "elsewhere", address="https://images.example")
-    with pytest.raises(ValueError, match=r"a b\.png is not below .*elsewhere.*image_urls"):
-        group_of(prompt, "x", urls=urls).next_request()
+    _, body = group_of(prompt, "x", urls=urls).next_request()
+    assert body["messages"][1]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+    (tmp_path / "elsewhere" / "link.png").symlink_to(prompt.image_path)
+    linked = Prompt("p", tmp_path / "elsewhere" / "link.png", prompt.messages)
+    assert (
+        "data:" in group_of(linked, "x", urls=urls).next_request()[1]["messages"][1]["content"][0]["image_url"]["url"]
+    )
+
+
+def test_how_often_a_group_is_asked(prompt):
+    """Once and once more; what can't be mended not at all, unless a re-run asks anew."""
+    group = group_of(prompt, "x", "y")
+    assert group.requests_left(0, again=False) == 2 == group.requests_left(5, again=True)
+    group.take(reply(entry("A", 5, 5, 5)))
+    assert [group.requests_left(turns, again=False) for turns in (1, 2, 3)] == [1, 0, 0]
+    for final in (completion(None, refusal="no"), completion("{ on and on", finish_reason="length")):
+        group.take(final.body.decode())
+        assert (group.requests_left(1, again=False), group.requests_left(1, again=True)) == (0, 2)
+    group.take(reply(entry("B", 5, 5, 5)))
+    assert group.requests_left(1, again=True) == 0

@@ -123,7 +123,6 @@ SPOILED = [
     (completion(json.dumps({"seen": "", "grades": [entry("A", 5, 5, 5)] * 2})), "graded twice in the reply", ""),
     (graded("5", 5, 5), "reply can't be read", '"5"'),
     (graded(0, 5, 5), "grade out of range", "0"),
-    (completion('{"evidence": "On and on', finish_reason="length"), "reply cut off", "On and on"),
     (completion(None), "empty reply", ""),
     (Reply(body=b'{"choices": []}'), "empty reply", ""),
     (Reply(body=b"<html>maintenance</html>", headers={"Content-Type": "text/html"}), "reply can't be read", ""),
@@ -147,6 +146,8 @@ DECLINED = [
     (completion("{}", finish_reason="content_filter"), "refused", ""),
     (Reply(400, b'{"error": {"message": "image is too small"}}'), "request refused (HTTP 400)", "too small"),
     (Reply(413, b"too large"), "request refused (HTTP 413)", ""),
+    # The same question would be cut again.
+    (completion('{"seen": "On and on', finish_reason="length"), "reply cut off", "On and on"),
 ]
 
 
@@ -167,6 +168,14 @@ def test_a_spoiled_entry_costs_its_own_answer_alone(served, prompt):
     assert served.requests == 2 and all(score.value is not None for score in scores)
     first, second = served.received
     assert len(first.answers) == 3 and list(second.answers) == ["B"]
+
+
+def test_an_image_that_can_not_be_decoded_is_unscored_wherever_it_would_be_fetched(served, prompt, tmp_path):
+    (tmp_path / "broken.png").write_bytes(prompt.image_path.read_bytes()[:20])
+    broken = Prompt("b", tmp_path / "broken.png", prompt.messages)
+    for urls in (None, {"folder": tmp_path, "address": "https://images.example"}):
+        rows = judge_of(served, image_urls=urls).score([(broken, [RIGHT])])
+        assert rows[0][0].reason == "image can't be read" and served.requests == 0
 
 
 def test_a_busy_endpoint_is_asked_again_when_it_says(served, prompt):
@@ -390,6 +399,7 @@ SAME = {"model": "m", "base_url": "https://judge.example/v1"}
         ({"max_reply_tokens": 100}, False),
         ({"group_size": 1}, False),
         ({"order_seed": 1}, False),
+        ({"revision": "b"}, False),
         ({"temperature": None}, False),
         ({"detail": "high"}, False),
         ({"request_fields": {"reasoning_effort": "low"}}, False),
@@ -430,6 +440,7 @@ def test_a_model_named_like_a_path_is_no_folder(tmp_path):
         ({"top_p": 1}, "Extra inputs"),
         ({"group_size": 17}, "less than or equal"),
         ({"request_fields": {"messages": []}}, "messages"),
+        ({"request_fields": {"max_tokens": 100_000}}, "max_tokens"),
         ({"image_urls": {"folder": "/images", "address": "file:///images"}}, "http://"),
     ],
 )

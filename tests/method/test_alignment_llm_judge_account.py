@@ -45,10 +45,10 @@ def answers(number: int) -> list[str]:
     ]
 
 
-def account(folder, study="s", run="r", revision="", budget=None) -> Account:
+def account(folder, study="s", run="r", revision="", budget=None, again=False) -> Account:
     ledger = Ledger(folder)
     purse = Purse(ledger, BudgetSettings(**(budget or {})), study, run)
-    return Account(ledger, purse, study, run, {"llm_judge": revision})
+    return Account(ledger, purse, study, run, {"llm_judge": revision}, again)
 
 
 def judge_of(served, account: Account, **changed):
@@ -98,13 +98,25 @@ def test_the_ledger_keeps_raw_replies_tokens_and_cost_for_duckdb(served, prompts
         assert (row["study"], row["run"], row["model"], row["prompt_id"]) == ("s", "r", served.model, "p0")
 
 
-def test_only_what_failed_is_asked_again(served, prompts, tmp_path):
+@pytest.mark.parametrize(
+    ("spoiled", "requests"),
+    [
+        ([completion(None, refusal="no")], 2),
+        ([completion("{ on and on", finish_reason="length")], 2),
+        ([completion("no JSON")] * 2, 3),
+    ],
+)
+def test_only_what_failed_is_asked_again_and_only_by_a_re_run(served, prompts, tmp_path, spoiled, requests):
     batch = [(prompts[0], answers(8)), (prompts[1], answers(8))]
-    served.instead[answers(8)[0]] = [completion(None, refusal="no")]
+    served.instead[answers(8)[0]] = list(spoiled)
     first = judge_of(served, account(tmp_path), max_parallel=1).score(batch)
-    assert [score.reason for score in first[0]] == ["refused"] * 8 and served.requests == 2
-    second = judge_of(served, account(tmp_path)).score(batch)
-    assert served.requests == 3 and {score.reason for row in second for score in row} == {"scored"}
+    assert {score.value for score in first[0]} == {None} and served.requests == requests
+    # After a crash, or in another study, a reply that was paid for is what it is.
+    for other in (account(tmp_path), account(tmp_path, study="other")):
+        assert judge_of(served, other).score(batch) == first and served.requests == requests
+    second = judge_of(served, account(tmp_path, again=True)).score(batch)
+    requests -= 2
+    assert served.requests == requests + 3 and {score.reason for row in second for score in row} == {"scored"}
     assert second[1] == first[1]
 
 
@@ -118,7 +130,8 @@ def test_5000_candidates_under_20_percent_faults(prompts, tmp_path):
         while found is None or any(score.value is None for row in found for score in row):
             runs += 1
             assert runs <= 8, "each run asks only for what failed; that share must shrink to nothing"
-            found = judge_of(served, account(tmp_path / "ledger", run=f"r{runs}"), max_parallel=16).score(batch)
+            whose = account(tmp_path / "ledger", run=f"r{runs}", again=runs > 1)
+            found = judge_of(served, whose, max_parallel=16).score(batch)
             for ours, theirs in zip(found, expected, strict=True):
                 assert all(one.value in (None, other.value) for one, other in zip(ours, theirs, strict=True))
         assert [[score.sub_scores for score in row] for row in found] == [

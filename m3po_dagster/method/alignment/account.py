@@ -49,8 +49,8 @@ class Account:
     """Handed to a served scorer by `at`; without one a scorer asks anew and keeps nothing, as a probe must.
 
     `revisions` holds, by scorer name, what the probe last found of the model behind the endpoint: it is part of every
-    ledger key, so that a model swapped under its name is asked again. `again`: what the ledger holds no usable grades for
-    is asked once more, as a re-run after a failure does. `log` is told of long waits.
+    ledger key, so that a model swapped under its name is asked again. `again`: what the ledger holds no usable grades
+    for is asked once more, as a re-run after a failure does. `log` is told of long waits.
     """
 
     ledger: "Ledger"

@@ -3,6 +3,7 @@
 A CLIP text tower reads 77 tokens, weighs mostly the first twenty, and knows neither the instruction nor negation.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -21,6 +22,19 @@ class ClipScorerSettings(DualEncoderSettings):
         None,
         description="open_clip's weights tag or a weights file, for a model given by name; a folder has its own",
     )
+
+    @property
+    def weights_file(self) -> Path | None:
+        """`pretrained` where it is a file and no tag of open_clip's."""
+        path = Path(self.pretrained) if self.pretrained else None
+        return path if path and (path.is_absolute() or path.is_file()) else None
+
+    def identity(self) -> dict:
+        """A file of weights counts by its content, which comes on top, not by where it lies."""
+        found = super().identity()
+        if self.weights_file:
+            found["settings"]["pretrained"] = None
+        return found
 
     def build(self, device: str = "cpu") -> StatementScorer:
         """Loads the model on `device`. Raises as `ClipEncoder`."""

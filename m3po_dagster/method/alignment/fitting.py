@@ -13,10 +13,8 @@ from m3po_dagster.method.alignment.calibration import (
     Kind,
     fit,
 )
+from m3po_dagster.method.alignment.rounds import TOGETHER
 from m3po_dagster.method.alignment.scorer import Batch, Scorer
-
-SCORED_TOGETHER = 16
-"""Prompts a scorer is given at once, unless it wants more."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Pairs of answers whose order is known: what a judge must get right before its scores are trained on.
 
-A JSON Lines file, one object a line: `image` (a path relative to the file), `question`, `better`, `worse`; what else an
-object holds is left alone.
+A JSON Lines file, one object a line: `image` (a path relative to the file), `question`, `better`, `worse`, and where a
+scorer compares with it the dataset's answer as `reference`; what else an object holds is left alone.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ class _Line(BaseModel):
     question: _Text
     better: _Text
     worse: _Text
+    reference: _Text | None = None
 
     @model_validator(mode="after")
     def _differ(self) -> "_Line":
@@ -57,7 +58,8 @@ def read_known_pairs(path: Path) -> list[KnownPair]:
         if image not in hashes:
             hashes[image] = hashlib.sha256(image.read_bytes()).hexdigest()
         messages = (Message("user", line.question),)
-        pairs.append(KnownPair(Prompt(prompt_id(hashes[image], messages), image, messages), line.better, line.worse))
+        prompt = Prompt(prompt_id(hashes[image], messages), image, messages, line.reference)
+        pairs.append(KnownPair(prompt, line.better, line.worse))
     return pairs
 
 

@@ -68,6 +68,15 @@ class MasSettings(Settings, Generic[S]):
             raise ValueError(f"two scorers are called '{twice[0]}': give each its own `name`")
         if not any(scorer.weight > 0 for scorer in self.scorers):
             raise ValueError("every scorer has weight 0, so there is no MAS: give at least one a positive `weight`")
+        _no_model_twice(self.assessors)
+        if self.cascade is not None:
+            size = self.cascade.round_size
+            larger = [one for one in self.assessors if one.served and getattr(one, "group_size", 1) > size]
+            if larger:
+                raise ValueError(
+                    f"cascade: round_size {size} is below group_size {larger[0].group_size} of '{larger[0].name}': its "
+                    "requests would be smaller than they may be, and more than for all answers; make the two equal"
+                )
         if self.cascade is not None and not any(scorer.served and scorer.weight > 0 for scorer in self.scorers):
             raise ValueError("cascade: no served scorer is part of MAS, so there is nothing to save: remove it")
         sub_scores = [name for scorer in self.scorers for name in scorer.sub_scores]
@@ -251,6 +260,20 @@ class MasScorer:
         return (
             "\n".join(words if len(self.scorers) == 1 else f"{name}: {words}" for name, words in said.items()) or None
         )
+
+
+def _no_model_twice(scorers: Sequence[ScorerSettings]) -> None:
+    """Raises ValueError where two served models could be taken for one: the ledger would answer one for the other."""
+    known: dict[tuple[str, str], ScorerSettings] = {}
+    for scorer in scorers:
+        if scorer.served:
+            other = known.setdefault((scorer.model, scorer.revision), scorer)
+            if other.endpoint != scorer.endpoint:
+                raise ValueError(
+                    f"'{other.name}' and '{scorer.name}' ask for a model {scorer.model!r} at two addresses, and the "
+                    "ledger knows a model by its name: give each its `revision` where they are two models, or one "
+                    "address where they are one"
+                )
 
 
 def _no_column_twice(scorers: Sequence[str], sub_scores: Sequence[str]) -> None:

@@ -95,10 +95,15 @@ def _median(scorer: ServedScorer, answers: Sequence[Score]) -> dict:
 
 
 def revisions(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Scorer name -> hash of what the probe's rows say of it: equal exactly when no answer of it changed."""
+    """Scorer name -> hash of what the probe's rows say of it: equal exactly when no answer of it changed.
+
+    What a study calls the scorer is no part of it.
+    """
     found: dict[str, list] = {}
     for row in sorted(rows, key=lambda row: (row["scorer"], row["case"])):
-        found.setdefault(row["scorer"], []).append([row["case"], row["sub_scores"], row["status"]])
+        given = json.loads(row["sub_scores"] or "{}")
+        grades = {name.removeprefix(f"{row['scorer']}_"): grade for name, grade in given.items()}
+        found.setdefault(row["scorer"], []).append([row["case"], grades, row["status"]])
     return {name: hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16] for name, said in found.items()}
 
 

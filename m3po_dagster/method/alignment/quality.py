@@ -119,6 +119,7 @@ def plan(
     scorers: Sequence[ScorerSettings],
     settings: QualitySettings,
     seed: int,
+    cascade: bool = False,
     left_out: Collection[str] = (),
 ) -> Plan:
     """What the controls ask about a shard: the same for the same shard, settings and seed.
@@ -131,7 +132,8 @@ def plan(
         if (rows := [row for row in given if row["candidate_id"] not in left_out])
     ]
     known = read_known_pairs(settings.known_pairs) if settings.known_pairs else ()
-    in_groups = any(group_size(scorer) > 1 for scorer in scorers)
+    # The requests of a cascade are those of its rounds: others in reverse would show what company does as well.
+    in_groups = not cascade and any(group_size(scorer) > 1 for scorer in scorers)
     return Plan(tuple(sampled) if in_groups else (), tuple(_shuffled(sampled)), tuple(known))
 
 
@@ -142,10 +144,11 @@ def controls(
     scorers: Sequence[ScorerSettings],
     settings: QualitySettings,
     seed: int,
+    cascade: bool = False,
 ) -> Controls:
     """Asks the judge again, after the shard's own scores (`table`) are there. Raises what the judge raises."""
     statuses = zip(table["candidate_id"].to_pylist(), table["status"].to_pylist(), strict=True)
-    asks = plan(items, scorers, settings, seed, {key for key, status in statuses if status == NOT_NEEDED})
+    asks = plan(items, scorers, settings, seed, cascade, {key for key, status in statuses if status == NOT_NEEDED})
     # What is asked here was chosen: a cascade would leave answers out.
     whole = judge.exhaustive()
     backwards = whole.swapped().score(asks.reversed_batch) if asks.swapped else []

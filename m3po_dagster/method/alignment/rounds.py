@@ -8,7 +8,7 @@ from m3po_dagster.method.alignment.cascade import Bounds, CascadeSettings, Prosp
 from m3po_dagster.method.alignment.scorer import Batch, Score, Scorer
 
 TOGETHER = 16
-"""Prompts whose answers are scored at once where a scorer asks for no more: enough to fill the batches of a local one."""
+"""Prompts whose answers a scorer gets at once that asks for no more: enough to fill the batches of a local one."""
 
 Known = list[list[dict[str, Score]]]
 """For every answer of every prompt what each scorer that was asked about it said."""

@@ -151,6 +151,11 @@ class ScorerSettings(Settings):
         return None
 
     @property
+    def weights_file(self) -> Path | None:
+        """A file of weights that the study names beside the model; None without one."""
+        return None
+
+    @property
     def folder(self) -> Path | None:
         """The folder of the model that is loaded here; None without one, and for a model given by a name."""
         return None
@@ -220,13 +225,13 @@ class ModelScorerSettings(ScorerSettings):
 
     @property
     def local_model(self) -> str:
-        """The model as the study names it."""
-        return self.model
+        """The model's folder or name."""
+        return self.model.removeprefix(LOCAL_DIR)
 
     @property
     def folder(self) -> Path | None:
         """The model's folder; None when the model is a name that its library resolves."""
-        path = Path(self.model.removeprefix(LOCAL_DIR))
+        path = Path(self.local_model)
         if not path.is_dir() and self.model.startswith(LOCAL_DIR):
             raise FileNotFoundError(f"scorer '{self.name}': the model folder {path} does not exist; correct `model`")
         return path if path.is_dir() else None

@@ -15,9 +15,9 @@ from m3po_dagster.method.alignment.agreement import (
     agreement,
     rater_agreement,
 )
-from m3po_dagster.method.alignment.rounds import TOGETHER
 from m3po_dagster.method.alignment.mas import MasScorer
 from m3po_dagster.method.alignment.ratings import RatedAnswer, by_prompt
+from m3po_dagster.method.alignment.rounds import TOGETHER
 
 FEW_ANSWERS = 100
 """Fewer answers than this rarely tell a judge that agrees from one that doesn't."""
