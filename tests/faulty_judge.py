@@ -14,7 +14,7 @@ from collections.abc import Callable
 from tests.loopback import Reply, error
 from tests.served_judge import Received, ServedJudge, completion
 
-TIMEOUT = 3.0
+TIMEOUT = 2.0
 """Seconds after which the judges of these tests give up a reply."""
 
 

@@ -198,5 +198,9 @@ def test_checks_carry_their_figures(made):
             (record, *_) = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
             evaluation = record.event.asset_check_evaluation
             assert "Found: " in evaluation.description, key
-            if key.name not in ("weights_finite", "learned"):
+            # Of a judge that is not served, and a small shard, some checks have nothing to look at, and say so.
+            nothing = ("no scorer", "not asked", "fewer than", "the study names no known pairs")
+            if key.name not in ("weights_finite", "learned") and not any(
+                one in evaluation.description for one in nothing
+            ):
                 assert evaluation.metadata, key

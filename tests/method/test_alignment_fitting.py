@@ -14,8 +14,9 @@ from m3po_dagster.method.alignment.calibration import (
     write_calibrations,
 )
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
-from m3po_dagster.method.alignment.fitting import SCORED_TOGETHER, at_the_ends, fitted_entry, raw_values
+from m3po_dagster.method.alignment.fitting import at_the_ends, fitted_entry, raw_values
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
+from m3po_dagster.method.alignment.rounds import TOGETHER
 from m3po_dagster.method.alignment.scorer import Score
 from m3po_dagster.method.prompt import Message, Prompt
 from m3po_dagster.study import JudgeSettings
@@ -50,7 +51,7 @@ def test_raw_values_come_without_a_map_a_few_prompts_at_a_time():
     found = raw_values(scorer, sample(40), lambda done, total: heard.append((done, total)))
     assert found.values == tuple(10.0 * (i + 2) for i in range(40))
     assert found.unscored == {"one letter": 40}
-    assert scorer.batches == [SCORED_TOGETHER, SCORED_TOGETHER, 8]
+    assert scorer.batches == [TOGETHER, TOGETHER, 8]
     assert heard == [(16, 40), (32, 40), (40, 40)]
 
 

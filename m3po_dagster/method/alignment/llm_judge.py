@@ -109,6 +109,11 @@ class LlmJudgeSettings(EndpointSettings, ScorerSettings):
         return self.base_url
 
     @property
+    def served_model(self) -> tuple[str, str]:
+        """Name and revision by which the ledger knows the model."""
+        return self.model, self.revision
+
+    @property
     def sub_scores(self) -> dict[str, str]:
         """NAME_relevance, NAME_accuracy, NAME_adherence and NAME_position."""
         grades = {f"{self.name}_{aspect}": f"grade for {aspect}, a whole number 1 to 5" for aspect in ASPECTS}

@@ -266,8 +266,8 @@ def _no_model_twice(scorers: Sequence[ScorerSettings]) -> None:
     """Raises ValueError where two served models could be taken for one: the ledger would answer one for the other."""
     known: dict[tuple[str, str], ScorerSettings] = {}
     for scorer in scorers:
-        if scorer.served:
-            other = known.setdefault((scorer.model, scorer.revision), scorer)
+        if scorer.served_model is not None:
+            other = known.setdefault(scorer.served_model, scorer)
             if other.endpoint != scorer.endpoint:
                 raise ValueError(
                     f"'{other.name}' and '{scorer.name}' ask for a model {scorer.model!r} at two addresses, and the "

@@ -136,6 +136,11 @@ class ScorerSettings(Settings):
         return self.endpoint is not None
 
     @property
+    def served_model(self) -> tuple[str, str] | None:
+        """Name and revision by which the ledger knows a served model; None for a scorer without one."""
+        return None
+
+    @property
     def members(self) -> tuple["ScorerSettings", ...]:
         """The scorers it asks in its turn; none for one that judges itself."""
         return ()
