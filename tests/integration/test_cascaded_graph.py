@@ -31,7 +31,8 @@ def run(project, settings: dict, **judge) -> None:
 
 
 def pointwise(server: ServedJudge, **given) -> dict:
-    return {"kind": "llm_judge", "base_url": server.base_url, "model": server.model, "group_size": 1, **given}
+    known = {"model": server.model, "revision": given.get("name", "")}
+    return {"kind": "llm_judge", "base_url": server.base_url, "group_size": 1, **known, **given}
 
 
 def test_a_cascade_asks_less_and_selects_the_same_pairs(fresh, small_study):

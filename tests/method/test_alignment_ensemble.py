@@ -261,10 +261,23 @@ def test_an_ensemble_can_score_between_rounds_when_nobody_of_it_is_served(tmp_pa
         study(LOCAL[0], EVERY[0])
 
 
+def test_two_models_under_one_name_need_a_revision_each():
+    """The ledger would answer one for the other."""
+    there = SERVED | {"name": "second", "base_url": "http://127.0.0.1:2/v1"}
+    for scorers in ([EVERY[0], there], [{"kind": "ensemble", "judges": [EVERY[0], there]}]):
+        with pytest.raises(ValidationError, match=r"'first' and 'second' ask for a model 'm' at two addresses"):
+            JudgeSettings.model_validate({"scorers": scorers})
+    JudgeSettings.model_validate({"scorers": [EVERY[0], there | {"revision": "b"}]})
+    JudgeSettings.model_validate({"scorers": EVERY})
+
+
 def test_the_probe_asks_each_served_member(picture):
     with ServedJudge() as first, ServedJudge() as second:
         servers = {"first": first, "second": second}
-        judges = [SERVED | {"name": name, "base_url": at.base_url, "model": at.model} for name, at in servers.items()]
+        judges = [
+            SERVED | {"name": name, "base_url": at.base_url, "model": at.model, "revision": name}
+            for name, at in servers.items()
+        ]
         judge = JudgeSettings.model_validate({"scorers": [{"kind": "ensemble", "judges": [*judges, LOCAL[0]]}]})
         rows = probe(judge)
         assert Counter(row["scorer"] for row in rows) == {"first": N_CASES, "second": N_CASES}
@@ -299,7 +312,7 @@ def test_real_judges_over_http(picture):
         strict.instead[answers[0]] = [graded(1, 1, 1, "no")]
         members = {"kind": kind, "strict": strict, "stronger": stronger}
         at = {
-            name: LlmJudgeSettings(name=name, model=server.model, base_url=server.base_url, group_size=1)
+            name: LlmJudgeSettings(name=name, model=server.model, revision=name, base_url=server.base_url, group_size=1)
             for name, server in members.items()
         }
         given = {
