@@ -103,16 +103,22 @@ class Runner:
         self.store, self.identities = store.open(), store.identities()
 
     def bring_up_to_date(
-        self, selection: Selection = EVERYTHING, starting: Callable[[Sequence[str], str], None] = lambda *_: None
+        self,
+        selection: Selection = EVERYTHING,
+        starting: Callable[[Sequence[str], str], None] = lambda *_: None,
+        ask_judge: bool = False,
     ) -> Iterator[Outcome]:
         """Runs what is due, yielding each run's outcome. What hangs on a failed run is left as it is.
 
-        `starting` is called with the assets and the partition of each run before it begins.
+        `starting` is called with the assets and the partition of each run before it begins. `ask_judge`: the judge is
+        asked its probe set whether that is due or not.
         """
         failed: set[Part] = set()
         for wave in waves():
             # Partitions of a wave don't depend on each other, so one look serves the wave.
             waiting = set(due(self.study, self.identities, held_heads(self.instance, self.store)))
+            if ask_judge:
+                waiting |= {(stage.asset, "") for stage in wave if stage.observed}
             for partition in partition_keys(wave[0], self.study):
                 names = self._due(wave, partition, waiting, selection, failed)
                 if names:

@@ -125,6 +125,8 @@ class JudgeSettings(MasSettings[ScorerSettings]):
 
     @model_validator(mode="after")
     def _priced(self) -> "JudgeSettings":
+        if self.budget != BudgetSettings() and not any(scorer.served for scorer in self.scorers):
+            raise ValueError("budget: no scorer is served, so there is nothing to pay: remove it")
         check_priced(self.budget, {scorer.name: scorer.prices for scorer in self.assessors if scorer.served})
         return self
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel, Tag, ValidationError
 
 _QUERY = re.compile(r"/.*[?#]")
+_SECRET = re.compile(r"key|token(?!s)|secret|password|authorization", re.IGNORECASE)
+HIDDEN = "a value that is not shown, for it may hold a key"
 
 
 class StudyError(ValueError):
@@ -16,7 +18,15 @@ class StudyError(ValueError):
 
 def explain(error: ValidationError, root: type[BaseModel], path: Path) -> str:
     """One line a problem: `file: key: problem`."""
-    return "\n".join(f"{path}: {_problem(item, root)}" for item in error.errors())
+    items = error.errors()
+    # A list whose items are wrong counts as empty too, which it is not.
+    wrong = [item["loc"] for item in items]
+    shown = [
+        item
+        for item in items
+        if item["type"] != "too_short" or not any(loc[: len(item["loc"])] == item["loc"] != loc for loc in wrong)
+    ]
+    return "\n".join(f"{path}: {_problem(item, root)}" for item in shown)
 
 
 def _problem(item: dict, root: type[BaseModel]) -> str:
@@ -28,7 +38,8 @@ def _problem(item: dict, root: type[BaseModel]) -> str:
         return f"{key}: unknown key.{hint} Allowed here: {', '.join(allowed)}"
     field = section.model_fields.get(str(item["loc"][-1])) if section and item["loc"] else None
     meaning = f" ({field.description})" if field is not None and field.description else ""
-    found = "" if item["type"] == "missing" else f", found {_short(item['input'])}"
+    secret = any(_SECRET.search(str(part)) for part in item["loc"])
+    found = "" if item["type"] == "missing" else f", found {HIDDEN if secret else _short(item['input'])}"
     message = item["msg"].removeprefix("Value error, ")
     return f"{key or 'the study'}: {message}{found}{meaning}"
 
@@ -36,8 +47,8 @@ def _problem(item: dict, root: type[BaseModel]) -> str:
 def _short(value: object) -> str:
     text = repr(value)
     # An address may hold a password or a key, and so may the section it stands in.
-    if "@" in text or _QUERY.search(text):
-        return "a value that is not shown, for it may hold a key"
+    if "@" in text or _QUERY.search(text) or (not isinstance(value, str) and _SECRET.search(text)):
+        return HIDDEN
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -30,6 +30,8 @@ def missing_paths(study: Study) -> dict[str, str]:
     for scorer in study.judge.assessors:
         if scorer.local_model is not None and is_local(scorer.local_model):
             named[f"judge.scorers.{scorer.name}.model"] = scorer.local_model
+        if (urls := getattr(scorer, "image_urls", None)) is not None:
+            named[f"judge.scorers.{scorer.name}.image_urls.folder"] = urls.folder
         if scorer.weights_file is not None:
             named[f"judge.scorers.{scorer.name}.pretrained"] = scorer.weights_file
     if study.judge.calibrations is not None:

@@ -10,6 +10,7 @@ from m3po_dagster.assets.parts import Rows
 from m3po_dagster.materialise import Work
 from m3po_dagster.method.alignment.cascade import AnswerFacts
 from m3po_dagster.method.alignment.judge_group import NO_ANSWER
+from m3po_dagster.method.alignment.probe import changed, probe
 from m3po_dagster.method.alignment.quality import Controls, controls, plan
 from m3po_dagster.method.alignment.unscored import Unscored, is_unscored, too_many
 from m3po_dagster.method.prompt import Prompt
@@ -23,6 +24,10 @@ SEED = 0
 """Of the draw of the prompts about which the judge is asked again."""
 
 
+class JudgeChanged(ValueError):
+    """Another judge answers than the one that was probed; the message says how it differs."""
+
+
 class ShardJudging:
     """Scores the candidates of a shard. Raises TooManyUnscored as soon as more are unscored than the study allows."""
 
@@ -33,7 +38,8 @@ class ShardJudging:
         self._candidates = sum(len(rows) for _, rows in answers.values())
         self._unscored = Unscored(self._candidates, settings.max_unscored)
         self._scorer = judge.load(settings)
-        self._account = judge.account(work.study, work.store.root, work.run_id, probed(work), work.log)
+        self._probed = probed(work)
+        self._account = judge.account(work.study, work.store.root, work.run_id, self._probed, work.log)
         if self._account:
             self._scorer = self._scorer.at(self._account)
         self._scored, self._seconds = 0, 0.0
@@ -59,7 +65,8 @@ class ShardJudging:
 
     def score(self, items: Sequence[Answers]) -> Iterator[Rows]:
         """A row a candidate, some prompts at a time; before the first what this will ask and cost is told."""
-        self._tell(items)
+        if self._tell(items):
+            self._refuse_another_judge()
         started = time.monotonic()
         together = self._scorer.together
         for start in range(0, len(items), together):
@@ -73,10 +80,22 @@ class ShardJudging:
             self._unscored.add(found)
             self._unscored.check()
 
-    def _tell(self, items: Sequence[Answers]) -> None:
+    def _refuse_another_judge(self) -> None:
+        """Raises JudgeChanged when what stands behind the endpoint is not what was probed.
+
+        Its replies would be kept as the old one's.
+        """
+        if said := changed(self._probed, probe(self._settings), self._settings.probe_tolerance):
+            raise JudgeChanged(
+                f"the judge is not the one that was probed: {said}. It was asked nothing else. `m3po run --ask-judge`, "
+                "or the nightly check, takes up what it is now"
+            )
+
+    def _tell(self, items: Sequence[Answers]) -> bool:
+        """Logs what will be asked; whether anything will be."""
         batch = [(prompt, [row["text"] for row in given]) for prompt, given in items]
         asked = (self._settings.assessors, self._settings.quality, SEED, self._settings.cascade is not None)
-        checks = plan(self._answers, *asked)
+        checks, asks = plan(self._answers, *asked), False
         for scorer in self._scorer.served:
             shard, again = scorer.estimate(batch), scorer.swapped().estimate(checks.reversed_batch)
             again += scorer.estimate(checks.batch)
@@ -87,6 +106,8 @@ class ShardJudging:
                 f"{scorer.name} will be asked {at_most}{shard.words()}, and {again.words()} to check the judge itself; "
                 f"{shard.known + again.known} more are in the ledger. Tokens from {shard.source}"
             )
+            asks |= shard.spend.requests + again.spend.requests > 0
+        return asks
 
     def controls(self, table: pa.Table) -> Controls:
         """Asks about some of the prompts again, to check the judge itself."""
@@ -101,7 +122,13 @@ class ShardJudging:
             return {"this run": this_run}
         asked = {name: asdict(tally) for name, tally in sorted(self._account.tallies.by_scorer.items())}
         spent = self._account.ledger.spent(study=self._account.study)
-        return {"this run": this_run, "asked": asked, "expected": self._expected, "spent by the study": asdict(spent)}
+        return {
+            "this run": this_run,
+            "asked": asked,
+            "priced": [one.name for one in self._settings.assessors if one.served and one.prices is not None],
+            "expected": self._expected,
+            "spent by the study": asdict(spent),
+        }
 
 
 def probed(work: Work) -> list[dict]:

@@ -132,10 +132,20 @@ def describe_records(artifact: Artifact, work: Work) -> Mapping[str, object]:
 
 
 def ask_probe_set(work: Work) -> Built:
-    """Asks every served scorer. Raises OSError naming the endpoint when it can't be asked."""
-    from m3po_dagster.method.alignment.probe import probe
+    """Asks every served scorer; what it was found to answer before stands while it is the same judge.
 
-    answers = pa.Table.from_pylist(probe(work.study.judge), schema=PROBE.schema)
+    Raises OSError naming the endpoint when it can't be asked.
+    """
+    from m3po_dagster.method.alignment.probe import changed, probe
+
+    judge = work.study.judge
+    answers = pa.Table.from_pylist(probe(judge), schema=PROBE.schema)
+    head = work.heads.get(work.part)
+    before = work.store.find(*work.part, head.fingerprint) if head else None
+    if before and before.manifest.settings == STAGES["judge_probe"].settings(work.study, work.identities, ""):
+        said = changed(before.table().to_pylist(), answers.to_pylist(), judge.probe_tolerance)
+        work.log(f"judge_probe: {said or 'the judge answers as it did'}")
+        answers = answers if said else before.table()
     return Built({"data": (answers, PROBE)}, checks=(probe_order(answers),))
 
 

@@ -1,6 +1,6 @@
 """What a shard's judging asked of served judges and cost, as the asset's page shows it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import dagster as dg
 import pyarrow as pa
@@ -19,15 +19,14 @@ def spending(facts: Mapping) -> dict[str, object]:
     """Requests, ledger hits, tokens and cost of the run that made a MAS table; nothing without a served judge."""
     if "asked" not in facts:
         return {}
-    rows = [_row(name, tally) for name, tally in facts["asked"].items()]
+    rows = [_row(name, tally, facts["priced"]) for name, tally in facts["asked"].items()]
     study = facts["spent by the study"]
     wanted = sum(row["wanted"] for row in rows)
     found: dict[str, object] = {
         **({"left out by the cascade": dg.MetadataValue.json(facts["cascade"])} if "cascade" in facts else {}),
         "requests to judges": sum(row["requests"] for row in rows),
         "share from the ledger": round(sum(row["from the ledger"] for row in rows) / wanted, 4) if wanted else None,
-        "cost": round(sum(row["cost"] for row in rows), 6),
-        "cost of the study so far": round(study["cost"], 6),
+        **_costs(rows, study),
         "asked of judges": rows_table(rows, COLUMNS),
     }
     if facts["expected"]:
@@ -46,7 +45,13 @@ def left_out(table: pa.Table) -> dict[str, int | float]:
     return {"candidates": len(table), "not judged": number, "share saved": number / len(table) if len(table) else 0.0}
 
 
-def _row(scorer: str, tally: Mapping) -> dict[str, object]:
+def _costs(rows: Sequence[Mapping], study: Mapping) -> dict[str, float]:
+    """What the scorers with prices cost; nothing where none has any."""
+    costs = [row["cost"] for row in rows if row["cost"] is not None]
+    return {"cost": round(sum(costs), 6), "cost of the study so far": round(study["cost"], 6)} if costs else {}
+
+
+def _row(scorer: str, tally: Mapping, priced: Collection[str]) -> dict[str, object]:
     return {
         "scorer": scorer,
         "wanted": tally["groups"],
@@ -57,5 +62,5 @@ def _row(scorer: str, tally: Mapping) -> dict[str, object]:
         "prompt tokens": tally["prompt_tokens"],
         "cached": tally["cached_tokens"],
         "reply tokens": tally["completion_tokens"],
-        "cost": tally["cost"],
+        "cost": tally["cost"] if scorer in priced else None,
     }

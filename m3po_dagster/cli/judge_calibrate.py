@@ -64,7 +64,7 @@ def calibrate(
     with explained(*MENDABLE, status=1):
         sample, identities = _sampled(loaded, prompts, seed)
         agree(requests_of(chosen, [len(answers) for _, answers in sample.items]), chosen, yes)
-        account = command_account(loaded, "calibrate")
+        account = command_account(loaded, "calibrate") if any(one.served for one in chosen) else None
         fitted = {one.name: _fitted(one, sample, loaded, identities, kind, tails, seed, account) for one in chosen}
         write_calibrations(out, kept | {name: entry for name, (entry, _) in fitted.items()})
     found = {name: _row(entry, ends) for name, (entry, ends) in fitted.items()}

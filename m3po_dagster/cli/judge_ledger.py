@@ -40,11 +40,15 @@ def ledger(as_json: JsonOption = False, folder: StoreOption = DEFAULT_STORE) -> 
 
 
 def query(folder: Path) -> str:
-    """A statement for DuckDB that sums the ledger up by scorer and model."""
+    """A statement for DuckDB that sums the ledger up by scorer and model.
+
+    It names the types: guessed ones fit the first rows alone, and `ignore_errors` would empty what does not fit.
+    """
     files = str(folder / "*" / "*.jsonl").replace("'", "''")
     return (
         "SELECT scorer, model, count(*) AS replies, sum(cost) AS cost "
-        f"FROM read_json('{files}', format='newline_delimited', ignore_errors=true) "
+        f"FROM read_json('{files}', format='newline_delimited', ignore_errors=true, "
+        "columns={key: 'VARCHAR', scorer: 'VARCHAR', model: 'VARCHAR', cost: 'DOUBLE'}) "
         "WHERE key IS NOT NULL GROUP BY ALL ORDER BY ALL"
     )
 

@@ -33,6 +33,10 @@ def run(
     asset: Annotated[list[str], typer.Option("--asset", help="Only this asset (repeatable).")] = [],  # noqa: B006
     shard: Annotated[list[str], typer.Option("--shard", help="Only this shard (repeatable).")] = [],  # noqa: B006
     recipe: Annotated[list[str], typer.Option("--recipe", help="Only this recipe (repeatable).")] = [],  # noqa: B006
+    ask_judge: Annotated[
+        bool,
+        typer.Option("--ask-judge", help="Ask served judges their probe set again, as the schedule does at night."),
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and run nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Dagster's own log.")] = False,
     as_json: JsonOption = False,
@@ -61,7 +65,7 @@ def run(
     with event_log() as instance, explained(*MENDABLE, status=1), _interruptible():
         level = "INFO" if verbose else "CRITICAL"
         runner = Runner(defs, loaded, StoreResource(root=store_root()), instance, level)
-        for outcome in runner.bring_up_to_date(selection, view.starting):
+        for outcome in runner.bring_up_to_date(selection, view.starting, ask_judge):
             outcomes.append(outcome)
             view.ended(outcome)
     found = how_it_stands(loaded)

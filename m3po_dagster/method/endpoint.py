@@ -20,6 +20,8 @@ REFUSED = (400, 413, 422)
 BUSY = (408, 409, 429)
 NO_KEY = "none"
 HIDDEN = "***"
+SHORTEST_SECRET = 8
+"""Characters of a key from which on it is kept out of whatever an endpoint says."""
 MESSAGE_LENGTH = 300
 
 _T = TypeVar("_T")
@@ -220,8 +222,11 @@ class Endpoint:
         return " ".join(self.without_key(what).split())[:MESSAGE_LENGTH]
 
     def without_key(self, said: str) -> str:
-        """What came from outside: an endpoint may send back the headers it was sent."""
-        return said.replace(self._key, HIDDEN) if self._key else said
+        """What came from outside: an endpoint may send back the headers it was sent.
+
+        A key of a few letters, as a server of one's own is given, is no secret and may be a word of any reply.
+        """
+        return said.replace(self._key, HIDDEN) if self._key and len(self._key) >= SHORTEST_SECRET else said
 
     def failure(self, what: str) -> str:
         """The sentence of an error: who asked which endpoint, what it did, what to correct."""

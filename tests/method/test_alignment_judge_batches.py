@@ -111,11 +111,20 @@ class _All(set):
         return True
 
 
-def test_a_budget_that_a_batch_may_pass_submits_nothing(service, batch, tmp_path):
+def test_a_budget_is_spent_lot_by_lot_and_never_passed(service, batch, tmp_path):
     with pytest.raises(BudgetSpent, match=r"judge\.budget\.run\.requests"):
         judge_of(service, account(tmp_path / "l", run={"requests": 5})).score(batch)
-    assert not service.files and not service.batches
+    assert len(service.paid) == 5 == Ledger(tmp_path / "l").spent().requests
     assert judge_of(service, account(tmp_path / "l", run={"requests": 6})).score(batch)
+    assert len(service.paid) == 6
+
+
+def test_work_that_fits_the_budget_is_done_though_it_might_have_taken_more(service, batch, tmp_path):
+    estimate = judge_of(service, account(tmp_path / "a")).estimate(batch).spend.cost
+    limited = account(tmp_path / "l", run={"cost": 2 * estimate})
+    scores = judge_of(service, limited, max_reply_tokens=300).score(batch)
+    assert {score.reason for row in scores for score in row} == {"scored"} and len(service.batches) > 1
+    assert 0 < limited.ledger.spent().cost <= 2 * estimate and set(service.paid.values()) == {1}
 
 
 def test_replies_that_a_batch_has_are_collected_whatever_the_budget_says(service, batch, tmp_path):

@@ -5,8 +5,10 @@ A request in flight has its share reserved, so that neither threads nor processe
 
 import logging
 import threading
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 
 from pydantic import Field, model_validator
 
@@ -120,6 +122,14 @@ class Purse:
         finally:
             with explained("give back a share of the budget in", self._ledger.folder):
                 self._reservations.give_back(reservation)
+
+    def room(self, expected: Sequence[Spend]) -> int:
+        """How many of these requests, from the first on, the limits have room for now beside all that is in flight."""
+        if not self._limited:
+            return len(expected)
+        sums = list(accumulate(expected))
+        with explained("look at the budget in", self._ledger.folder), self._reservations.exclusive() as held:
+            return bisect_left(sums, True, key=lambda total: self._over(total, held) is not None)
 
     def _reserved(self, expected: Spend) -> Reservation:
         mine = Reservation(self._study, self._run, expected, threading.get_ident())

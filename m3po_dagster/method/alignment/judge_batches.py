@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,8 +60,8 @@ class BatchAsking:
     def ask(self, groups: Sequence[Group]) -> None:
         """Fills the groups with grades, or with the reasons why there are none.
 
-        Raises BudgetSpent before anything of a batch is submitted that the budget would not pay for in full, and what
-        `BatchQueue.ask` raises.
+        Raises BudgetSpent when the budget has no room for another request, with what was answered until then in the
+        ledger, and what `BatchQueue.ask` raises.
         """
         pending, whole = [], 0
         for group in groups:
@@ -91,14 +90,9 @@ class BatchAsking:
             wanted.setdefault(name, _Wanted([], purpose)).groups.append(group)
         if not wanted:
             return set()
-        measured = self._account.ledger.measured(self._settings.model)
-        # What is in a batch already is paid for whatever the budget says; to leave it there would only lose it.
-        claimed = self._queue.claimed(wanted)
-        new = [asked.groups[0] for name, asked in wanted.items() if name not in claimed]
-        most = sum((most_of(group, self._settings, measured) for group in new), Spend())
         again = set()
-        with self._account.purse.reserve(most) if new else nullcontext():
-            for name, found in self._queue.ask(_Bodies(wanted), self._asker):
+        for some in self._payable(wanted):
+            for name, found in self._queue.ask(_Bodies(some), self._asker):
                 asked = wanted[name]
                 if isinstance(found, BatchFailure):
                     for group in asked.groups:
@@ -111,6 +105,25 @@ class BatchAsking:
                     if group.missing and not group.settled:
                         again.add(group.key)
         return again
+
+    def _payable(self, wanted: Mapping[str, _Wanted]) -> Iterator[dict[str, _Wanted]]:
+        """The requests in lots that the budget has room for, each reserved while it is asked.
+
+        A request may take much more than it does: what a lot leaves over makes room for the next. What is in a batch
+        already goes first, whatever the budget says: it is paid for, and to leave it there would only lose it.
+        """
+        claimed = self._queue.claimed(wanted)
+        if claimed:
+            yield {name: wanted[name] for name in claimed}
+        new = [name for name in wanted if name not in claimed]
+        measured = self._account.ledger.measured(self._settings.model)
+        most = [most_of(wanted[name].groups[0], self._settings, measured) for name in new]
+        while new:
+            # Where not even one has room, its reservation waits for others, or says that the budget is spent.
+            lot = max(1, self._account.purse.room(most))
+            with self._account.purse.reserve(sum(most[:lot], Spend())):
+                yield {name: wanted[name] for name in new[:lot]}
+            new, most = new[lot:], most[lot:]
 
     def _keep(self, asked: _Wanted, reply: str) -> None:
         """Keeps a reply unless a process beside this one was given the same and has kept it: it was paid for once."""

@@ -8,6 +8,7 @@ With an account every reply is kept in its ledger and asked for once: not again 
 """
 
 import copy
+import re
 import sys
 import threading
 from collections import deque
@@ -48,6 +49,7 @@ EMPTY_ANSWER = "empty answer"
 # How requests travel, not what is asked.
 _FREE = {"calibration", "api_key_env", "timeout", "max_retries", "max_parallel", "image_urls", "prices", "batch"}
 # What the request itself says field by field.
+_SECRET = re.compile(r"key$|header|secret|password|authorization", re.IGNORECASE)
 _OWN_FIELDS = {
     "messages", "response_format", "model", "temperature", "max_completion_tokens", "max_tokens", "stream", "n",
 }  # fmt: skip
@@ -101,6 +103,11 @@ class LlmJudgeSettings(EndpointSettings, ScorerSettings):
     def _not_its_own(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
         if own := sorted(_OWN_FIELDS & set(value)):
             raise ValueError(f"{', '.join(own)} is set by the judge itself; leave it out, or use its setting")
+        if secret := [name for name in value if _SECRET.search(name)]:
+            raise ValueError(
+                f"{', '.join(secret)}: what stands here is part of the judge's identity and is written down; a key "
+                "belongs in the variable that api_key_env names"
+            )
         return value
 
     @property

@@ -56,6 +56,15 @@ class MasSettings(Settings, Generic[S]):
         "so that chance does not look like a new model",
     )
 
+    probe_tolerance: float = Field(
+        0.1,
+        ge=0,
+        le=4,
+        allow_inf_nan=False,
+        description="what a served scorer's grades of the probe may move by, on average over the set, and still be the "
+        "same model's; 0: any other grade is another model",
+    )
+
     cascade: CascadeSettings | None = Field(
         None,
         description="ask the served scorers only about answers that can still become R_w or R_l; null: about all",
@@ -71,11 +80,12 @@ class MasSettings(Settings, Generic[S]):
         _no_model_twice(self.assessors)
         if self.cascade is not None:
             size = self.cascade.round_size
-            larger = [one for one in self.assessors if one.served and getattr(one, "group_size", 1) > size]
-            if larger:
+            uneven = [one for one in self.assessors if one.served and size % getattr(one, "group_size", 1)]
+            if uneven:
                 raise ValueError(
-                    f"cascade: round_size {size} is below group_size {larger[0].group_size} of '{larger[0].name}': its "
-                    "requests would be smaller than they may be, and more than for all answers; make the two equal"
+                    f"cascade: round_size {size} is no multiple of group_size {uneven[0].group_size} of "
+                    f"'{uneven[0].name}': its requests would be smaller than they may be, and together more than for "
+                    "all answers; make the two equal"
                 )
         if self.cascade is not None and not any(scorer.served and scorer.weight > 0 for scorer in self.scorers):
             raise ValueError("cascade: no served scorer is part of MAS, so there is nothing to save: remove it")

@@ -11,13 +11,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median_low
+from statistics import fmean, median_low
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from m3po_dagster.method.alignment.mas import MasSettings
+from m3po_dagster.method.alignment.mas import MasSettings, one_line
 from m3po_dagster.method.alignment.scorer import SCORED, Score, ScorerSettings, ServedScorer
 from m3po_dagster.method.endpoint import EndpointError
 from m3po_dagster.method.prompt import Message, Prompt
@@ -77,9 +77,11 @@ def _answers(settings: ScorerSettings, prompts: dict[str, Prompt], repeats: int)
             row = _median(scorer, [repeat[number] for repeat in found])
             rows.append({"scorer": settings.name, "case": f"{name}:{quality}", **row})
     if all(row["value"] is None for row in rows):
+        said = next((f": {one_line(score.words)}" for found in scored for score in found if score.words), "")
         raise EndpointError(
             f"scorer '{settings.name}': {settings.endpoint} (model {settings.model!r}) judged none of the {N_CASES} "
-            f"probe cases ({rows[0]['status']}); see whether it is the right model and takes images and JSON schemas"
+            f"probe cases ({rows[0]['status']}{said}); see whether it is the right model, and takes images and JSON "
+            "schemas"
         )
     return sorted(rows, key=lambda row: row["case"])
 
@@ -92,6 +94,34 @@ def _median(scorer: ServedScorer, answers: Sequence[Score]) -> dict:
     # A grade that was given, not one in between, also where the number of answers is even.
     medians = {name: median_low(answer.sub_scores[name] for answer in scored) for name in scorer.graded}
     return {"value": scorer.value(medians), "sub_scores": json.dumps(medians, sort_keys=True), "status": SCORED}
+
+
+def changed(before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]], tolerance: float) -> str:
+    """In words, how the judge that gave the rows `after` is another than the one of `before`; empty where it is not.
+
+    It is another when a case could be scored once and not the other time, when a grade moved by more than one, or when
+    the grades moved by more than `tolerance` on average: a judge that wavers by a step here and there is the same.
+    """
+    known = {(row["scorer"], row["case"]): row for row in before}
+    moves: dict[str, list[float]] = {}
+    for row in after:
+        was = known.pop((row["scorer"], row["case"]), None)
+        if was is None or was["status"] != row["status"]:
+            what = "was not asked before" if was is None else f"was {was['status']}, is {row['status']}"
+            return f"scorer '{row['scorer']}': case {row['case']} {what}"
+        grades, old = (json.loads(one["sub_scores"] or "{}") for one in (row, was))
+        moves.setdefault(row["scorer"], []).extend(abs(grades[name] - old[name]) for name in grades)
+    if known:
+        scorer, case = next(iter(known))
+        return f"scorer '{scorer}': case {case} is asked no more"
+    for scorer, moved in moves.items():
+        if moved and (max(moved) > 1 or fmean(moved) > tolerance):
+            others = sum(move > 0 for move in moved)
+            return (
+                f"scorer '{scorer}': {others} of {len(moved)} grades moved, by {fmean(moved):.2f} on average "
+                f"(probe_tolerance is {tolerance:g}) and by {max(moved):g} at most"
+            )
+    return ""
 
 
 def revisions(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:

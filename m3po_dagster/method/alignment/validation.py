@@ -104,6 +104,8 @@ def shown(statistic: Statistic) -> str:
 
 def _order(mas: Agreement) -> str:
     found, value = mas.spearman, shown(mas.spearman)
+    if mas.answers == 0:
+        return "No answer has a MAS, so nothing can be said of it: the reasons stand above."
     if found.value is None:
         return "Nothing can be said of MAS and the ratings: one of them is the same for all answers that were scored."
     if found.low is None:
@@ -117,6 +119,8 @@ def _order(mas: Agreement) -> str:
 
 def _pairs(mas: Agreement) -> str:
     found = mas.pairs
+    if mas.answers == 0:
+        return "For the same reason nothing is known of the order within a prompt, which decides the pairs."
     if found.accuracy.value is None:
         return (
             "No prompt has two answers that the raters put in an order, so nothing is known of the order within a "
