@@ -55,7 +55,7 @@ STUDYS_OWN = CascadeSettings(alpha_max=0.5, confidence=("mean",))
 CASCADES = {
     "listwise, the default promise": (LISTWISE, CascadeSettings()),
     "listwise, alpha to 0.5, mean": (LISTWISE, STUDYS_OWN),
-    "listwise, the same, rounds of 4": (LISTWISE, STUDYS_OWN.model_copy(update={"round_size": 4})),
+    "groups and rounds of 4, the same": (4, STUDYS_OWN.model_copy(update={"round_size": 4})),
     "pointwise, the same, rounds of 1": (POINTWISE, STUDYS_OWN.model_copy(update={"round_size": 1})),
 }
 
@@ -199,7 +199,9 @@ def cascade(folder: Path, study: Study, world: World) -> dict:
                 for recipe in recipes:
                     assert select_pairs(table, recipe).pairs.equals(select_pairs(by_all, recipe).pairs), (name, recipe)
                 counted = {key: counts[key] for key in ("answers", "requests", "prompt_tokens")}
-                shares = {f"{key}_share": n / everything[size][key] for key, n in counted.items()}
+                # What judging all takes the same way; smaller groups must beat the larger ones.
+                whole = everything[POINTWISE if size == POINTWISE else LISTWISE]
+                shares = {f"{key}_share": n / whole[key] for key, n in counted.items()}
                 setting = {"clip_weight": weights[0], "judge_weight": weights[1], "cascade": name}
                 found.append({**setting, **counted, **shares, "recipes_with_the_same_pairs": len(recipes)})
     all_of = {WAYS[size]: {key: one[key] for key in counted} for size, one in everything.items()}

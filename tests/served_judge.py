@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from m3po_dagster.method.alignment.judge_request import ASPECTS
+from m3po_dagster.method.alignment.probe import SIDE
 from m3po_dagster.world.judge_words import evidence
 from m3po_dagster.world.language import claims, kind_of, parse_question
 from m3po_dagster.world.scene_reading import NOTHING, SceneReading
@@ -63,6 +64,11 @@ class Received:
         return {key: text for key, text in given.items() if key in wanted}
 
     @property
+    def is_probe(self) -> bool:
+        """Whether it shows a picture of the probe set, whose width stands in the file's head."""
+        return int.from_bytes(self.image[16:20]) == SIDE
+
+    @property
     def is_repair(self) -> bool:
         """Whether an earlier reply is to be mended."""
         return len(self.body["messages"]) > 2
@@ -87,7 +93,7 @@ def graded(relevance: object, accuracy: object, adherence: object, words: str = 
 
 
 class ServedJudge(LoopbackServer):
-    """The server; a context manager. `requests` counts what came in, `asked` by answer.
+    """The server; a context manager. `requests` counts what came in, `probes` those of a probe set, `asked` by answer.
 
     `instead` maps an answer to the replies that its next requests get in place of a judgement. While `up` is false
     every request gets a 503. With a `meeting` each request waits until as many as its parties are there.
@@ -97,6 +103,7 @@ class ServedJudge(LoopbackServer):
         super().__init__()
         self.model, self.key, self.revision, self.up = model, key, revision, True
         self.asked: Counter[str] = Counter()
+        self.probes = 0
         self.received: deque[Received] = deque(maxlen=100)
         self.instead: defaultdict[str, list[Reply]] = defaultdict(list)
         self.meeting: threading.Barrier | None = None
@@ -117,6 +124,7 @@ class ServedJudge(LoopbackServer):
         with self.lock:
             self.received.append(received)
             self.asked.update(answers.values())
+            self.probes += received.is_probe
             for answer in answers.values():
                 if self.instead[answer]:
                     return self.instead[answer].pop(0)

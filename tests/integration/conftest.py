@@ -125,11 +125,11 @@ class Project:
         """The definitions for the study as it is now."""
         return build_definitions(self.study_file, self.root)
 
-    def run(self, selection: Selection = EVERYTHING) -> list[Outcome]:
+    def run(self, selection: Selection = EVERYTHING, ask_judge: bool = False) -> list[Outcome]:
         """What `m3po run` does."""
         with self.instance() as instance:
             runner = Runner(self.definitions(), self.load(), StoreResource(root=self.root), instance)
-            return list(runner.bring_up_to_date(selection))
+            return list(runner.bring_up_to_date(selection, ask_judge=ask_judge))
 
     def standings(self) -> list[Standing]:
         """What `m3po status` shows."""

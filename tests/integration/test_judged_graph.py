@@ -64,13 +64,13 @@ def test_killed_at_random_moments_it_asks_nothing_twice(fresh, small_study):
         assert errors(fresh.run(Selection(assets=UP_TO_IDENTITY))) == []
 
         def judge(folder: str, fingerprint: str, kills: str) -> tuple[list[int], int]:
-            before = server.requests
+            before = server.requests - server.probes
             home = fresh.folder / "home"
             arguments = [fresh.study_file, fresh.root, home, folder, fingerprint, kills, "7"]
             script = [sys.executable, judging_under_kill.__file__, *map(str, arguments)]
             done = subprocess.run(script, capture_output=True, text=True, timeout=300, env=fresh.environment())
             assert done.returncode == 0, done.stderr[-2000:]
-            return json.loads(done.stdout.splitlines()[-1]), server.requests - before
+            return json.loads(done.stdout.splitlines()[-1]), server.requests - server.probes - before
 
         _, undisturbed = judge("ledger-undisturbed", UNDISTURBED, "never")
         codes, requests = judge("ledger-killed", KILLED, "random")
@@ -115,6 +115,31 @@ def test_a_budget_stops_the_step_and_what_was_answered_is_kept(fresh, small_stud
     turns = ledger(fresh)
     assert len(turns) > 10 and {row["turn"] for row in turns} == {0}
     assert len({row["key"] for row in turns}) == len(turns) and mas(fresh).table()["mas"].null_count == 0
+
+
+def stricter(grades: tuple) -> tuple:
+    """The same grades, the last of the three a step lower."""
+    relevance, accuracy, adherence, words = grades
+    return relevance, accuracy, adherence - 1, words
+
+
+def test_a_model_swapped_under_its_name_is_asked_nothing_as_the_old_one(fresh, small_study):
+    with ServedJudge() as server:
+        fresh.write(judged_by(small_study, server))
+        assert errors(fresh.run(Selection(assets=UP_TO_IDENTITY))) == []
+        server.revision = 2
+        (error,) = errors(fresh.run(Selection(assets=("mas_table",))))
+        assert "the judge is not the one that was probed" in error and "m3po run --ask-judge" in error
+        assert server.requests == server.probes and not (fresh.folder / "store" / "ledger").exists()
+        chosen = Selection(assets=("judge_probe", "judge_identity", "mas_table"))
+        outcomes = fresh.run(chosen, ask_judge=True)
+        assert errors(outcomes) == [] and outcomes[0].assets == ("judge_probe", "judge_identity")
+        assert mas(fresh).table()["mas"].null_count == 0
+        # A step of one grade of 36 is no other model: what was found before stands, and nothing is due.
+        real = server.grades
+        server.grades = lambda *asked: stricter(real(*asked)) if asked[2] == "Left" else real(*asked)
+        (only,) = fresh.run(chosen, ask_judge=True)
+        assert only.reused == only.assets == ("judge_probe", "judge_identity") and fresh.run(chosen) == []
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
-from m3po_dagster.method.alignment.probe import CASES, N_CASES, picture, probe, revisions
+from m3po_dagster.method.alignment.probe import CASES, N_CASES, changed, picture, probe, revisions
 from m3po_dagster.method.endpoint import EndpointError
 from m3po_dagster.storage.tables import PROBE
 from m3po_dagster.study import JudgeSettings
@@ -108,6 +108,33 @@ def test_a_revision_is_what_one_scorer_was_found_to_answer(served):
     assert after["a"] != before["a"] and after["b"] == before["b"]
 
 
+def test_wavering_by_a_step_here_and_there_is_the_same_judge(served):
+    before = probe(judge_of(scorer(served)))
+
+    def moved(**steps: int) -> list[dict]:
+        rows = json.loads(json.dumps(before))
+        for case, step in steps.items():
+            row = next(row for row in rows if row["case"] == case.replace("_", ":"))
+            grades = json.loads(row["sub_scores"])
+            name = max(grades, key=grades.get)
+            row["sub_scores"] = json.dumps(grades | {name: grades[name] - step})
+        return rows
+
+    assert changed(before, before, 0.0) == "" == changed(before, reversed(before), 0.0)
+    assert changed(before, moved(bars_right=1, halves_right=1, shapes_right=1), 0.1) == ""  # 3 of 36
+    assert "1 of 36 grades moved" in changed(before, moved(bars_right=1), 0.0)
+    four = moved(bars_right=1, halves_right=1, shapes_right=1, shading_wrong=1)
+    assert "4 of 36 grades moved, by 0.11 on average (probe_tolerance is 0.1)" in changed(before, four, 0.1)
+    assert "by 2 at most" in changed(before, moved(bars_right=2), 1.0)
+    silent = moved()
+    silent[0] |= {"value": None, "sub_scores": None, "status": "refused"}
+    assert "was scored, is refused" in changed(before, silent, 4.0)
+    assert "is asked no more" in changed(before, before[1:], 4.0)
+    assert "was not asked before" in changed(before[1:], before, 4.0)
+    served.revision = 2
+    assert changed(before, probe(judge_of(scorer(served))), 0.1)
+
+
 def test_only_served_scorers_are_asked_and_nothing_local_is_loaded(served):
     nowhere = SceneJudgeSettings(model="local-dir:nowhere")
     table = asked(judge_of(scorer(served, name="b"), nowhere, scorer(served, name="a"), repeats=1))
@@ -131,7 +158,7 @@ def test_an_outage_is_an_error_and_no_new_judge(served):
 def test_an_endpoint_that_judges_nothing_is_an_error(served):
     for answer in (answer for _, answers in CASES.values() for answer in answers):
         served.instead[answer] = [Reply(400, b'{"error": {"message": "no JSON schema here"}}')]
-    with pytest.raises(EndpointError, match=rf"{served.base_url}.*none of the 12.*HTTP 400"):
+    with pytest.raises(EndpointError, match=rf"{served.base_url}.*none of the 12.*HTTP 400\): no JSON schema here"):
         asked(judge_of(scorer(served), repeats=1))
 
 
