@@ -163,6 +163,7 @@ print(json.dumps([engine.counts.halvings, [[one.token_ids for one in samples] fo
 """
 
 
+@pytest.mark.slow
 def test_a_real_allocation_that_fails_is_halved(tmp_path):
     """A process may take 100 MB once the model is loaded; the logits of five prompts' rows, 60,000 each, need more."""
     folder = llava_576(tmp_path, vocab_size=60_000)

@@ -10,9 +10,10 @@ import os
 import random
 import signal
 import sys
-import time
+from functools import partial
 
 import dagster as dg
+from killed import attempt
 
 from m3po_dagster.assets.scores import score_outside
 from m3po_dagster.current import read_heads
@@ -29,28 +30,12 @@ MOST_TRIES = 60
 
 
 def judge_all(work: Work, fingerprint: str) -> None:
-    """What the step of mas_table does."""
+    """What the step of mas_table does, as a run of its own."""
+    work.run_id = f"run-{os.getpid()}"
     with work.store.open(*PART, fingerprint) as draft:
         if not draft.committed:
             work.draft = draft
             draft.commit(score_outside(work, judge.JudgeResource(device="cpu")).tables, code_version="1")
-
-
-def attempt(work: Work, fingerprint: str, kill_after: float | None) -> int:
-    """One attempt in a child; its exit code, or minus the signal that ended it."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work.run_id = f"run-{os.getpid()}"
-            judge_all(work, fingerprint)
-            code = 0
-        finally:
-            os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def main(study_file: str, root: str, home: str, ledger: str, fingerprint: str, kills: str, seed: str) -> None:
@@ -67,7 +52,7 @@ def main(study_file: str, root: str, home: str, ledger: str, fingerprint: str, k
             raise SystemExit(f"not finished after {MOST_TRIES} kills")
         # An attempt has more and more time, so that one of them ends by itself however slow the machine is.
         patience = None if kills == "never" else rng.uniform(0.1, 0.6) * (1 + len(codes) / 5)
-        codes.append(attempt(work, fingerprint, patience))
+        codes.append(attempt(partial(judge_all, work, fingerprint), patience))
     print(json.dumps(codes))
 
 

@@ -6,16 +6,17 @@ The model is loaded once, before the children are forked, so that an attempt cos
 """
 
 import json
-import os
 import random
 import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
 import torch
+from killed import attempt
 
 from m3po_dagster.assets.candidates import sample_shard
 from m3po_dagster.current import read_heads
@@ -48,22 +49,6 @@ def sample_all(work: Work, fingerprint: str, log: Path) -> None:
             draft.commit(sample_shard(work, GeneratorResource()).tables, code_version="1")
 
 
-def attempt(work: Work, fingerprint: str, log: Path, kill_after: float | None) -> int:
-    """One attempt in a child; its exit code, or minus the signal that ended it."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            sample_all(work, fingerprint, log)
-            code = 0
-        finally:
-            os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def main(study_file: str, root: str, home: str, seed: str) -> None:
     """An undisturbed run, then killed ones until one ends by itself."""
     # A pool of threads would not survive the fork.
@@ -80,14 +65,15 @@ def main(study_file: str, root: str, home: str, seed: str) -> None:
     (folder / "undisturbed").touch()
     (folder / "killed").touch()
     started = time.monotonic()
-    if attempt(work, UNDISTURBED, folder / "undisturbed", None):
+    if attempt(partial(sample_all, work, UNDISTURBED, folder / "undisturbed"), None):
         raise SystemExit("the undisturbed run failed")
     whole, rng, codes = time.monotonic() - started, random.Random(int(seed)), []
     while not codes or codes[-1] == -signal.SIGKILL:
         if len(codes) == MOST_TRIES:
             raise SystemExit(f"not finished after {MOST_TRIES} kills")
         # An attempt has more and more time, so that one of them ends by itself however slow the machine is.
-        codes.append(attempt(work, KILLED, folder / "killed", rng.uniform(0, whole) * (0.5 + len(codes) / 10)))
+        patience = rng.uniform(0, whole) * (0.5 + len(codes) / 10)
+        codes.append(attempt(partial(sample_all, work, KILLED, folder / "killed"), patience))
     begun = {name: (folder / name).read_text().split() for name in ("undisturbed", "killed")}
     print(json.dumps({"codes": codes, **begun}))
 

@@ -49,6 +49,7 @@ def _approximately(row: dict) -> dict:
     return {name: pytest.approx(value, abs=1e-5) if isinstance(value, float) else value for name, value in row.items()}
 
 
+@pytest.mark.slow
 def test_killed_while_sampling(fresh, made, monkeypatch):
     from m3po_dagster.method.generation.sampler import TransformersEngine
 
@@ -90,7 +91,7 @@ def test_killed_in_a_later_stage(fresh, made, asset):
     assert_same_tables(fresh, made)
 
 
-@pytest.mark.parametrize("what", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("what", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_ends_the_whole_command_and_keeps_what_is_done(fresh, what):
     store = fresh.folder / "store"
     process = start(fresh)

@@ -131,6 +131,7 @@ def test_the_graph_shows_every_asset_in_its_group(page, server):
     assert [asset for asset in STAGES if asset not in shown and asset != "filtered_instructions"] == []
 
 
+@pytest.mark.slow
 def test_a_recipe_is_materialised_by_clicking(page, server):
     project = server.project
     with project.instance() as instance:

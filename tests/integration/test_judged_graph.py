@@ -86,7 +86,8 @@ def test_killed_at_random_moments_it_asks_nothing_twice(fresh, small_study):
 
 def test_too_many_unscored_end_the_step_and_only_they_are_asked_again(fresh, small_study):
     with FaultyJudge(share=0.0) as server:
-        fresh.write(judged_by(small_study, server, max_unscored=0.0))
+        # Held-back replies are soon given up.
+        fresh.write(judged_by(small_study, server, max_unscored=0.0, scorer={"timeout": 1.0}))
         assert errors(fresh.run(Selection(assets=UP_TO_IDENTITY))) == []
         server.share = 0.6
         (error,) = errors(fresh.run(Selection(assets=("mas_table",))))

@@ -117,6 +117,7 @@ def test_the_ui_shows_which_pairs_trained_an_adapter(made):
     assert all(row["judge"] == heads_of(made)["judge_identity", ""].data_version[:12] for row in shown)
 
 
+@pytest.mark.slow
 def test_after_a_new_judge_both_adapters_are_known_by_study_and_after_gc(copy_of_made, small_study, monkeypatch):
     project = copy_of_made
     old_file = project.folder / "old.yaml"

@@ -185,6 +185,7 @@ def test_more_failures_allowed_go_on_without_asking_again(fresh, own_images, mon
     assert candidates(fresh, "s0").manifest.metadata["this run"]["prompts"] == len(asked)
 
 
+@pytest.mark.slow
 def test_an_adaptive_study_through_the_whole_graph(fresh, small_study):
     settings = deepcopy(small_study)
     settings["generation"]["n"] = ROUNDS

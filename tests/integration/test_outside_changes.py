@@ -44,7 +44,7 @@ def test_an_edited_alpha_is_not_selected_with_before_its_recipe_is_looked_at(cop
     assert ui_run(project, "preference_pairs", "sft|s0").success
 
 
-@pytest.mark.parametrize("asset", ["lora_adapter", "selection_sweep"])
+@pytest.mark.parametrize("asset", [pytest.param("lora_adapter", marks=pytest.mark.slow), "selection_sweep"])
 def test_scores_of_two_judges_are_not_joined(copy_of_made, small_study, asset):
     project = copy_of_made
     changed = deepcopy(small_study)

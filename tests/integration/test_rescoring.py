@@ -158,6 +158,7 @@ def test_an_added_seed_trains_itself_alone(copy_of_made, small_study, monkeypatc
     assert len(list(project.store.list("adapter"))) == 3
 
 
+@pytest.mark.slow
 def test_a_lost_dagster_home_costs_no_work(copy_of_made, monkeypatch):
     import shutil
 

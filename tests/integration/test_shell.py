@@ -16,6 +16,7 @@ def m3po(project, *arguments: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.slow
 def test_a_shard_by_itself_is_no_failure(fresh):
     ended = m3po(fresh, "run", "--shard", "s0")
     assert ended.returncode == 0, ended.stderr
