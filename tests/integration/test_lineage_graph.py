@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import dagster as dg
 import pyarrow as pa
+import pytest
 import yaml
 from typer.testing import CliRunner
 
