@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
+import duckdb
 import pytest
 import yaml
 from browser import browser, page  # noqa: F401  (fixtures)
@@ -86,6 +87,11 @@ class Project:
     @property
     def study_file(self) -> Path:
         return self.folder / "study.yaml"
+
+    def ledger(self, folder: str = "ledger") -> list[dict]:
+        """The replies of served judges that the store keeps, read as anybody reads them."""
+        files = f"{self.root}/{folder}/*/*.jsonl"
+        return duckdb.sql(f"SELECT * FROM read_json('{files}')").to_arrow_table().to_pylist()
 
     @property
     def root(self) -> str:

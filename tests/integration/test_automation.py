@@ -221,7 +221,8 @@ def test_a_judge_edited_while_a_training_holds_the_only_place_for_a_model(projec
 def test_three_failures_are_held_until_somebody_mends_it(project, automated_study, judge):
     before = heads_of(project)
     with Daemon(project) as daemon:
-        project.write(edited(automated_study, high=3.0, max_retries=0, timeout=5.0))
+        # Other tokens are another question: another scale alone would be answered by the ledger.
+        project.write(edited(automated_study, high=3.0, tokens=700, max_retries=0, timeout=5.0))
         daemon.until(lambda: not any(item.part[0] == "judge_identity" for item in project.unsettled()))
         judge.up = False
         try:
@@ -268,22 +269,19 @@ def test_a_run_cancelled_by_hand_stays_so_until_something_changes(project, autom
 
 @pytest.mark.slow
 def test_a_run_by_hand_and_a_backfill_beside_the_sensors(project, automated_study, judge):
-    before, asked = heads_of(project), judge.requests
-    candidates = sum(
-        project.store.find("candidates", key, head.fingerprint).manifest.tables["data"].rows
-        for (asset, key), head in before.items()
-        if asset == "candidates"
-    )
+    before, asked = heads_of(project), judge.requests - judge.probes
+    known = Counter(row["key"] for row in project.ledger())
     with Daemon(project) as daemon:
-        project.write(edited(automated_study, high=3.0))
+        project.write(edited(automated_study, high=3.0, tokens=800))
         by_hand = subprocess.Popen([M3PO, "run"], env=project.environment(), stderr=subprocess.PIPE)
         backfill(project, ["mas_table"], ["s0", "s1"])
         _, said = by_hand.communicate(timeout=300)
         assert by_hand.returncode == 0, said.decode()
         daemon.until_settled()
         assert_right(project, before)
-    # The probe set is asked anew, for the judge changed, and then each candidate once, whoever came first.
-    assert judge.requests - asked == candidates + 12
+    # For the judge changed, each question is asked once more, whoever came first.
+    new = Counter(row["key"] for row in project.ledger()) - known
+    assert judge.requests - judge.probes - asked == new.total() > 0 and set(new.values()) == {1}
     assert objects(project, "mas_table") == {"s0": 2, "s1": 2}
 
 
@@ -399,7 +397,8 @@ def test_an_event_log_in_postgres_that_begins_empty(project, automated_study, ju
         with Daemon(project, settings=f"{SETTINGS}\nstorage:\n  postgres:\n    postgres_url: {url}\n") as daemon:
             daemon.until_settled()
             assert heads_of(project) == before, "everything is found again in the store"
-            assert judge.requests == asked + 12 and trainings(project) == 0
+            # A request an image of the probe set.
+            assert judge.requests == asked + 4 and trainings(project) == 0
             project.write(edited(automated_study, alpha=5.0))
             daemon.until_settled()
             assert_right(project, before)

@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from copy import deepcopy
 
-import duckdb
 import judging_under_kill
 import pytest
 from judging_under_kill import PART
@@ -53,11 +52,6 @@ def mas(project):
     return project.store.find("mas_table", "s0", head.fingerprint)
 
 
-def ledger(project, folder: str = "ledger") -> list[dict]:
-    files = f"{project.root}/{folder}/*/*.jsonl"
-    return duckdb.sql(f"SELECT * FROM read_json('{files}')").to_arrow_table().to_pylist()
-
-
 def test_killed_at_random_moments_it_asks_nothing_twice(fresh, small_study):
     with FaultyJudge(share=0.0, pace=0.02) as server:
         fresh.write(judged_by(small_study, server))
@@ -78,7 +72,7 @@ def test_killed_at_random_moments_it_asks_nothing_twice(fresh, small_study):
     assert tables[0].equals(tables[1]) and tables[0]["mas"].null_count == 0
     kills = len(codes) - 1
     assert kills >= 3 and codes[-1] == 0
-    kept = ledger(fresh, "ledger-killed")
+    kept = fresh.ledger("ledger-killed")
     assert len(kept) == undisturbed and set(Counter(row["key"] for row in kept).values()) == {1}
     # A kill costs at most the requests in flight, whose replies nobody was there to take.
     assert requests - undisturbed <= kills * PARALLEL
@@ -94,13 +88,13 @@ def test_too_many_unscored_end_the_step_and_only_they_are_asked_again(fresh, sma
         assert "candidates are unscored so far, more than judge.max_unscored = 0 allows" in error
         assert "llm_judge: " in error and "asks the failed ones again" in error
         server.share = 0.0
-        first = ledger(fresh)
+        first = fresh.ledger()
         assert errors(fresh.run(Selection(assets=("mas_table",)))) == []
     assert mas(fresh).table()["mas"].null_count == 0
-    second = [row for row in ledger(fresh) if row["run"] not in {row["run"] for row in first}]
+    second = [row for row in fresh.ledger() if row["run"] not in {row["run"] for row in first}]
     assert {row["key"] for row in second} & {row["key"] for row in first} and sum(server.met.values()) > 5
     # Each request of the second run brought a grade that the first had not: none was paid for twice.
-    grades = [(row["key"], answer) for row in ledger(fresh) for answer in read_reply(row["reply"], "ABC").grades]
+    grades = [(row["key"], answer) for row in fresh.ledger() for answer in read_reply(row["reply"], "ABC").grades]
     assert max(Counter(grades).values()) == 1
     assert all(read_reply(row["reply"], "ABC").grades for row in second)
 
@@ -110,10 +104,10 @@ def test_a_budget_stops_the_step_and_what_was_answered_is_kept(fresh, small_stud
         fresh.write(judged_by(small_study, server, budget={"study": {"requests": 10}}))
         (error,) = errors(fresh.run(Selection(assets=(*UP_TO_IDENTITY, "mas_table"))))
         assert "judge.budget.study.requests" in error and "10 of 10 requests" in error
-        assert len(ledger(fresh)) == 10
+        assert len(fresh.ledger()) == 10
         fresh.write(judged_by(small_study, server, budget={"study": {"requests": 10_000}}))
         assert errors(fresh.run(Selection(assets=("mas_table",)))) == []
-    turns = ledger(fresh)
+    turns = fresh.ledger()
     assert len(turns) > 10 and {row["turn"] for row in turns} == {0}
     assert len({row["key"] for row in turns}) == len(turns) and mas(fresh).table()["mas"].null_count == 0
 
@@ -166,7 +160,7 @@ def test_the_metadata_say_what_was_asked_and_what_it_cost(judged):
     project, _ = judged
     artifact = mas(project)
     asked = artifact.manifest.metadata["asked"]["llm_judge"]
-    kept = ledger(project)
+    kept = project.ledger()
     assert asked["requests"] == len(kept) > 10 and asked["from_ledger"] == 0 and asked["groups"] == asked["requests"]
     assert asked["cost"] == pytest.approx(sum(row["cost"] for row in kept))
     assert asked["prompt_tokens"] == sum(row["prompt_tokens"] for row in kept)
@@ -180,8 +174,8 @@ def test_another_study_over_the_same_store_pays_for_nothing(judged, small_study,
     other |= {"name": "other"}
     other["judge"]["max_unscored"] = 0.5
     project.write(other)
-    before = len(ledger(project))
+    before = len(project.ledger())
     assert errors(project.run(Selection(assets=(*UP_TO_IDENTITY, "mas_table")))) == []
-    assert len(ledger(project)) == before
+    assert len(project.ledger()) == before
     asked = mas(project).manifest.metadata["asked"]["llm_judge"]
     assert (asked["requests"], asked["cost"]) == (0, 0.0) and asked["from_ledger"] == asked["groups"] == before
