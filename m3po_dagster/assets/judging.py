@@ -12,7 +12,8 @@ from m3po_dagster.method.alignment.cascade import AnswerFacts
 from m3po_dagster.method.alignment.judge_group import NO_ANSWER
 from m3po_dagster.method.alignment.probe import changed, probe
 from m3po_dagster.method.alignment.quality import Controls, controls, plan
-from m3po_dagster.method.alignment.unscored import Unscored, is_unscored, too_many
+from m3po_dagster.method.alignment.unscored import Unscored, is_unscored
+from m3po_dagster.method.generation.failures import too_many
 from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.resources.judge import JudgeResource
 from m3po_dagster.storage.errors import StoreError
@@ -96,12 +97,11 @@ class ShardJudging:
         batch = [(prompt, [row["text"] for row in given]) for prompt, given in items]
         asked = (self._settings.assessors, self._settings.quality, SEED, self._settings.cascade is not None)
         checks, asks = plan(self._answers, *asked), False
+        at_most = "at most " if self._settings.may_ask_fewer else ""
         for scorer in self._scorer.served:
             shard, again = scorer.estimate(batch), scorer.swapped().estimate(checks.reversed_batch)
             again += scorer.estimate(checks.batch)
             self._expected[scorer.name] = {"shard": shard.facts(), "checks of the judge": again.facts()}
-            may_be_fewer = self._settings.cascade or any(one.members for one in self._settings.scorers)
-            at_most = "at most " if may_be_fewer else ""
             self._log(
                 f"{scorer.name} will be asked {at_most}{shard.words()}, and {again.words()} to check the judge itself; "
                 f"{shard.known + again.known} more are in the ledger. Tokens from {shard.source}"

@@ -11,6 +11,7 @@ from m3po_dagster.cli.event_log import event_log
 
 if TYPE_CHECKING:
     from m3po_dagster.method.alignment.account import Account
+    from m3po_dagster.storage.store import ArtifactStore
     from m3po_dagster.study import Study
 
 
@@ -38,17 +39,16 @@ def command_account(study: "Study", command: str) -> "Account | None":
     return replace(account, again=True)
 
 
-def probed_rows(study: "Study", store) -> list[dict] | None:
+def probed_rows(study: "Study", store: "ArtifactStore") -> list[dict] | None:
     """What the graph's probe found of the judge as the study has it; None where it is not made or not up to date."""
     from m3po_dagster.current import held_heads
     from m3po_dagster.graph import part_fingerprint
-    from m3po_dagster.identity import Identities
-    from m3po_dagster.storage.file_hashes import FileHashes
+    from m3po_dagster.resources.study import StoreResource
 
     part = ("judge_probe", "")
     with event_log() as instance:
         heads = held_heads(instance, store)
-    identities = Identities(FileHashes(store.root / ".cache" / "file-hashes.sqlite").sha256)
+    identities = StoreResource(root=str(store.root)).identities()
     if part not in heads or part_fingerprint(part, study, identities, heads) != heads[part].fingerprint:
         return None
     return store.find(*part, heads[part].fingerprint).table().to_pylist()

@@ -84,7 +84,7 @@ def _print(rows: list[dict], total: dict, missing: list[str], study: "Study", pr
             typer.echo(f"without prices, so not in the cost: {', '.join(unpriced)}")
     if missing:
         typer.echo(f"no candidates yet, not counted: {', '.join(missing)}")
-    if study.judge.cascade or any(one.members for one in study.judge.scorers):
+    if study.judge.may_ask_fewer:
         typer.echo("a cascade leaves answers out, and a referee is asked about a part of them: this is the most")
     if not probed:
         typer.echo(

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from m3po_dagster.method.alignment.calibration import Calibration, Identity
 from m3po_dagster.method.alignment.clip_encoder import ClipEncoder
-from m3po_dagster.method.alignment.scorer import Batch, ModelScorerSettings, Score
+from m3po_dagster.method.alignment.scorer import UNREADABLE_IMAGE, Batch, ModelScorerSettings, Score
 from m3po_dagster.method.alignment.views import crops, encode_views
 from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.world.judge_words import evidence
@@ -87,7 +87,7 @@ class SceneJudge:
         if said.verdict is None and not statements(said):
             return Score.unscored("answer not understood")
         if reading is None:
-            return Score.unscored("image can't be read")
+            return Score.unscored(UNREADABLE_IMAGE)
         question = parse_question(prompt.question)
         aspects = reading.aspects(question, said)
         words = evidence(reading, question, said)

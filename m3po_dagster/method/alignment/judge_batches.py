@@ -9,8 +9,9 @@ from m3po_dagster.method.alignment.account import Account
 from m3po_dagster.method.alignment.batch_api import BatchQueue
 from m3po_dagster.method.alignment.batch_lines import BatchFailure
 from m3po_dagster.method.alignment.batch_record import Asker
-from m3po_dagster.method.alignment.judge_group import NO_ANSWER, UNREADABLE_IMAGE, Group
+from m3po_dagster.method.alignment.judge_group import NO_ANSWER, Group
 from m3po_dagster.method.alignment.judge_paying import keep_reply, most_of
+from m3po_dagster.method.alignment.scorer import UNREADABLE_IMAGE
 from m3po_dagster.method.alignment.turn import Spend
 from m3po_dagster.method.endpoint import REFUSED, Endpoint
 
@@ -65,11 +66,9 @@ class BatchAsking:
         """
         pending, whole = [], 0
         for group in groups:
-            turns = self._account.ledger.turns(group.key)
-            for turn in turns:
-                group.take(turn.reply)
+            left = group.recall(self._account.ledger.turns(group.key), self._account.again)
             whole += not group.missing
-            if left := group.requests_left(len(turns), self._account.again):
+            if left:
                 pending.append((group, left))
         self._account.tallies.add(self._settings.name, groups=len(groups), from_ledger=whole)
         while pending:

@@ -12,11 +12,12 @@ from m3po_dagster.method.alignment.judge_image import JudgeImage
 from m3po_dagster.method.alignment.judge_reply import CUT_OFF, Grades, Reading, mean_grade, read_reply
 from m3po_dagster.method.alignment.judge_request import ASPECTS, IDS, repair, request, request_key
 from m3po_dagster.method.alignment.scorer import Score
+from m3po_dagster.method.alignment.turn import Turn
 from m3po_dagster.method.prompt import Prompt
 
 REQUESTS = 2
 """Requests for one group each time it is wanted: one, and one for what its reply left out or spoiled."""
-UNREADABLE_IMAGE, NO_ANSWER = "image can't be read", "no answer"
+NO_ANSWER = "no answer"
 
 
 @dataclass
@@ -47,6 +48,12 @@ class Group:
     def settled(self) -> bool:
         """Whether asking the same again would help nobody: the last reply was a refusal, or ran on until it was cut."""
         return self.last is not None and (self.last.declined or CUT_OFF in self.last.problems.values())
+
+    def recall(self, turns: Sequence[Turn], again: bool) -> int:
+        """Takes in the replies that the ledger holds; gives the requests that are left to send, as `requests_left`."""
+        for turn in turns:
+            self.take(turn.reply)
+        return self.requests_left(len(turns), again)
 
     def requests_left(self, turns: int, again: bool) -> int:
         """Requests to send for what is missing after `turns` known replies; `again`: as if it were asked anew."""

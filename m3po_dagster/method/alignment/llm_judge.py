@@ -27,7 +27,6 @@ from m3po_dagster.method.alignment.estimate import Estimate, expected
 from m3po_dagster.method.alignment.judge_batches import BatchAsking
 from m3po_dagster.method.alignment.judge_group import (
     NO_ANSWER,
-    UNREADABLE_IMAGE,
     Group,
     in_groups,
     named,
@@ -37,7 +36,8 @@ from m3po_dagster.method.alignment.judge_image import ImageUrls, JudgeImage
 from m3po_dagster.method.alignment.judge_paying import keep_reply, most_of
 from m3po_dagster.method.alignment.judge_reply import mean_grade
 from m3po_dagster.method.alignment.judge_request import ASPECTS, request_texts, request_version, response_format
-from m3po_dagster.method.alignment.scorer import Batch, Score, ScorerSettings
+from m3po_dagster.method.alignment.rounds import TOGETHER
+from m3po_dagster.method.alignment.scorer import UNREADABLE_IMAGE, Batch, Score, ScorerSettings
 from m3po_dagster.method.alignment.turn import Spend, Turn
 from m3po_dagster.method.endpoint import Endpoint, EndpointSettings, Refused, Unanswered
 from m3po_dagster.method.prompt import Prompt
@@ -187,7 +187,7 @@ class LlmJudge:
     @property
     def together(self) -> int:
         """Prompts to hand over at once: enough to keep every request in flight busy; all of them for a batch."""
-        return sys.maxsize if self.settings.batch else max(16, self.settings.max_parallel)
+        return sys.maxsize if self.settings.batch else max(TOGETHER, self.settings.max_parallel)
 
     def value(self, sub_scores: Mapping[str, float]) -> float:
         """The raw value that these sub-scores make."""
@@ -245,9 +245,11 @@ class LlmJudge:
 
     def _known(self, group: Group) -> bool:
         turns = self._account.ledger.turns(group.key) if self._account else ()
-        for turn in turns:
-            group.take(turn.reply)
-        return not group.requests_left(len(turns), self._account is not None and self._account.again)
+        return not group.recall(turns, self._again)
+
+    @property
+    def _again(self) -> bool:
+        return self._account is not None and self._account.again
 
     def groups(self, prompt: Prompt, answers: Sequence[str]) -> list[Group]:
         """The requests that grade these answers, empty ones left out. Raises OSError when there is no image file."""
@@ -255,17 +257,15 @@ class LlmJudge:
         if not places:
             return []
         image = JudgeImage(prompt.image_path, self.settings.image_urls, self.settings.detail)
-        order = [places[i] for i in shown_order([answers[i] for i in places], prompt.prompt_id, self._seed)]
+        order = [
+            places[i] for i in shown_order([answers[i] for i in places], prompt.prompt_id, self.settings.order_seed)
+        ]
         found = []
         for group in in_groups(order, self.settings.group_size):
             ids = named(group[::-1] if self._reverse else group)
             texts = {key: answers[place] for key, place in ids.items()}
             found.append(Group(prompt, image, ids, texts, self.settings.fields, self._revision))
         return found
-
-    @property
-    def _seed(self) -> int:
-        return self.settings.order_seed
 
     @property
     def _revision(self) -> str:
@@ -293,10 +293,8 @@ class LlmJudge:
 
     def _ask(self, group: Group) -> None:
         with self._held(group) as turns:
-            for turn in turns:
-                group.take(turn.reply)
             number = len(turns)
-            for _ in range(group.requests_left(number, self._account is not None and self._account.again)):
+            for _ in range(group.recall(turns, self._again)):
                 try:
                     purpose, body = group.next_request()
                     most = most_of(group, self.settings, self._measured())

@@ -21,6 +21,7 @@ from m3po_dagster.method.alignment.scorer import (
     ScorerSettings,
     ServedScorer,
     calibrated,
+    group_size,
 )
 from m3po_dagster.settings import Settings
 
@@ -80,7 +81,7 @@ class MasSettings(Settings, Generic[S]):
         _no_model_twice(self.assessors)
         if self.cascade is not None:
             size = self.cascade.round_size
-            uneven = [one for one in self.assessors if one.served and size % getattr(one, "group_size", 1)]
+            uneven = [one for one in self.assessors if one.served and size % group_size(one)]
             if uneven:
                 raise ValueError(
                     f"cascade: round_size {size} is no multiple of group_size {uneven[0].group_size} of "
@@ -102,6 +103,11 @@ class MasSettings(Settings, Generic[S]):
     def assessors(self) -> tuple[ScorerSettings, ...]:
         """Every scorer that judges itself: in place of an ensemble its members."""
         return tuple(one for scorer in self.scorers for one in (scorer.members or (scorer,)))
+
+    @property
+    def may_ask_fewer(self) -> bool:
+        """Whether served scorers may be asked about a part of the answers alone: under a cascade, and as a referee."""
+        return self.cascade is not None or any(scorer.members for scorer in self.scorers)
 
     def fitted(self) -> dict[str, CalibrationEntry]:
         """The entries of the study's calibration file; empty without one.

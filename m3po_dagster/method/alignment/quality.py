@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED
 from m3po_dagster.method.alignment.known_pairs import KnownPair, read_known_pairs
-from m3po_dagster.method.alignment.scorer import Batch, ScorerSettings
+from m3po_dagster.method.alignment.scorer import Batch, ScorerSettings, group_size
 from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.settings import Settings
 
@@ -161,11 +161,6 @@ def controls(
         dict(zip(ids, rows, strict=False)),
         tuple((pair, known[pair.prompt, pair.better], known[pair.prompt, pair.worse]) for pair in asks.known),
     )
-
-
-def group_size(scorer: ScorerSettings) -> int:
-    """Answers of a prompt that one request of a scorer holds; 1 for a scorer that judges each by itself."""
-    return getattr(scorer, "group_size", 1)
 
 
 def _sample(items: Items, prompts: int, seed: int) -> list[tuple[Prompt, Sequence[Mapping]]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from m3po_dagster.method.alignment.pretrained import LargePretrainedSettings, load_config, load_pretrained
-from m3po_dagster.method.alignment.scorer import Batch, Score
+from m3po_dagster.method.alignment.scorer import UNREADABLE_IMAGE, Batch, Score
 from m3po_dagster.method.generation.memory import MemoryLimits, fitting, too_little
 from m3po_dagster.method.generation.special_tokens import placeholders
 from m3po_dagster.method.prompt import Message, Prompt
@@ -84,7 +84,7 @@ class RewardModel:
         try:
             image = prompt.open_image()
         except OSError:
-            return [Score.unscored("image can't be read")] * len(answers)
+            return [Score.unscored(UNREADABLE_IMAGE)] * len(answers)
         found: dict[str, Score] = {}
         texts: dict[str, str] = {}
         for answer in dict.fromkeys(answers):

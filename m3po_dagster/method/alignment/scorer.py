@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Prompts with the answers to score, as every scorer takes them.
 Batch = Sequence[tuple[Prompt, Sequence[str]]]
 
-SCORED = "scored"
+SCORED, UNREADABLE_IMAGE = "scored", "image can't be read"
 
 DIGITS = 6
 """Decimals of a score. What float32 arithmetic adds beyond them differs from run to run and is no preference: kept, it
@@ -218,6 +218,11 @@ class ScorerSettings(Settings):
                 "or set `calibration`"
             )
         return known[self.name]
+
+
+def group_size(scorer: ScorerSettings) -> int:
+    """Answers of a prompt that one request of a scorer holds; 1 for a scorer that judges each by itself."""
+    return getattr(scorer, "group_size", 1)
 
 
 class ModelScorerSettings(ScorerSettings):

@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from pydantic import Field
 
-from m3po_dagster.method.alignment.scorer import Batch, ModelScorerSettings, Score
+from m3po_dagster.method.alignment.scorer import UNREADABLE_IMAGE, Batch, ModelScorerSettings, Score
 from m3po_dagster.method.alignment.sentences import as_statements, split_sentences, windows
 from m3po_dagster.method.prompt import Prompt
 
@@ -110,7 +110,7 @@ class StatementScorer:
 
     def _score(self, pieces: list[str], assessed: Assessment | None, seen: float) -> Score:
         if assessed is None:
-            return Score.unscored("image can't be read")
+            return Score.unscored(UNREADABLE_IMAGE)
         if not pieces:
             return Score.unscored("answer has no words")
         values = [assessed[piece] for piece in pieces]

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED
+from m3po_dagster.method.generation.failures import too_many
 
 SHOWN_REASONS = 5
 
@@ -15,11 +16,6 @@ class TooManyUnscored(ValueError):
 def is_unscored(row: Mapping) -> bool:
     """Whether a row of the MAS table lacks a score that was wanted."""
     return row["mas"] is None and row["status"] != NOT_NEEDED
-
-
-def too_many(unscored: int, answers: int, max_unscored: float) -> bool:
-    """Whether `unscored` of all `answers` are a larger share than `max_unscored`."""
-    return unscored > 0 and unscored / answers > max_unscored
 
 
 class Unscored:
