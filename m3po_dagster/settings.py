@@ -1,6 +1,11 @@
 """The base of every settings class of a study: typed, frozen, unknown keys refused."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+# Dagster forbids some characters in partition keys; the store makes folders of them.
+PartitionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 
 
 class Settings(BaseModel):

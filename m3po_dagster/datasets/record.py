@@ -11,7 +11,9 @@ class DatasetError(ValueError):
 class Record:
     """One record as read: an image (or none) and a conversation of (speaker, text), speaker 'human' or 'gpt'.
 
-    `image` is the path as the file gives it, relative to the image root; `sha256` hashes the record's canonical JSON.
+    `record` counts from 0 over all files of the source. `image` is the path or URL as the file gives it; where the
+    dataset's own file holds the image, `image_bytes` are its bytes and `image` is its name or None. `sha256` hashes the
+    record's canonical JSON, the bytes of an image apart.
     """
 
     record: int
@@ -19,11 +21,12 @@ class Record:
     image: str | None
     conversation: tuple[tuple[str, str], ...]
     sha256: str
+    image_bytes: bytes | None = None
 
 
 @dataclass(frozen=True)
 class Malformed:
-    """A record that is valid JSON but not of the dataset's format; `detail` names the field."""
+    """A record that is not of the dataset's format; `detail` names the field."""
 
     record: int
     source_id: str

@@ -1,0 +1,116 @@
+"""Where image-instruction pairs come from (section 4.1): one class a format, and what all sources share."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from m3po_dagster.settings import PartitionName, Settings
+
+
+class SourceSettings(Settings):
+    """What every source has, whatever its format."""
+
+    path: Path = Field(description="the file with the records; for formats of several files, their folder")
+    image_root: Path = Field(
+        description="folder that image paths are relative to; images that the dataset's own files hold are unpacked "
+        "into it"
+    )
+    folders: dict[str, Path] = Field(
+        default_factory=dict,
+        description="folders of image paths that begin so, by prefix: sam/images: /data/sam; the longest prefix counts",
+    )
+    take: int | None = Field(None, ge=1, description="number of records to take, a seeded subset; all without it")
+    by: Literal["id-hash"] = Field(
+        "id-hash",
+        description="which records `take` takes: those whose id has the smallest hash, whatever the file's order",
+    )
+    seed: int = Field(0, ge=0, description="seed of `take`: another seed is another subset")
+    fetch_from: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="hosts that images may be fetched from; records with other URLs are dropped"
+    )
+
+    @field_validator("folders")
+    @classmethod
+    def _relative(cls, folders: dict[str, Path]) -> dict[str, Path]:
+        for prefix in folders:
+            if not prefix.strip("/") or prefix.startswith("/") or ".." in prefix.split("/"):
+                raise ValueError(f"{prefix!r} is no prefix of a relative path: write it like sam/images")
+        return {prefix.strip("/"): folder for prefix, folder in folders.items()}
+
+
+class JsonArraySource(SourceSettings):
+    """LLaVA-Instruct's layout, which ShareGPT4V shares: a JSON array of {id, image, conversations}."""
+
+    format: Literal["llava_instruct", "sharegpt4v"] = Field(
+        "llava_instruct", description="layout of the file; both names read the same one"
+    )
+
+
+class JsonLinesSource(SourceSettings):
+    """A file written by hand: a JSON object a line with image and question, optionally id and answer."""
+
+    format: Literal["jsonl"] = Field(description="one JSON object a line")
+
+
+class RlaifVSource(SourceSettings):
+    """RLAIF-V's Parquet files, images inside; chosen and rejected answers are left aside."""
+
+    format: Literal["rlaif_v"] = Field(description="RLAIF-V's columns")
+
+
+class HuggingFaceSource(SourceSettings):
+    """A Hugging Face dataset on disk, Parquet or Arrow, with an image column."""
+
+    format: Literal["huggingface"] = Field(description="a folder of save_to_disk, or Parquet or Arrow files")
+    split: str = Field("train", min_length=1, description="split of a dataset that has several")
+    image_column: str = Field("image", min_length=1, description="column with the image: an image feature, or a path")
+    question_column: str | None = Field(None, description="column with the question, where a row asks one")
+    answer_column: str | None = Field(None, description="column with its answer, where there is one")
+    conversation_column: str | None = Field(
+        None, description="column with a conversation: LLaVA's from and value, or chat messages' role and content"
+    )
+    id_column: str | None = Field(None, description="column with the record's id; the row's number without it")
+
+    @model_validator(mode="after")
+    def _asks(self) -> "HuggingFaceSource":
+        if (self.question_column is None) == (self.conversation_column is None):
+            raise ValueError("name one of question_column and conversation_column")
+        if self.answer_column is not None and self.question_column is None:
+            raise ValueError("answer_column goes with question_column: a conversation has its own answers")
+        return self
+
+
+class WebDatasetSource(SourceSettings):
+    """WebDataset tar shards: a sample is an image and a JSON or text file of one name."""
+
+    format: Literal["webdataset"] = Field(description="tar shards, read in order of their names")
+
+
+AnySource = Annotated[
+    JsonArraySource | JsonLinesSource | RlaifVSource | HuggingFaceSource | WebDatasetSource,
+    Field(discriminator="format"),
+]
+
+PACKED = ("rlaif_v", "huggingface", "webdataset")
+"""Formats whose files hold the images."""
+
+
+class DatasetSettings(Settings):
+    """Image-instruction pairs: one or more sources, cut into shards by image."""
+
+    sources: dict[PartitionName, AnySource] = Field(
+        min_length=1, description="sources by name; the name is kept with every prompt"
+    )
+    turns: Literal["first", "last", "each"] = Field(
+        "first",
+        description="which question of a conversation is asked: the first alone, the last, or each, the turns before "
+        "it as context (section 4.9)",
+    )
+    shards: int = Field(8, ge=1, le=99, description="number of shards; all records of an image share a shard")
+    max_megapixels: float = Field(
+        80.0, gt=0, le=1000, description="images that promise more million pixels are never decoded"
+    )
+    max_record_megabytes: float = Field(
+        16.0, gt=0, le=1024, description="a record of more text is refused; memory holds one at a time"
+    )
