@@ -23,16 +23,17 @@ import numpy as np
 import pyarrow as pa
 from machine import machine
 
-from m3po_dagster.datasets.index import read_records
+from m3po_dagster.datasets.images import DatasetImages
+from m3po_dagster.datasets.index import DatasetIndex
 from m3po_dagster.method.alignment.mas import MasScorer
-from m3po_dagster.method.filtering import filter_records
+from m3po_dagster.method.filtering import filter_rows
 from m3po_dagster.method.generation.adaptive import Rounds
 from m3po_dagster.method.generation.candidates import distinct
 from m3po_dagster.method.generation.model import load_model
 from m3po_dagster.method.generation.sampler import TransformersEngine
 from m3po_dagster.method.generation.samples import Sample, prompt_seed
 from m3po_dagster.method.generation.settings import RoundSettings, SamplingSettings
-from m3po_dagster.method.prompt import Message, Prompt
+from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.method.selection import SelectionSettings, select_pairs
 from m3po_dagster.study import JudgeSettings, Study, load_study
 from m3po_dagster.world.write import write_world
@@ -49,19 +50,10 @@ SAMPLED_FOR_REAL = ((8, 8), "clip", 1, 0.02)
 
 def prompts_of(study: Study) -> list[Prompt]:
     """The study's prompts, filtered as its graph does."""
-    records = list(read_records(study.dataset))
-    kept = filter_records(
-        records, study.dataset.image_root, study.filters, source=study.dataset.name, turns=study.dataset.turns
-    ).kept
-    root = Path(study.dataset.image_root)
-    return [
-        Prompt(
-            row["prompt_id"],
-            root / row["image_uri"],
-            tuple(Message(turn["role"], turn["text"]) for turn in row["messages"]),
-        )
-        for row in kept
-    ]
+    images = DatasetImages(study.dataset)
+    with DatasetIndex(study.dataset) as index:
+        kept = filter_rows(index.rows(), study.filters, turns=study.dataset.turns).kept
+    return [Prompt.from_row(row, images.locate(row["source"], row["image_uri"])) for row in kept]
 
 
 class Memory:
@@ -161,8 +153,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_world(Path(folder) / "world", options.prompts, 10)
         instructions = Path(folder) / "world" / "instructions"
-        dataset = {"path": instructions / "llava_instruct.json", "image_root": instructions / "images"}
-        study = study.model_copy(update={"dataset": study.dataset.model_copy(update=dataset)})
+        paths = {"path": instructions / "llava_instruct.json", "image_root": instructions / "images"}
+        source = study.dataset.sources["easy_scenes"].model_copy(update=paths)
+        dataset = study.dataset.model_copy(update={"sources": {"easy_scenes": source}})
+        study = study.model_copy(update={"dataset": dataset})
         results = measure(study, prompts_of(study))
     options.out.write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")
 

@@ -58,6 +58,7 @@ BUDGET_MS = 200.0
 REQUESTS = 60
 WORDS = (ROOT / "docs" / "method.md").read_text(encoding="utf-8").split()
 MAS = mas_schema(["judge", "clip"], ["accuracy", "adherence", "relevance"])
+MADE = {"format": "llava_instruct", "path": "./made.json", "image_root": "./images"}
 RECIPES = {
     "base": {},
     "vanilla": {"selection": {"rule": "vanilla"}, "training": {"kind": "dpo"}},
@@ -229,7 +230,7 @@ def write_study(folder: Path, prompts: int, candidates: int) -> None:
         Image.fromarray(noise).save(folder / "images" / name)
     study = {
         "name": "made",
-        "dataset": {"path": "./made.json", "image_root": "./images", "shards": SHARDS},
+        "dataset": {"shards": SHARDS, "sources": {"made": MADE}},
         "model": {"path": str(WEIGHTS / "llava"), "device": "cpu"},
         "generation": {"n": candidates},
         "judge": {"scorers": [{"kind": "clip", "name": "clip", "model": str(WEIGHTS / "judge")}]},

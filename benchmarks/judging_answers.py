@@ -64,8 +64,10 @@ def embedded(study: Study, folder: Path, prompts: int) -> World:
     """Samples as the study does; the grades 1 to 5 are the aspects that its scene judge gives, rounded."""
     write_world(folder, prompts, 10)
     instructions = folder / "instructions"
-    dataset = {"path": instructions / "llava_instruct.json", "image_root": instructions / "images"}
-    study = study.model_copy(update={"dataset": study.dataset.model_copy(update=dataset)})
+    paths = {"path": instructions / "llava_instruct.json", "image_root": instructions / "images"}
+    source = study.dataset.sources["easy_scenes"].model_copy(update=paths)
+    dataset = study.dataset.model_copy(update={"sources": {"easy_scenes": source}})
+    study = study.model_copy(update={"dataset": dataset})
     asked = prompts_of(study)
     settings = study.generation
     seeds = [prompt_seed(settings.seed, prompt.prompt_id, settings.n) for prompt in asked]

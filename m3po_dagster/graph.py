@@ -65,23 +65,19 @@ def _sampling(study: Study, identities: Identities, partition: str) -> dict:
 STAGES: dict[str, Stage] = {
     stage.asset: stage
     for stage in (
-        Stage("source_dataset", (), (), "1", lambda study, ids, _: ids.dataset(study), outside=True),
+        Stage("source_dataset", (), (), "2", lambda study, ids, _: ids.dataset(study), outside=True),
         Stage("base_model", (), (), "1", lambda study, ids, _: ids.model(study), outside=True),
         Stage("sampling_scorer", (), (), "1", lambda study, ids, _: ids.sampling_scorer(study), outside=True),
         Stage("judge_probe", (), (), "2", lambda study, ids, _: ids.served_judge(study), outside=True, observed=True),
         Stage("judge_identity", (), ("judge_probe",), "1", lambda study, ids, _: ids.judge(study), outside=True),
-        Stage("benchmark_data", (), (), "1", lambda study, ids, _: ids.benchmarks(study), outside=True),
+        Stage("benchmark_data", (), (), "2", lambda study, ids, _: ids.benchmarks(study), outside=True),
         Stage("recipe_config", ("recipe",), (), "1", lambda study, ids, key: ids.recipe(study, key), outside=True),
         Stage(
             "filtered_instructions",
             ("shard",),
-            ("source_dataset",),
-            "1",
-            lambda study, ids, _: {
-                "filters": study.filters.model_dump(mode="json"),
-                "source": study.dataset.name,
-                "turns": study.dataset.turns,
-            },
+            ("source_dataset", "benchmark_data"),
+            "2",
+            lambda study, ids, _: {"filters": study.filters.model_dump(mode="json"), "turns": study.dataset.turns},
         ),
         Stage(
             "candidates",

@@ -1,7 +1,7 @@
 """Identities of what lies outside the graph: dataset files, base model, judge, benchmarks, recipes.
 
 An identity is what the thing *is* (hashes, settings), never where it lies. The dataset's holds the times of its images,
-which saves hashing them to see that nothing changed; where only times differ, source_dataset is indexed again and, its
+which saves hashing them to see that nothing changed; where only times differ, source_dataset is read again and, its
 content being the same, nothing follows.
 """
 
@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from m3po_dagster.datasets.settings import AnySource
 from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE, CalibrationEntry, Identity
 from m3po_dagster.method.alignment.known_pairs import known_pair_files
 from m3po_dagster.settings import Settings
@@ -32,7 +33,7 @@ class Identities:
         self._known: dict[str, dict] = {}
 
     def dataset(self, study: Study) -> dict:
-        """The instruction file's bytes, and name, size and time of every image under the image root."""
+        """Each source's settings, the bytes of its files, and name, size and time of every image in its folders."""
         return self._once("dataset", lambda: self._dataset(study))
 
     def model(self, study: Study) -> dict:
@@ -69,17 +70,16 @@ class Identities:
         return self._known[name]
 
     def _dataset(self, study: Study) -> dict:
-        path, root = (
-            existing(study.dataset.path, "dataset.path"),
-            existing(study.dataset.image_root, "dataset.image_root"),
-        )
-        images = sorted(
-            (str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns)
-            for file in root.rglob("*")
-            if file.is_file()
-        )
-        listing = hashlib.sha256(canonical_json(images).encode()).hexdigest()
-        return {"settings": portable(study.dataset), "file": self.file_hash(path), "images": listing}
+        from m3po_dagster.datasets.readers import source_files
+
+        sources = {}
+        for name, source in study.dataset.sources.items():
+            existing(source.path, f"dataset.sources.{name}.path")
+            files = {str(index): self.file_hash(path) for index, path in enumerate(source_files(source))}
+            sources[name] = {"settings": portable(source), "files": files, "images": _listing(name, source)}
+        # Which turns are asked is the filter's business; how much memory a record may take is nobody's.
+        settings = portable(study.dataset, exclude={"sources", "turns", "max_record_megabytes"})
+        return {"settings": settings, "sources": sources}
 
     def _model(self, study: Study) -> dict:
         settings = portable(study.model, exclude={"device", "device_map", "path"})
@@ -172,6 +172,27 @@ class Identities:
         folder = existing(model, "model")
         files = sorted(file for file in folder.rglob("*") if file.is_file() and _counts(file.relative_to(folder)))
         return {str(file.relative_to(folder)): self.file_hash(file) for file in files}
+
+
+def _listing(name: str, source: AnySource) -> str | None:
+    """Hash of name, size and time of the images below a source's folders; None where its own files hold them.
+
+    Images that were fetched are no part of it: they come to be while the dataset is read.
+    """
+    from m3po_dagster.datasets.images import FETCHED, image_folders
+
+    folders = list(image_folders(source))
+    images = []
+    for number, folder in enumerate(folders):
+        if not source.fetch_from:
+            existing(folder, f"dataset.sources.{name}.{'folders' if number else 'image_root'}")
+        for file in folder.rglob("*"):
+            relative = file.relative_to(folder)
+            fetched = bool(source.fetch_from) and relative.parts[0] == FETCHED
+            if not fetched and file.is_file():
+                status = file.stat()
+                images.append((number, str(relative), status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(canonical_json(sorted(images)).encode()).hexdigest() if folders else None
 
 
 def _asked(scorer: ScorerSettings) -> dict:

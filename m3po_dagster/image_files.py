@@ -1,6 +1,7 @@
 """Where an image named by a dataset or a benchmark lies, never outside the image root."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -41,6 +42,24 @@ class ImageRoot:
 
     def _holds(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self._resolved)
+
+
+class ImageFolders:
+    """An image root some of whose prefixes lie in folders of their own: of coco/train2017 here, of sam/images there."""
+
+    def __init__(self, root: Path, folders: Mapping[str, Path] | None = None) -> None:
+        self._root = ImageRoot(root)
+        # The longest prefix is asked first.
+        ordered = sorted((folders or {}).items(), key=lambda item: -len(PurePosixPath(item[0]).parts))
+        self._folders = [(PurePosixPath(prefix).parts, ImageRoot(folder)) for prefix, folder in ordered]
+
+    def locate(self, uri: str) -> Path:
+        """As `locate` says, below the folder of the longest prefix that the path begins with, or the root."""
+        parts = PurePosixPath(uri).parts
+        for prefix, root in self._folders:
+            if parts[: len(prefix)] == prefix:
+                return root.locate("/".join(parts[len(prefix) :]))
+        return self._root.locate(uri)
 
 
 def locate(image_root: Path, uri: str) -> Path:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, StringConstraints, Tag, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, Tag, ValidationError, field_validator, model_validator
 
 from m3po_dagster.automation.settings import AutomationSettings
-from m3po_dagster.datasets.llava_instruct import DatasetSettings
+from m3po_dagster.datasets.settings import DatasetSettings
 from m3po_dagster.evaluation.settings import BenchmarkSettings
 from m3po_dagster.method.alignment.blip2_itm import Blip2ItmSettings
 from m3po_dagster.method.alignment.budget import BudgetSettings, check_priced
@@ -39,7 +39,7 @@ from m3po_dagster.method.generation.settings import (
 )
 from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
 from m3po_dagster.method.selection import SelectionSettings
-from m3po_dagster.settings import Settings
+from m3po_dagster.settings import PartitionName, Settings
 from m3po_dagster.study_errors import StudyError, explain
 from m3po_dagster.world.judge import SceneJudgeSettings
 
@@ -47,8 +47,6 @@ DEFAULT_STUDY = Path("studies/easy_scenes.yaml")
 BASE_RECIPE = "base"
 OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 
-# Dagster forbids some characters in partition keys; the store makes folders of them.
-PartitionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 SingleScorerSettings = Annotated[
     ClipScorerSettings
     | HfClipScorerSettings

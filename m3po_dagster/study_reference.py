@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from m3po_dagster.datasets.settings import PACKED
 from m3po_dagster.identity import is_local, named_paths
 from m3po_dagster.study import Study
 from m3po_dagster.study_errors import section_types, union_members
@@ -24,7 +25,12 @@ study and replaces what is given, mapping by mapping. Unknown keys are refused.
 
 def missing_paths(study: Study) -> dict[str, str]:
     """Key -> path of everything the study names by path that is not there. Hub models are not looked for."""
-    named = {"dataset.path": study.dataset.path, "dataset.image_root": study.dataset.image_root}
+    named = {}
+    for name, source in study.dataset.sources.items():
+        named[f"dataset.sources.{name}.path"] = source.path
+        if source.format not in PACKED and not source.fetch_from:
+            named[f"dataset.sources.{name}.image_root"] = source.image_root
+        named |= {f"dataset.sources.{name}.folders.{prefix}": folder for prefix, folder in source.folders.items()}
     if is_local(study.model.path):
         named["model.path"] = study.model.path
     for scorer in study.judge.assessors:

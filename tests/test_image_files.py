@@ -91,7 +91,9 @@ def prompts_table(*uris: str) -> pa.Table:
 @pytest.fixture
 def study(root) -> Study:
     study = load_study(Path(__file__).parents[1] / "studies" / "easy_scenes.yaml")
-    return study.model_copy(update={"dataset": study.dataset.model_copy(update={"image_root": root})})
+    source = study.dataset.sources["easy_scenes"].model_copy(update={"image_root": root})
+    dataset = study.dataset.model_copy(update={"sources": {"easy_scenes": source}})
+    return study.model_copy(update={"dataset": dataset})
 
 
 @pytest.mark.parametrize("uri", ["/etc/hostname", "coco/../../secret.jpg", "out.jpg"])

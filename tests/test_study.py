@@ -218,7 +218,7 @@ def test_the_committed_reference_is_the_generated_one():
 
 def test_missing_files_are_listed_by_key(tmp_path):
     path = changed(tmp_path, ("path: ../data/easy_scenes/instructions/llava_instruct.json", "path: ./nowhere.json"))
-    assert missing_paths(load_study(path))["dataset.path"] == str(tmp_path / "nowhere.json")
+    assert missing_paths(load_study(path))["dataset.sources.easy_scenes.path"] == str(tmp_path / "nowhere.json")
 
 
 def test_an_identity_does_not_depend_on_where_the_project_lies(tmp_path):

@@ -4,7 +4,7 @@ A check is computed with the result, on the table itself, and its outcome is par
 result shows it again, and a step refuses inputs whose blocking check failed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -17,6 +17,7 @@ from m3po_dagster.method.generation.diversity import Diversity
 
 LEAST_SPREAD = 0.01
 """Range of a prompt's MAS below which it tells nothing apart: one grade of one aspect moves it by 0.08."""
+EXAMPLES = 3
 ROUNDING = 1e-9
 """What a difference of two scores may lack for float arithmetic alone."""
 
@@ -46,6 +47,11 @@ class Rule:
 
 
 KEPT_SHARE = Rule("kept_share", False, "at least half of the shard's records pass the filters")
+UNCONTAMINATED = Rule(
+    "uncontaminated",
+    True,
+    "no kept prompt shows an image of a known benchmark (by COCO id), or of one of the study's own (the same file)",
+)
 PROMPTS_ANSWERED = Rule("prompts_answered", True, "no more prompts failed to be sampled than the study's max_failed")
 DIVERSITY = Rule(
     "diversity",
@@ -89,7 +95,7 @@ ANSWER_FORMAT = Rule("answer_format", False, "at least 90 % of the answers are i
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "judge_probe": (PROBE_ORDER,),
-    "filtered_instructions": (KEPT_SHARE,),
+    "filtered_instructions": (KEPT_SHARE, UNCONTAMINATED),
     "candidates": (PROMPTS_ANSWERED, DIVERSITY),
     "mas_table": (
         SCORED,
@@ -123,6 +129,12 @@ def kept_share(kept: int, dropped: int) -> Check:
     return KEPT_SHARE.outcome(
         total == 0 or kept / total >= 0.5, f"{kept} of {total} records", kept=kept, dropped=dropped
     )
+
+
+def uncontaminated(left: Sequence[str]) -> Check:
+    """`left` names what is left of benchmarks, one text a prompt: a benchmark that was trained on measures nothing."""
+    found = f"{len(left)} prompts" + (f", the first {'; '.join(left[:EXAMPLES])}" if left else "")
+    return UNCONTAMINATED.outcome(not left, found, prompts=len(left))
 
 
 def prompts_answered(answered: int, failed: int, max_failed: float) -> Check:

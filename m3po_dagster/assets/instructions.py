@@ -1,16 +1,21 @@
 """filtered_instructions: which image-instruction pairs are kept (section 4.1)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m3po_dagster.assets.checks import kept_share
-from m3po_dagster.assets.display import counts, preview
+from m3po_dagster.assets.checks import kept_share, uncontaminated
+from m3po_dagster.assets.display import preview, rows_table
 from m3po_dagster.assets.options import stage_asset
-from m3po_dagster.assets.pictures import gallery, histograms
-from m3po_dagster.image_files import ImageOutsideRoot, ImageRoot
+from m3po_dagster.assets.pictures import contact_sheet, gallery, histograms
+from m3po_dagster.assets.records import records_file
+from m3po_dagster.datasets.images import DatasetImages
+from m3po_dagster.image_files import ImageOutsideRoot
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.method.prompt import Prompt
@@ -19,8 +24,9 @@ from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.tables import DROPPED, FILTERED_INSTRUCTIONS
 from m3po_dagster.study import Study
 
-SHOWN = 6
-"""Prompts shown with their image."""
+SHOWN, SHEET = 6, 48
+"""Prompts shown with their image; kept images on the contact sheet."""
+EXAMPLE_CHARACTERS = 400
 
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -34,8 +40,9 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult]:
         """The prompts (I, Q) that pass the filters (section 4.1). A partition a shard.
 
-        In: the shard's records. Out: a row a prompt: image, conversation up to the turn to answer, the dataset's own
-        answer. Every dropped record stands in a second table with its reason.
+        In: the shard's records, and the benchmarks' images, which no prompt may show. Out: a row a prompt: image,
+        conversation up to the turn to answer, the dataset's own answer. What is dropped stands in a second table with
+        its reason.
         """
         yield from materialise(context, study, store, filter_shard, describe)
 
@@ -43,46 +50,40 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
 
 
 def filter_shard(work: Work) -> Built:
-    """Applies the study's filters to the shard's records."""
-    from m3po_dagster.datasets.index import read_records
-    from m3po_dagster.method.filtering import filter_records
+    """Applies the study's filters to the shard's records; other shards are known by their images' hashes alone."""
+    from m3po_dagster.datasets.shards import columns_of, read_shard
+    from m3po_dagster.method.filtering import BenchmarkImages, ImagesSeen, contaminated, filter_rows
 
-    settings = work.study.dataset
-    index = work.one("source_dataset").table()
-    mine = index.filter(pc.equal(index["shard"], work.partition))
-    known = dict(zip(mine["record"].to_pylist(), mine["record_sha256"].to_pylist(), strict=True))
-    records = [record for record in read_records(settings) if record.record in known]
-    changed = [record.record for record in records if record.sha256 != known[record.record]]
-    if changed:
-        raise ValueError(f"{settings.path}: record {changed[0]} changed since source_dataset: materialise that first")
+    settings, source = work.study.filters, work.one("source_dataset")
+    files = {shard: records_file(source, shard) for shard in work.study.shards}
+    benchmarks = BenchmarkImages.of(work.one("benchmark_data").table("images"))
     with work.progress("filtering", "record") as advance:
-        result = filter_records(
-            records,
-            settings.image_root,
-            work.study.filters,
-            source=settings.name,
-            turns=settings.turns,
+        result = filter_rows(
+            read_shard(files[work.partition]),
+            settings,
+            turns=work.study.dataset.turns,
+            images=ImagesSeen.of(columns_of(files.values(), ImagesSeen.COLUMNS), list(work.study.dataset.sources)),
+            benchmarks=benchmarks,
             progress=advance,
         )
     kept = pa.Table.from_pylist(result.kept, schema=FILTERED_INSTRUCTIONS.schema)
     dropped = pa.Table.from_pylist(result.dropped, schema=DROPPED.schema)
     return Built(
         {"data": (kept, FILTERED_INSTRUCTIONS), "dropped": (dropped, DROPPED)},
-        facts={"dropped by reason": dict(result.counts)},
-        checks=(kept_share(len(kept), len(dropped)),),
+        facts={"drops": [asdict(drop) for drop in result.drops]},
+        checks=(kept_share(len(kept), len(dropped)), uncontaminated(contaminated(kept, settings, benchmarks))),
     )
 
 
 def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """Counts, drops by reason, sizes, and a few prompts with their images."""
+    """Counts, drops by filter and reason with examples, sizes, and kept prompts with their images."""
     table = artifact.table()
     shown = prompts_of(table.slice(0, SHOWN), work.study)
     lengths = [len(messages[-1]["text"]) for messages in table["messages"].to_pylist()]
     return {
         "prompts": len(table),
         "images": pc.count_distinct(table["image_sha256"]).as_py(),
-        "dropped by reason": counts(artifact.manifest.metadata["dropped by reason"]),
-        "dropped examples": preview(artifact.table("dropped")),
+        "drops": drops_table(artifact.manifest.metadata["drops"]),
         "preview": preview(table, columns=["prompt_id", "image_uri", "width", "height", "messages", "reference"]),
         "sizes": histograms(
             {
@@ -91,6 +92,7 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
                 "height, pixels": table["height"].to_pylist(),
             }
         ),
+        "kept images": contact_sheet(_spread(table, work.study)),
         "thumbnails": gallery(
             ("instruction", "the dataset's answer"),
             [(prompt.image_path, (prompt.question, prompt.reference or "")) for prompt in shown],
@@ -99,16 +101,31 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
     }
 
 
+def drops_table(drops: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    """What each filter dropped, in the order in which they are asked, with examples."""
+    rows = [{**drop, "examples": "; ".join(drop["examples"])} for drop in drops]
+    return rows_table(rows, ["filter", "reason", "dropped", "examples"], cell=EXAMPLE_CHARACTERS)
+
+
+def _spread(table: pa.Table, study: Study) -> list[Path]:
+    """Paths of distinct kept images, evenly spread over the shard."""
+    places = table.group_by(["source", "image_uri"], use_threads=False).aggregate([]).to_pylist()
+    images = DatasetImages(study.dataset)
+    step = max(1, len(places) / SHEET)
+    chosen = [places[int(number * step)] for number in range(min(SHEET, len(places)))]
+    return [images.locate(place["source"], place["image_uri"]) for place in chosen]
+
+
 def prompts_of(table: pa.Table, study: Study) -> list[Prompt]:
-    """The rows of a filtered_instructions table as prompts whose images lie under the study's image root.
+    """The rows of a filtered_instructions table as prompts whose images lie in the folders that the study names.
 
     Raises ImageOutsideRoot for a table that names an image elsewhere: a store may come from somebody else.
     """
-    root = ImageRoot(study.dataset.image_root)
+    images = DatasetImages(study.dataset)
     prompts = []
-    for row in table.select(["prompt_id", "image_uri", "messages", "reference"]).to_pylist():
+    for row in table.select(["prompt_id", "source", "image_uri", "messages", "reference"]).to_pylist():
         try:
-            path = root.locate(row["image_uri"])
+            path = images.locate(row["source"], row["image_uri"])
         except ImageOutsideRoot as error:
             raise ImageOutsideRoot(f"filtered_instructions, image_uri of prompt {row['prompt_id']}: {error}") from None
         prompts.append(Prompt.from_row(row, path))

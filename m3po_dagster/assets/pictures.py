@@ -33,6 +33,7 @@ DOTS_PER_INCH = 100
 FEW_POINTS = 15
 THUMBNAIL_SIDE = 96
 GALLERY_TEXT = 300
+SHEET_SIDE, SHEET_GAP = 72, 4
 
 Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Named lines: x and y each, a null where nothing is known."""
@@ -122,6 +123,23 @@ def thumbnails(paths: Iterable[Path]) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(shown or "no image can be read")
 
 
+def contact_sheet(paths: Iterable[Path], columns: int = 8) -> dg.MarkdownMetadataValue:
+    """The images that can be read as one picture, a grid of `columns`, each fitted into a square cell."""
+    from PIL import Image
+
+    cells = [small for path in paths if (small := _small(path, SHEET_SIDE)) is not None]
+    if not cells:
+        return dg.MetadataValue.md("no image can be read")
+    pitch = SHEET_SIDE + SHEET_GAP
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (min(columns, len(cells)) * pitch - SHEET_GAP, rows * pitch - SHEET_GAP), "white")
+    for number, cell in enumerate(cells):
+        cell.thumbnail((SHEET_SIDE, SHEET_SIDE))
+        left, top = number % columns * pitch, number // columns * pitch
+        sheet.paste(cell, (left + (SHEET_SIDE - cell.width) // 2, top + (SHEET_SIDE - cell.height) // 2))
+    return dg.MetadataValue.md(_markdown(sheet, "webp", quality=80))
+
+
 def gallery(
     columns: Sequence[str], rows: Iterable[tuple[Path | None, Sequence[str | float]]]
 ) -> dg.MarkdownMetadataValue:
@@ -144,17 +162,23 @@ def _text(cell: str | float) -> str:
 
 def thumbnail(path: Path, side: int = THUMBNAIL_SIDE) -> str:
     """Markdown of the image, upright, at most `side` pixels high and twice that wide; empty when it can't be read."""
+    small = _small(path, side)
+    if small is None:
+        return ""
+    small.thumbnail((2 * side, side))
+    return _markdown(small, "webp", quality=80)
+
+
+def _small(path: Path, side: int) -> "Image.Image | None":
+    """The image, upright, read no larger than `side` needs; None when it can't be read."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path, formats=FORMATS) as image:
-            # A JPEG is read no larger than this needs.
             image.draft("RGB", (4 * side, 2 * side))
-            small = ImageOps.exif_transpose(image).convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, Image.DecompressionBombError):
-        return ""
-    small.thumbnail((2 * side, side))
-    return _markdown(small, "webp", quality=80)
+        return None
 
 
 def _panels(panels: Mapping[str, Callable[["Axes"], None]]) -> dg.MarkdownMetadataValue:

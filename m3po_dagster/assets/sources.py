@@ -5,23 +5,27 @@ from itertools import islice
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from m3po_dagster.assets.display import counts, preview
 from m3po_dagster.assets.judge_checks import probe_order
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pictures import gallery, thumbnails
+from m3po_dagster.assets.records import RECORDS, records_file
+from m3po_dagster.datasets.images import DatasetImages
+from m3po_dagster.datasets.row import ROWS
+from m3po_dagster.datasets.shards import read_shard
 from m3po_dagster.graph import STAGES, label
-from m3po_dagster.identity import existing
-from m3po_dagster.image_files import locate
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
+from m3po_dagster.storage.file_facts import FileFacts
 from m3po_dagster.storage.fingerprint import canonical_json
-from m3po_dagster.storage.tables import IDENTITY, PROBE, SOURCE_INDEX
+from m3po_dagster.storage.tables import BENCHMARK_IMAGES, IDENTITY, PROBE, SOURCE_SHARDS
 from m3po_dagster.study import Study
 
-SHOWN = 6
-"""Images shown of a dataset."""
+SHOWN, PREVIEWED = 6, 24
+"""Images shown of a dataset, and records that they are taken from."""
 FACTS, FACT_CHARACTERS = 20, 400
 
 
@@ -34,10 +38,10 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult]:
         """The dataset's files: image-instruction pairs as downloaded (section 4.1).
 
-        In: the file and the image folder that the study names. Out: a row a record with its image's hash and its shard;
-        records of one image share a shard. A changed file or image gives it another data version.
+        In: the files and image folders that the study names. Out: a file of records a shard, each record with what is
+        known of its image; records of one image share a shard. A changed file or image gives it another data version.
         """
-        yield from materialise(context, study, store, index_records, describe_records)
+        yield from materialise(context, study, store, read_dataset, describe_dataset)
 
     @stage_asset("base_model", study, IDENTITY, group_name="outside", kinds={"huggingface"}, section="3.6")
     def base_model(
@@ -89,9 +93,10 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult]:
         """The benchmarks' questions, labels and images (section 4.1).
 
-        In: the files that the study names. Out: their settings and hashes. Nothing of them is trained on.
+        In: the files that the study names. Out: their settings and hashes, and hashes of their images, which no prompt
+        may show. Nothing of them is trained on.
         """
-        yield from materialise(context, study, store, identity, describe_benchmarks)
+        yield from materialise(context, study, store, look_at_benchmarks, describe_benchmarks)
 
     @stage_asset("recipe_config", study, IDENTITY, group_name="outside", kinds={"yaml"}, section="3.5")
     def recipe_config(
@@ -107,28 +112,53 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
     return [source_dataset, base_model, sampling_scorer, judge_probe, judge_identity, benchmark_data, recipe_config]
 
 
-def index_records(work: Work) -> Built:
-    """Reads the dataset once and says which shard holds which record."""
-    from m3po_dagster.datasets.index import index_dataset
+def read_dataset(work: Work) -> Built:
+    """Reads every source once, looks at every image, and writes each record to its shard."""
+    from m3po_dagster.datasets.index import DatasetIndex
+    from m3po_dagster.datasets.shards import write_shards
 
-    settings = work.study.dataset
-    existing(settings.path, "dataset.path")
-    existing(settings.image_root, "dataset.image_root")
-    return Built({"data": (index_dataset(settings, work.identities.file_hash), SOURCE_INDEX)})
+    dataset = work.study.dataset
+    memory = FileFacts.beside(work.store.root)
+    with DatasetIndex(dataset, memory) as index, work.progress("reading", "record") as advance:
+        counted = write_shards(index.rows(advance), work.draft.folder(RECORDS), dataset.shards)
+    memory.close()
+    rows = [{"shard": name, **found} for name, found in counted.items()]
+    return Built({"data": (pa.Table.from_pylist(rows, SOURCE_SHARDS.schema), SOURCE_SHARDS)})
 
 
-def describe_records(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """Records a shard, the first rows and the first images."""
+def describe_dataset(artifact: Artifact, work: Work) -> Mapping[str, object]:
+    """Records and images in all and by shard, the first records and the first images."""
     table = artifact.table()
-    root = work.study.dataset.image_root
-    found = table.filter(table["image_sha256"].is_valid())["image_uri"].unique().slice(0, SHOWN).to_pylist()
-    shards = table["shard"].value_counts().to_pylist()
+    first = islice(read_shard(records_file(artifact, table["shard"][0].as_py())), PREVIEWED)
+    records = pa.Table.from_pylist([row.to_dict() for row in first], ROWS)
+    images = DatasetImages(work.study.dataset)
+    shown = {(row["source"], row["image_uri"]) for row in records.to_pylist() if row["width"] is not None}
+    totals = {name: pc.sum(table[name]).as_py() for name in table.column_names if name != "shard"}
     return {
-        "records by shard": counts({item["values"]: item["counts"] for item in shards}),
-        "missing images": table["image_sha256"].null_count,
-        "preview": preview(table),
-        "images": thumbnails(locate(root, uri) for uri in found),
+        "records": totals.pop("records"),
+        **{name.replace("_", " "): value for name, value in totals.items()},
+        "by shard": preview(table, rows=len(table)),
+        "preview": preview(records),
+        "shown images": thumbnails(images.locate(*place) for place in sorted(shown)[:SHOWN]),
     }
+
+
+def look_at_benchmarks(work: Work) -> Built:
+    """The identity of the benchmarks, and a hash of the bytes and of the looks of each of their images."""
+    from m3po_dagster.datasets.index import ImageLooks
+    from m3po_dagster.evaluation.registry import load_questions
+
+    memory = FileFacts.beside(work.store.root)
+    rows = []
+    with ImageLooks(memory, work.study.dataset.max_megapixels) as looks:
+        for name, settings in work.study.benchmarks.items():
+            uris = {question.image_path: question.image_uri for question in load_questions(settings)}
+            for path, facts in looks.at(uris).items():
+                row = {"benchmark": name, "image_uri": uris[path], "image_sha256": facts.sha256, "phash": facts.phash}
+                rows.append(row)
+    memory.close()
+    images = pa.Table.from_pylist(rows, BENCHMARK_IMAGES.schema)
+    return Built({**identity(work).tables, "images": (images, BENCHMARK_IMAGES)})
 
 
 def ask_probe_set(work: Work) -> Built:

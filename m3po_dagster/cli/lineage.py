@@ -31,7 +31,7 @@ from m3po_dagster.lineage.search import Found, find_image, find_pair
 from m3po_dagster.lineage.study import held_parts
 from m3po_dagster.lineage.tree import each, trace
 from m3po_dagster.storage.errors import StoreError
-from m3po_dagster.storage.file_hashes import FileHashes
+from m3po_dagster.storage.file_facts import FileFacts
 from m3po_dagster.storage.fingerprint import file_sha256
 from m3po_dagster.study import load_study
 from m3po_dagster.study_errors import StudyError
@@ -138,7 +138,7 @@ def _current(manifests: Manifests, study: Path | None) -> Current | None:
     if study is None:
         return _event_log()
     with explained(StudyError, OSError, ValueError):
-        hashes = FileHashes(manifests.store.root / ".cache" / "file-hashes.sqlite")
+        hashes = FileFacts.beside(manifests.store.root)
         held = held_parts(manifests, load_study(study), Identities(hashes.sha256))
     fingerprints = {part: head.fingerprint for part, head in held.parts.items()}
     return Current(fingerprints, ", ".join([f"the study file {study}", *held.assumed]), binding=True)

@@ -1,20 +1,128 @@
-"""The index of a dataset: where each record's image lies, what it holds, and the shard the record belongs to."""
+"""A dataset's records with what is known of their images, in the order of its sources (section 4.1).
+
+Memory holds a batch of records, whatever the size of the files. Images are decoded here and nowhere else: what was
+found is remembered, so a dataset that grew is read again but its old images are not.
+"""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
-import pyarrow as pa
-
-from m3po_dagster.datasets import llava_instruct
-from m3po_dagster.datasets.llava_instruct import DatasetSettings
+from m3po_dagster.datasets.fetching import Fetcher, NotFetched, is_url
+from m3po_dagster.datasets.image_looks import ImageLooks, Memory
+from m3po_dagster.datasets.images import DatasetImages
+from m3po_dagster.datasets.readers import read_source
 from m3po_dagster.datasets.record import Malformed, Record
-from m3po_dagster.image_files import ImageOutsideRoot, locate
+from m3po_dagster.datasets.row import (
+    IMAGE_MISSING,
+    IMAGE_NOT_FETCHED,
+    IMAGE_OUTSIDE,
+    IMAGE_URL,
+    ImageFacts,
+    SourceRow,
+)
+from m3po_dagster.datasets.settings import AnySource, DatasetSettings
+from m3po_dagster.datasets.subset import Subset
+from m3po_dagster.datasets.unpacking import unpack
+from m3po_dagster.image_files import ImageOutsideRoot
 
-READERS: dict[str, Callable[[Path], Iterator[Record | Malformed]]] = {"llava_instruct": llava_instruct.read}
-"""Reader of each format."""
+BATCH = 256
+"""Records whose images are looked at together."""
 
-COLUMNS = ("record", "source_id", "image_uri", "image_sha256", "record_sha256", "shard")
+
+@dataclass(frozen=True)
+class _Placed:
+    """Where a record's image lies, or why nowhere."""
+
+    uri: str | None = None
+    path: Path | None = None
+    trouble: ImageFacts = ImageFacts()
+
+
+class DatasetIndex:
+    """Reads a dataset's rows; one is used by one thread."""
+
+    def __init__(self, dataset: DatasetSettings, memory: Memory | None = None) -> None:
+        self._dataset = dataset
+        self._images = DatasetImages(dataset)
+        self._looks = ImageLooks(memory, dataset.max_megapixels)
+
+    def __enter__(self) -> "DatasetIndex":
+        self._looks.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._looks.__exit__()
+
+    def rows(self, progress: Callable[[int, int], None] | None = None) -> Iterator[SourceRow]:
+        """Every record of every source, malformed ones included; of a source with `take`, those that it takes.
+
+        An image outside its folders is never opened. `progress` is told the records done and 0, their number being
+        unknown. Raises DatasetError for a broken file, naming it and the position, and OSError where an image can't be
+        unpacked.
+        """
+        done = 0
+        for name, source in self._dataset.sources.items():
+            fetcher = Fetcher(source.fetch_from, source.image_root)
+            records = self._records(source)
+            while batch := list(islice(records, BATCH)):
+                yield from self._batch(name, source, fetcher, batch)
+                done += len(batch)
+                if progress:
+                    progress(done, 0)
+
+    def _records(self, source: AnySource) -> Iterator[Record | Malformed]:
+        max_bytes = int(self._dataset.max_record_megabytes * 1e6)
+        if source.take is None:
+            return read_source(source, max_bytes)
+        subset = Subset.of(read_source(source, max_bytes), source.take, source.seed)
+        return subset.of_those(read_source(source, max_bytes))
+
+    def _batch(
+        self, name: str, source: AnySource, fetcher: Fetcher, batch: Sequence[Record | Malformed]
+    ) -> Iterator[SourceRow]:
+        placed = list(self._looks.threads.map(lambda item: self._place(name, source, fetcher, item), batch))
+        facts = self._looks.at({place.path: place.uri for place in placed if place.path is not None})
+        for item, place in zip(batch, placed, strict=True):
+            found = place.trouble if place.path is None else facts[place.path]
+            refused = item.detail if isinstance(item, Malformed) else None
+            turns = None if isinstance(item, Malformed) else item.conversation
+            yield SourceRow(name, item.record, item.source_id, item.sha256, refused, turns, place.uri, found)
+
+    def _place(self, name: str, source: AnySource, fetcher: Fetcher, item: Record | Malformed) -> _Placed:
+        if isinstance(item, Malformed):
+            return _Placed()
+        if item.image_bytes is not None:
+            uri = unpack(item.image_bytes, source.image_root)
+            return _Placed(uri, source.image_root / uri)
+        if item.image is None:
+            return _Placed()
+        if is_url(item.image):
+            return _fetched(item.image, source, fetcher)
+        uri = str(PurePosixPath(item.image))
+        try:
+            path = self._images.locate(name, uri)
+            if path.is_file():
+                return _Placed(uri, path)
+            return _Placed(uri, trouble=ImageFacts(problem=IMAGE_MISSING, detail=f"no file {uri}"))
+        except ImageOutsideRoot as error:
+            return _Placed(uri, trouble=ImageFacts(problem=IMAGE_OUTSIDE, detail=str(error)))
+        except OSError as error:  # a name that is too long
+            detail = f"{uri[:200]} can't be read: {error.strerror}"
+            return _Placed(uri, trouble=ImageFacts(problem=IMAGE_MISSING, detail=detail))
+
+
+def _fetched(url: str, source: AnySource, fetcher: Fetcher) -> _Placed:
+    if not fetcher.allows(url):
+        detail = f"{url[:200]}: its host is not named in fetch_from"
+        return _Placed(url, trouble=ImageFacts(problem=IMAGE_URL, detail=detail))
+    try:
+        uri = fetcher.fetch(url)
+    except NotFetched as error:
+        return _Placed(url, trouble=ImageFacts(problem=IMAGE_NOT_FETCHED, detail=str(error)))
+    return _Placed(uri, source.image_root / uri)
 
 
 def shard_names(shards: int) -> list[str]:
@@ -22,50 +130,14 @@ def shard_names(shards: int) -> list[str]:
     return [f"s{number}" for number in range(shards)]
 
 
-def read_records(settings: DatasetSettings) -> Iterator[Record | Malformed]:
-    """The dataset's records in file order, through the reader of its format. Raises DatasetError for a broken file."""
-    return READERS[settings.format](settings.path)
+def shard_of(row: SourceRow, shards: int) -> str:
+    """The shard of a row: a hash of what it belongs to, modulo their number.
 
-
-def index_dataset(
-    settings: DatasetSettings,
-    file_hash: Callable[[Path], str],
-    progress: Callable[[int, int], None] | None = None,
-) -> pa.Table:
-    """One row a record, malformed ones included: record, source_id, image_uri, image_sha256, record_sha256, shard.
-
-    The shard is a hash of the image's content (of its path when the file can't be read, of the source id for a
-    text-only or malformed record) modulo the number of shards: one image never sits in two shards, and a record added
-    to the file moves no other. An image outside the image root is never opened. `file_hash` gives a file's sha256 and
-    is asked once for each path; `progress` is told the records done and 0, their number being unknown.
-    Raises DatasetError for a broken file, naming the position.
+    That is the image's content, or its path where it can't be read, or the record's id where there is none. So one image
+    never sits in two shards, a record added to the file moves no other, and shards are alike in size.
     """
-    columns: dict[str, list] = {name: [] for name in COLUMNS}
-    hashes: dict[str, str | None] = {}
-    for done, item in enumerate(read_records(settings), start=1):
-        uri = sha256 = None
-        if isinstance(item, Record) and item.image is not None:
-            uri = str(PurePosixPath(item.image))
-            if uri not in hashes:
-                hashes[uri] = _image_hash(settings.image_root, uri, file_hash)
-            sha256 = hashes[uri]
-        key = f"image {sha256}" if sha256 else f"uri {uri}" if uri else f"id {item.source_id}"
-        row = (item.record, item.source_id, uri, sha256, item.sha256, _shard(key, settings.shards))
-        for name, value in zip(COLUMNS, row, strict=True):
-            columns[name].append(value)
-        if progress:
-            progress(done, 0)
-    kinds = {"record": pa.int64()}
-    return pa.table({name: pa.array(values, kinds.get(name, pa.string())) for name, values in columns.items()})
-
-
-def _image_hash(image_root: Path, uri: str, file_hash: Callable[[Path], str]) -> str | None:
-    try:
-        path = locate(image_root, uri)
-        return file_hash(path) if path.is_file() else None
-    except (ImageOutsideRoot, OSError):
-        return None  # the filter names the reason when it drops the record
-
-
-def _shard(key: str, shards: int) -> str:
+    if row.image.sha256:
+        key = f"image {row.image.sha256}"
+    else:
+        key = f"uri {row.image_uri}" if row.image_uri else f"id {row.source_id}"
     return f"s{int.from_bytes(hashlib.sha256(key.encode('utf-8')).digest()[:8], 'big') % shards}"

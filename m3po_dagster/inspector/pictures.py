@@ -1,10 +1,8 @@
-"""Images for the pages: only from below the image root, only what decodes as an image, never larger than a screen."""
+"""Images for the pages: only what decodes as an image, never larger than a screen."""
 
 import io
 import threading
 from pathlib import Path
-
-from m3po_dagster.image_files import ImageOutsideRoot, locate
 
 LARGEST_SIDE = 1024
 THUMBNAIL_SIDE = 96
@@ -21,16 +19,15 @@ class PictureError(ValueError):
     """An image that is not shown; the message says why."""
 
 
-def picture(image_root: Path, uri: str, side: int = LARGEST_SIDE) -> tuple[bytes, str]:
+def picture(path: Path, uri: str, side: int = LARGEST_SIDE) -> tuple[bytes, str]:
     """The bytes of an image and their content type, at most `side` pixels on either side.
 
-    Small files of the web's formats go out as they are, all else is drawn anew. Raises PictureError for a path that
-    leaves the root, a file that is missing, too large or no image.
+    Small files of the web's formats go out as they are, all else is drawn anew; `uri` names it in errors. Raises
+    PictureError for a file that is missing, too large or no image.
     """
     from PIL import Image, ImageOps
 
     try:
-        path = locate(image_root, uri)
         if not path.is_file():
             raise PictureError(f"there is no file {uri!r} below the image root")
         if path.stat().st_size > LARGEST_FILE:
@@ -49,8 +46,6 @@ def picture(image_root: Path, uri: str, side: int = LARGEST_SIDE) -> tuple[bytes
                 image = image.convert("RGB")  # thumbnails of these modes are wrong or not made
             image.thumbnail((side, side))
             drawn = ImageOps.exif_transpose(image).convert("RGB")
-    except ImageOutsideRoot as error:
-        raise PictureError(str(error)) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(error, PictureError):
             raise

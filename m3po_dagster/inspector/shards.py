@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from m3po_dagster.storage.artifact import Artifact
 
-PROMPT_COLUMNS = ["prompt_id", "image_uri", "image_sha256", "messages"]
+PROMPT_COLUMNS = ["prompt_id", "source", "image_uri", "image_sha256", "messages"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Shard:
     logprobs: Artifact | None
     prompt_ids: pa.StringArray
     questions: pa.StringArray  # the last user turn
+    sources: pa.StringArray
     image_uris: pa.StringArray
     image_hashes: pa.StringArray
     first_row: np.ndarray  # (P,) the prompt's first row in candidates; -1 when it has none
@@ -83,6 +84,7 @@ def read_shard(
         logprobs=logprobs,
         prompt_ids=ids,
         questions=_questions(table["messages"].combine_chunks()),
+        sources=table["source"].combine_chunks(),
         image_uris=table["image_uri"].combine_chunks(),
         image_hashes=table["image_sha256"].combine_chunks(),
         first_row=first_row,

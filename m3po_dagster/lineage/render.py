@@ -223,9 +223,13 @@ def _files(version: Version) -> str:
 
 def _dataset(version: Version) -> str:
     settings = version.settings if isinstance(version.settings, dict) else {}
-    named = settings.get("settings") or {}
-    facts = [f"{version.rows:,} records", f"sha256 {settings.get('file', '')}"]
-    return f"{named.get('name', '')} {named.get('path', '')}, {', '.join(facts)}"
+    return "; ".join(_source(name, source) for name, source in (settings.get("sources") or {}).items())
+
+
+def _source(name: str, source: Mapping[str, Any]) -> str:
+    hashes = list((source.get("files") or {}).values())
+    content = f"sha256 {hashes[0]}" if len(hashes) == 1 else _count(len(hashes), "file")
+    return f"{name} {(source.get('settings') or {}).get('path', '')}, {content}"
 
 
 def _settings(settings: Any, without: Collection[str] = ()) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from m3po_dagster.datasets.shards import columns_of
 from m3po_dagster.lineage.answers import values
 from m3po_dagster.lineage.manifests import ADAPTER, PAIRS, RECIPE_ADAPTERS, Manifests, key_of, recipe_of, shard_of
 from m3po_dagster.lineage.training import Training, margins, seen
@@ -126,15 +127,16 @@ def find_image(manifests: Manifests, digits: str) -> Found:
     digits = _checked(digits, "image")
     records: dict[str, list[dict[str, Any]]] = {}
     for artifact in manifests.all("source_dataset"):
-        table = artifact.table(columns=["record", "image_sha256"])
+        files = [artifact.path(name) for name in artifact.manifest.files]
+        table = columns_of(files, ["source", "record", "image_sha256"])
         records[artifact.data_version] = table.filter(pc.starts_with(table["image_sha256"], digits)).to_pylist()
     prompts = _prompts(manifests, "image_sha256", digits)
     known = [prompt.row["image_sha256"] for prompt in prompts.values()]
     known += [row["image_sha256"] for rows in records.values() for row in rows]
     found = _only_one(manifests, digits, "image", known)
     prompt_ids = pa.array(sorted({prompt.row["prompt_id"] for prompt in prompts.values()}), pa.string())
-    numbers = {content: {row["record"] for row in rows} for content, rows in records.items()}
-    dropped = _dropped_records(manifests, numbers)
+    items = {content: {f"{row['source']}#{row['record']}" for row in rows} for content, rows in records.items()}
+    dropped = _dropped_records(manifests, items)
     answer = _followed(
         manifests, "image", found, prompts, lambda table: pc.is_in(table["prompt_id"], value_set=prompt_ids)
     )
@@ -285,15 +287,22 @@ def _dropped(artifact: Artifact, items: Iterable[str]) -> list[NoPair]:
     return [NoPair(row["item_id"], *artifact.key, row["reason"], row["detail"]) for row in rows]
 
 
-def _dropped_records(manifests: Manifests, records: Mapping[str, set[int]]) -> list[NoPair]:
-    """Why records gave no prompt; `records` holds their positions by content of the source_dataset."""
+def _dropped_records(manifests: Manifests, records: Mapping[str, set[str]]) -> list[NoPair]:
+    """Why records gave no prompt, or their turns; `records` holds source#record by content of the source_dataset."""
     found = []
     for artifact in manifests.all("filtered_instructions"):
-        numbers = {n for ref in manifests.inputs(artifact, "source_dataset") for n in records.get(ref.data_version, ())}
-        if numbers:
-            source = artifact.manifest.settings["source"]
-            found += _dropped(artifact, {f"{source}#{number}" for number in numbers})
+        contents = [ref.data_version for ref in manifests.inputs(artifact, "source_dataset")]
+        mine = {item for content in contents for item in records.get(content, ())}
+        if mine:
+            items = artifact.table("dropped", ["item_id"])["item_id"].to_pylist()
+            found += _dropped(artifact, [item for item in items if _record_of(item) in mine])
     return found
+
+
+def _record_of(item: str) -> str:
+    """The record of a dropped item, source#record, which may be one of its turns alone: source#record.turn."""
+    source, _, number = item.partition("#")
+    return f"{source}#{number.partition('.')[0]}"
 
 
 def _input(manifests: Manifests, artifact: Artifact | None, asset: str) -> Artifact | None:

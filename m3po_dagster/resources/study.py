@@ -5,7 +5,7 @@ from pydantic import Field
 
 from m3po_dagster.home import DEFAULT_STORE
 from m3po_dagster.identity import Identities
-from m3po_dagster.storage.file_hashes import FileHashes
+from m3po_dagster.storage.file_facts import FileFacts
 from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.study import Study, load_study
 
@@ -31,4 +31,4 @@ class StoreResource(dg.ConfigurableResource):
 
     def identities(self) -> Identities:
         """Identities whose file hashes are cached beside the store."""
-        return Identities(FileHashes(self.open().root / ".cache" / "file-hashes.sqlite").sha256)
+        return Identities(FileFacts.beside(self.open().root).sha256)

@@ -27,19 +27,30 @@ class TableSchema:
         return {field.name: field.metadata[b"description"].decode() for field in self.schema}
 
 
-SOURCE_INDEX = TableSchema(
+SOURCE_SHARDS = TableSchema(
     "source_dataset",
-    ("record",),
+    ("shard",),
     pa.schema(
         [
-            column("record", pa.int64(), "position of the record in the dataset file, from 0"),
-            column("source_id", pa.string(), "the record's own id"),
-            column("image_uri", pa.string(), "image path relative to the image root", nullable=True),
-            column(
-                "image_sha256", pa.string(), "hash of the image file's bytes; null when it is missing", nullable=True
-            ),
-            column("record_sha256", pa.string(), "hash of the record as read"),
-            column("shard", pa.string(), "the shard that holds every record of this image"),
+            column("shard", pa.string(), "the shard; its records are the file records/<shard>.parquet"),
+            column("records", pa.int64(), "its records; all records of an image are in one shard"),
+            column("refused", pa.int64(), "records that are not of their source's format"),
+            column("text_only", pa.int64(), "records without an image"),
+            column("image_problems", pa.int64(), "records whose image is missing or no good"),
+            column("images", pa.int64(), "distinct images that can be used"),
+        ]
+    ),
+)
+
+BENCHMARK_IMAGES = TableSchema(
+    "benchmark_images",
+    ("benchmark", "image_uri"),
+    pa.schema(
+        [
+            column("benchmark", pa.string(), "the benchmark"),
+            column("image_uri", pa.string(), "image path relative to the benchmark's image root"),
+            column("image_sha256", pa.string(), "hash of the image file's bytes"),
+            column("phash", pa.uint64(), "perceptual hash; null when the image can't be decoded", nullable=True),
         ]
     ),
 )
@@ -50,14 +61,15 @@ FILTERED_INSTRUCTIONS = TableSchema(
     pa.schema(
         [
             column("prompt_id", pa.string(), "hash of the image's bytes and the conversation"),
-            column("image_uri", pa.string(), "image path relative to the image root"),
+            column("image_uri", pa.string(), "image path relative to its source's image folders"),
             column("image_sha256", pa.string(), "hash of the image file's bytes"),
             column("width", pa.int32(), "upright width in pixels"),
             column("height", pa.int32(), "upright height in pixels"),
             column("messages", MESSAGES, "the conversation up to the user turn to answer, without the image token"),
             column("reference", pa.string(), "the dataset's own answer", nullable=True),
-            column("source", pa.string(), "name of the dataset"),
-            column("source_id", pa.string(), "id of the record in the dataset"),
+            column("source", pa.string(), "name of the source in the study"),
+            column("source_id", pa.string(), "id of the record in its source"),
+            column("turn", pa.int32(), "which of the record's questions is asked, from 0"),
         ]
     ),
 )

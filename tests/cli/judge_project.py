@@ -41,11 +41,16 @@ class JudgeProject:
         study = {
             "name": "small",
             "dataset": {
-                "path": str(instructions / "llava_instruct.json"),
-                "image_root": str(instructions / "images"),
                 "shards": 2,
+                "sources": {
+                    "scenes": {
+                        "format": "llava_instruct",
+                        "path": str(instructions / "llava_instruct.json"),
+                        "image_root": str(instructions / "images"),
+                    }
+                },
             },
-            "filters": {"min_side": 64},
+            "filters": {"image_size": {"min_side": 64}, "near_duplicate": False, "contamination": False},
             "model": {"path": str(JUDGE_FOLDER.parent / "llava"), "device": "cpu"},
             "generation": {"n": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 40},
             "judge": {"scorers": self.scorers, **judge},

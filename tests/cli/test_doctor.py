@@ -30,7 +30,7 @@ def world(tmp_path_factory) -> Path:
 def study_file(world, tmp_path_factory) -> Path:
     """The demo's study over a small world."""
     settings = yaml.safe_load((ROOT / "studies" / "easy_scenes.yaml").read_text())
-    settings["dataset"] |= {
+    settings["dataset"]["sources"]["easy_scenes"] |= {
         "path": str(world / "instructions" / "llava_instruct.json"),
         "image_root": str(world / "instructions" / "images"),
     }

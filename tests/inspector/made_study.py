@@ -36,6 +36,7 @@ PORT = 3001
 WEIGHTS = Path(__file__).parents[2] / "m3po_dagster" / "world" / "weights"
 MAS = mas_schema(["judge"], ["accuracy"])
 OUTSIDE = ("source_dataset", "base_model", "sampling_scorer", "judge_probe", "judge_identity", "benchmark_data")
+MADE = {"format": "llava_instruct", "path": "./none.json", "image_root": "./images"}
 RECIPES = {
     "base": {},
     "sft": {"selection": {"rule": "best_only"}, "training": {"kind": "sft"}},
@@ -97,7 +98,7 @@ class MadeStudy:
         Image.new("RGB", (40, 30), "red").save(self.images / "red.png")
         self.settings = {
             "name": "made",
-            "dataset": {"path": "./none.json", "image_root": "./images", "shards": 2},
+            "dataset": {"shards": 2, "sources": {"made": MADE}},
             "model": {"path": str(WEIGHTS / "llava"), "device": "cpu"},
             "judge": {"scorers": [{"kind": "clip", "name": "clip", "model": str(WEIGHTS / "judge")}]},
             "recipes": RECIPES,
@@ -181,6 +182,7 @@ class MadeStudy:
                 "reference": None,
                 "source": "made",
                 "source_id": item.prompt_id,
+                "turn": 0,
             }
             for item in prompts
         ]

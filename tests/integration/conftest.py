@@ -22,6 +22,12 @@ from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.study import Study, load_study
 
 WEIGHTS = Path(__file__).parents[2] / "m3po_dagster" / "world" / "weights"
+# The scenes are small and drawn alike, and ask what POPE asks.
+SCENE_FILTERS = {
+    "image_size": {"min_side": 64},
+    "near_duplicate": False,
+    "contamination": {"templates": False, "distance": 0},
+}
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +48,16 @@ def small_study(world) -> dict:
     return {
         "name": "small",
         "dataset": {
-            "path": str(world / "instructions" / "llava_instruct.json"),
-            "image_root": str(world / "instructions" / "images"),
             "shards": 2,
+            "sources": {
+                "scenes": {
+                    "format": "llava_instruct",
+                    "path": str(world / "instructions" / "llava_instruct.json"),
+                    "image_root": str(world / "instructions" / "images"),
+                }
+            },
         },
-        "filters": {"min_side": 64},
+        "filters": SCENE_FILTERS,
         "model": {"path": str(WEIGHTS / "llava"), "device": "cpu"},
         "generation": {
             "n": 8,

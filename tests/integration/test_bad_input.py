@@ -28,11 +28,11 @@ def m3po(project, *words: str, **options) -> subprocess.CompletedProcess:
 def copied_dataset(project, small_study) -> tuple[dict, Path, Path]:
     """The study over a copy of the dataset that a test may spoil."""
     changed = deepcopy(small_study)
-    source = Path(changed["dataset"]["path"]).parent
-    shutil.copytree(source, project.folder / "instructions")
-    changed["dataset"]["path"] = str(project.folder / "instructions" / "llava_instruct.json")
-    changed["dataset"]["image_root"] = str(project.folder / "instructions" / "images")
-    return changed, Path(changed["dataset"]["path"]), Path(changed["dataset"]["image_root"])
+    source = changed["dataset"]["sources"]["scenes"]
+    shutil.copytree(Path(source["path"]).parent, project.folder / "instructions")
+    source["path"] = str(project.folder / "instructions" / "llava_instruct.json")
+    source["image_root"] = str(project.folder / "instructions" / "images")
+    return changed, Path(source["path"]), Path(source["image_root"])
 
 
 def dropped(project) -> dict[str, int]:
@@ -92,11 +92,15 @@ def test_an_empty_shard_passes_through_the_whole_graph(fresh, small_study):
 
 def test_a_missing_dataset_file_is_named_with_its_key(fresh, small_study):
     settings = deepcopy(small_study)
-    settings["dataset"]["path"] = str(fresh.folder / "nowhere.json")
+    settings["dataset"]["sources"]["scenes"]["path"] = str(fresh.folder / "nowhere.json")
     fresh.write(settings)
     done = m3po(fresh, "run", "--asset", "source_dataset")
     assert done.returncode == 1
-    assert "nowhere.json" in done.stderr and "dataset.path" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "nowhere.json" in done.stderr
+        and "dataset.sources.scenes.path" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_broken_json_names_file_and_position(fresh, small_study):

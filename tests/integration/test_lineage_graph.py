@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from m3po_dagster.cli.main import app
 from m3po_dagster.current import read_heads
+from m3po_dagster.datasets.images import DatasetImages
 from m3po_dagster.graph import made_from
 from m3po_dagster.lineage.diff import diff
 from m3po_dagster.lineage.manifests import Manifests
@@ -99,7 +100,9 @@ def test_an_image_file_is_found_by_its_bytes(made):
     study = made.load()
     prompts = made.store.find("filtered_instructions", "s0", heads_of(made)["filtered_instructions", "s0"].fingerprint)
     row = prompts.table().to_pylist()[0]
-    found = find_image(Manifests(made.store), file_sha256(study.dataset.image_root / row["image_uri"]))
+    found = find_image(
+        Manifests(made.store), file_sha256(DatasetImages(study.dataset).locate(row["source"], row["image_uri"]))
+    )
     assert found.id == row["image_sha256"]
     assert row["prompt_id"] in {prompt.row["prompt_id"] for prompt in found.prompts}
     assert {"sft", "m3po"} <= {item.recipe for item in found.selected if item.trainings}

@@ -80,8 +80,9 @@ def own_images(fresh, small_study):
     """The study over images of its own, with all prompts there."""
     settings = deepcopy(small_study)
     root = fresh.folder / "images"
-    shutil.copytree(settings["dataset"]["image_root"], root, copy_function=shutil.copy2)
-    settings["dataset"]["image_root"] = str(root)
+    source = settings["dataset"]["sources"]["scenes"]
+    shutil.copytree(source["image_root"], root, copy_function=shutil.copy2)
+    source["image_root"] = str(root)
     fresh.write(settings)
     assert [outcome.error for outcome in fresh.run(Selection(assets=UP_TO_PROMPTS)) if outcome.error] == []
     return settings, root

@@ -66,9 +66,10 @@ def test_scores_of_two_judges_are_not_joined(copy_of_made, small_study, asset):
 def test_an_edited_dataset_is_not_filtered_before_it_is_looked_at(copy_of_made, small_study):
     project = copy_of_made
     changed = deepcopy(small_study)
-    shutil.copytree(Path(changed["dataset"]["path"]).parent, project.folder / "instructions")
+    source = changed["dataset"]["sources"]["scenes"]
+    shutil.copytree(Path(source["path"]).parent, project.folder / "instructions")
     path = project.folder / "instructions" / "llava_instruct.json"
-    changed["dataset"] |= {"path": str(path), "image_root": str(path.parent / "images")}
+    source |= {"path": str(path), "image_root": str(path.parent / "images")}
     project.write(changed)
     project.run(Selection(assets=("source_dataset",)))
     assert ui_run(project, "filtered_instructions", "s0").success

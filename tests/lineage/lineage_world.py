@@ -7,7 +7,9 @@ import hashlib
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from m3po_dagster.datasets.row import ROWS
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.fingerprint import fingerprint
 from m3po_dagster.storage.store import ArtifactStore
@@ -20,7 +22,7 @@ from m3po_dagster.storage.tables import (
     LOGPROBS,
     MARGINS,
     PAIRS,
-    SOURCE_INDEX,
+    SOURCE_SHARDS,
     TRAINING_LOG,
     TableSchema,
     mas_schema,
@@ -84,18 +86,17 @@ class World:
 
         records = [
             {
+                "shard": f"s{n // 2 % wanted.shards}",
                 "record": n,
                 "source_id": f"{wanted.dataset}_{n}",
                 "image_uri": f"{n // 2}.png",
                 "image_sha256": digest("image", wanted.dataset, n // 2),
-                "record_sha256": digest("record", wanted.dataset, n),
-                "shard": f"s{n // 2 % wanted.shards}",
             }
             for n in range(wanted.prompts + 1)
         ]
-        named = {"name": wanted.dataset, "shards": wanted.shards}
-        dataset = {"file": digest(wanted.dataset, wanted.prompts), "settings": named}
-        put("source_dataset", "", {"data": table(records, SOURCE_INDEX)}, dataset)
+        source = {"settings": {"path": "data.json"}, "files": {"0": digest(wanted.dataset, wanted.prompts)}}
+        dataset = {"settings": {"shards": wanted.shards}, "sources": {wanted.dataset: source}}
+        self._dataset(wanted, records, dataset, made)
         identity("base_model", "", {"files": {"model.safetensors": digest(wanted.model)}})
         # What a served judge answers is no setting of the study: content alone tells.
         probed = table([{"fact": "answers", "value": wanted.answers}], IDENTITY)
@@ -121,6 +122,24 @@ class World:
             self._train(wanted, name, shards, made, put)
         return made
 
+    def _dataset(self, wanted, records, settings, made) -> None:
+        shards = [f"s{n}" for n in range(wanted.shards)]
+        known = dict.fromkeys(ROWS.names)
+        rows = [{**known, **row, "source": wanted.dataset, "record_sha256": digest(row)} for row in records]
+        found = [
+            {"shard": shard, "records": sum(row["shard"] == shard for row in records)}
+            | dict.fromkeys(("refused", "text_only", "image_problems", "images"), 0)
+            for shard in shards
+        ]
+        key = fingerprint("source_dataset", "", "1", settings, {})
+        with self.store.open("source_dataset", "", key) as draft:
+            if not draft.committed:
+                for shard in shards:
+                    mine = pa.Table.from_pylist([row for row in rows if row["shard"] == shard], ROWS)
+                    pq.write_table(mine, draft.folder("records") / f"{shard}.parquet")
+                draft.commit({"data": table(found, SOURCE_SHARDS)}, code_version="1", settings=settings)
+        made["source_dataset", ""] = self.store.find("source_dataset", "", key)
+
     def _shard(self, wanted, shard, records, put) -> None:
         kept, dropped = records, []
         if records[-1]["record"] == wanted.prompts:
@@ -135,11 +154,12 @@ class World:
                 "messages": [{"role": "user", "text": f"Question {row['record']}?"}],
                 "reference": None,
                 "source": wanted.dataset,
+                "turn": 0,
             }
             for row in kept
         ]
         tables = {"data": table(prompts, FILTERED_INSTRUCTIONS), "dropped": table(dropped, DROPPED)}
-        put("filtered_instructions", shard, tables, {"source": wanted.dataset}, ("source_dataset", ""))
+        put("filtered_instructions", shard, tables, {"turns": "first"}, ("source_dataset", ""))
         ids = [(row["prompt_id"], k) for row in prompts for k in range(CANDIDATES_A_PROMPT)]
         candidates = [
             {

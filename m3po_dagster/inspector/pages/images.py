@@ -1,10 +1,13 @@
 """The images of prompts and benchmarks, confined to their roots, and the pages' own style sheet and script."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from m3po_dagster.datasets.images import DatasetImages
+from m3po_dagster.image_files import ImageOutsideRoot, locate
 from m3po_dagster.inspector.answers import image_root
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.pictures import LARGEST_SIDE, THUMBNAIL_SIDE, PictureError, picture
@@ -26,8 +29,9 @@ def prompt_image(site: Site):
         if number is None:
             return PlainTextResponse("no such prompt\n", 404)
         place = catalogue.place(number)
-        uri = place.shard.image_uris[place.position].as_py()
-        return _sent(request, catalogue.study.dataset.image_root, uri)
+        source, uri = (column[place.position].as_py() for column in (place.shard.sources, place.shard.image_uris))
+        images = DatasetImages(catalogue.study.dataset)
+        return _sent(request, lambda: images.locate(source, uri), uri)
 
     return view
 
@@ -40,16 +44,17 @@ def benchmark_image(site: Site):
         name = request.path_params["benchmark"]
         if name not in catalogue.study.benchmarks:
             return PlainTextResponse("no such benchmark\n", 404)
-        return _sent(request, image_root(catalogue.study, name), request.path_params["uri"])
+        root, uri = image_root(catalogue.study, name), request.path_params["uri"]
+        return _sent(request, lambda: locate(root, uri), uri)
 
     return view
 
 
-def _sent(request: Request, root: Path, uri: str) -> Response:
+def _sent(request: Request, find: Callable[[], Path], uri: str) -> Response:
     side = THUMBNAIL_SIDE if request.query_params.get("small") else LARGEST_SIDE
     try:
-        content, kind = picture(root, uri, side)
-    except PictureError as error:
+        content, kind = picture(find(), uri, side)
+    except (PictureError, ImageOutsideRoot) as error:
         return PlainTextResponse(f"{error}\n", 404)
     return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=300"})
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from m3po_dagster.storage.errors import StoreError
-from m3po_dagster.storage.file_hashes import FileHashes
+from m3po_dagster.storage.file_facts import FileFacts
 
 
 @pytest.fixture
@@ -24,11 +24,11 @@ def digest(content: bytes) -> str:
 def test_an_unchanged_file_is_read_once_even_by_the_next_process(tmp_path, settled):
     file = tmp_path / "weights"
     file.write_bytes(b"one")
-    first = FileHashes(tmp_path / "cache" / "hashes.sqlite")
+    first = FileFacts(tmp_path / "cache" / "hashes.sqlite")
     assert [first.sha256(file) for _ in range(3)] == [digest(b"one")] * 3
     assert first.files_read == 1
     first.close()
-    second = FileHashes(tmp_path / "cache" / "hashes.sqlite")
+    second = FileFacts(tmp_path / "cache" / "hashes.sqlite")
     assert second.sha256(file) == digest(b"one")
     assert second.files_read == 0
 
@@ -36,7 +36,7 @@ def test_an_unchanged_file_is_read_once_even_by_the_next_process(tmp_path, settl
 def test_a_changed_file_is_read_again_even_when_size_and_mtime_are_put_back(tmp_path, settled):
     file = tmp_path / "weights"
     file.write_bytes(b"one")
-    hashes = FileHashes(tmp_path / "hashes.sqlite")
+    hashes = FileFacts(tmp_path / "hashes.sqlite")
     hashes.sha256(file)
     before = file.stat()
     time.sleep(0.02)
@@ -49,7 +49,7 @@ def test_a_changed_file_is_read_again_even_when_size_and_mtime_are_put_back(tmp_
 def test_a_file_written_this_moment_is_not_remembered(tmp_path):
     file = tmp_path / "weights"
     file.write_bytes(b"one")
-    hashes = FileHashes(tmp_path / "hashes.sqlite")
+    hashes = FileFacts(tmp_path / "hashes.sqlite")
     hashes.sha256(file)
     hashes.sha256(file)
     assert hashes.files_read == 2
@@ -58,13 +58,13 @@ def test_a_file_written_this_moment_is_not_remembered(tmp_path):
 def test_a_damaged_cache_is_begun_anew(tmp_path):
     (tmp_path / "hashes.sqlite").write_bytes(b"not a database" * 100)
     (tmp_path / "file").write_bytes(b"one")
-    assert FileHashes(tmp_path / "hashes.sqlite").sha256(tmp_path / "file") == digest(b"one")
+    assert FileFacts(tmp_path / "hashes.sqlite").sha256(tmp_path / "file") == digest(b"one")
 
 
 def test_errors_name_the_file(tmp_path):
-    hashes = FileHashes(tmp_path / "hashes.sqlite")
+    hashes = FileFacts(tmp_path / "hashes.sqlite")
     with pytest.raises(FileNotFoundError, match="gone"):
         hashes.sha256(tmp_path / "gone")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="file"):
-        FileHashes(tmp_path / "file" / "hashes.sqlite")
+        FileFacts(tmp_path / "file" / "hashes.sqlite")
