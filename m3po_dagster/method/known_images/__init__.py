@@ -1,0 +1,1 @@
+"""Published lists of benchmark images, as package data."""
