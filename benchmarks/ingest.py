@@ -26,7 +26,10 @@ RECORDS = (20_000, 200_000)
 IMAGES = 500
 SHARDS = 8
 WAYS = ("reader", "ijson", "json.load", "source_dataset", "filtered_instructions")
-WORDS = ["what", "is", "the", "color", "of", "a", "bus", "in", "this", "image", "and", "how", "many", "people", "stand", "near", "it", "describe", "the", "scene", "where", "does", "woman", "hold", "her", "umbrella", "which", "object", "lies", "on", "table", "left", "right", "background", "weather", "suggests"]
+TEXT = (
+    "what is the color of a bus in this image and how many people stand near it describe the scene where does "
+    "woman hold her umbrella which object lies on table left right background weather suggests"
+)
 
 
 def write_images(folder: Path) -> None:
@@ -40,7 +43,7 @@ def write_images(folder: Path) -> None:
 def write_records(path: Path, records: int) -> None:
     """Conversations of one to five questions, as long as LLaVA-Instruct's, a defect in every hundredth record."""
     rng = np.random.default_rng(0)
-    words = np.array(WORDS)
+    words = np.array(TEXT.split())
 
     def text(mean: int) -> str:
         return " ".join(words[rng.integers(0, len(words), max(3, rng.poisson(mean)))]).capitalize()
@@ -61,9 +64,8 @@ def write_records(path: Path, records: int) -> None:
 
 def measure(way: str, folder: Path, records: int) -> dict:
     """One way of reading, in this process."""
-    from m3po_dagster.datasets.readers import read_source
-
     from m3po_dagster.datasets.index import DatasetIndex
+    from m3po_dagster.datasets.readers import read_source
     from m3po_dagster.datasets.settings import DatasetSettings
     from m3po_dagster.datasets.shards import read_shard, write_shards
     from m3po_dagster.method.filtering import FilterSettings, filter_rows
@@ -125,8 +127,8 @@ def main() -> None:
                 found = json.loads(done.stdout)
                 mb = path.stat().st_size / 1e6
                 rows.append({"way": way, "file_records": records, "file_mb": round(mb, 1), **found})
-                rate = found["records"] / found["seconds"]
-                print(f"{way:22} {records:8,} records {mb:7.1f} MB: {rate:10,.0f} records/s, {found['peak_mb']:7.1f} MB")
+                rate, peak = found["records"] / found["seconds"], found["peak_mb"]
+                print(f"{way:22} {records:8,} records {mb:7.1f} MB: {rate:10,.0f} records/s, {peak:7.1f} MB")
     small, large = options.records
     peaks = {(row["way"], row["file_records"]): row["peak_mb"] for row in rows}
     growth = {way: round(peaks[way, large] - peaks[way, small], 1) for way in WAYS}
