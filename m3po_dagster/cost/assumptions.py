@@ -4,7 +4,11 @@ Most are ranges, from what good practice reaches to what a plain run does: an es
 within a factor of a few, and says so.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from m3po_dagster.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -52,50 +56,62 @@ CARDS = {
 }
 
 
-def _told(default: object, meaning: str):
-    return field(default=default, metadata={"meaning": meaning})
+class Assumptions(Settings):
+    """The assumed figures; each field's description says what it is and why."""
 
-
-@dataclass(frozen=True)
-class Assumptions:
-    """The assumed figures; `meaning` in a field's metadata says what each is and why."""
-
-    bytes_a_token: float = _told(4.0, "bytes of text a token, near enough for English and for Chinese")
-    template_tokens: float = _told(30.0, "tokens of the chat template around a prompt where the model is not at hand")
-    image_tokens: float = _told(576.0, "image tokens of a prompt where the model is not at hand: LLaVA-1.5's")
-    parameters: float = _told(7e9, "parameters of a model that is not at hand and whose name tells no size")
-    kv_bytes_a_token: float = _told(
-        524_288.0, "keys and values a token where the model is not at hand: LLaVA-1.5-7B's in 16 bits"
+    bytes_a_token: float = Field(4.0, gt=0, description="bytes of text a token: near enough for English and Chinese")
+    template_tokens: float = Field(
+        30.0, ge=0, description="tokens of the chat template around a prompt, where the model is not at hand"
     )
-    answer_share: float = _told(0.5, "length of an answer as a share of max_new_tokens, where the data has no answers")
-    longest_answer: Range = _told(
-        Range(1.0, 2.0), "steps a batch takes, as a multiple of the mean answer: it goes on for its longest"
+    image_tokens: float = Field(
+        576.0, ge=0, description="image tokens of a prompt, where the model is not at hand: those of LLaVA-1.5"
     )
-    distinct_share: Range = _told(
+    parameters: float = Field(
+        7e9, gt=0, description="parameters of a model that is not at hand and whose name tells no size"
+    )
+    kv_bytes_a_token: float = Field(
+        524_288.0, gt=0, description="keys and values a token, where the model is not at hand: LLaVA-1.5-7B in 16 bits"
+    )
+    answer_share: float = Field(
+        0.5, gt=0, le=1, description="an answer's length as a share of max_new_tokens, where the data has no answers"
+    )
+    longest_answer: Range = Field(
+        Range(1.0, 2.0),
+        description="steps of a batch as a multiple of the mean answer: it goes on for the longest of its answers",
+    )
+    distinct_share: Range = Field(
         Range(0.35, 1.0),
-        "share of N samples that differ: 0.35 was measured for the short answers of the embedded study, long ones hardly "
-        "repeat; equal ones are judged once",
+        description="share of N samples that differ, equal ones being judged once: 0.35 was measured for the short "
+        "answers of the embedded study; long ones hardly repeat",
     )
-    server_rows: int = _told(256, "sequences a server decodes at once, the default of vLLM")
-    read_utilisation: Range = _told(
-        Range(0.3, 0.5), "share of the card's operations reached while prompts are read or answers are scored"
+    server_rows: int = Field(256, ge=1, description="sequences that a server decodes at once: vLLM's default")
+    read_utilisation: Range = Field(
+        Range(0.3, 0.5), description="share of the card's operations reached while prompts or answers are read"
     )
-    decode_efficiency: Range = _told(
+    decode_efficiency: Range = Field(
         Range(0.25, 0.7),
-        "share of its limit (memory traffic or operations, whichever is slower) that a decoding step reaches",
+        description="share that a decoding step reaches of its limit, memory traffic or operations",
     )
-    train_utilisation: Range = _told(Range(0.25, 0.45), "share of the card's operations reached while training")
-    read_flops: float = _told(2.0, "operations a parameter and token to read")
-    lora_flops: float = _told(
-        4.0, "operations a parameter and token to train LoRA: forward and the activations' gradients, no weights'"
+    train_utilisation: Range = Field(
+        Range(0.25, 0.45), description="share of the card's operations reached while training"
     )
-    checkpoint_flops: float = _told(2.0, "operations a parameter and token more with gradient checkpointing")
-    pair_share: Range = _told(Range(0.8, 1.0), "share of the prompts that give a pair")
-    tokens_a_sentence: float = _told(20.0, "tokens a sentence, for scorers that take sentences")
-    judge_image: tuple[int, int] = _told((640, 480), "size of an image that a judge sees, where none was measured")
-    judge_group: int = _told(8, "answers a request of a judge, where the study has no served judge")
-    compression: Range = _told(Range(0.25, 0.8), "share of the tables' bytes that is left after zstd; 0.26 was measured")
-
-    def meanings(self) -> dict[str, str]:
-        """Name of each assumption -> what it is."""
-        return {one.name: one.metadata["meaning"] for one in fields(self)}
+    read_flops: float = Field(2.0, gt=0, description="operations a parameter and token to read")
+    lora_flops: float = Field(
+        4.0,
+        gt=0,
+        description="operations a parameter and token to train LoRA: forward, and gradients of activations alone",
+    )
+    checkpoint_flops: float = Field(
+        2.0, ge=0, description="operations a parameter and token more with gradient checkpointing"
+    )
+    pair_share: Range = Field(Range(0.8, 1.0), description="share of the prompts that give a pair")
+    tokens_a_sentence: float = Field(20.0, gt=0, description="tokens a sentence, for scorers that take sentences")
+    judge_image: tuple[int, int] = Field(
+        (640, 480), description="size in pixels of the image that a judge sees, where none was measured"
+    )
+    judge_group: int = Field(
+        8, ge=1, description="answers in a request to a judge, where the study has no served judge"
+    )
+    compression: Range = Field(
+        Range(0.25, 0.8), description="share of a table's bytes left after zstd: 0.26 was measured for short answers"
+    )
