@@ -55,7 +55,7 @@ GOOD = {"id": "1", "image": "1.jpg", "conversations": TURNS}
         (GOOD | {"id": True}, "id is a boolean"),
         (GOOD | {"id": ""}, "id has 0 characters"),
         (GOOD | {"id": "x" * 1_000_000}, "id has 1000000 characters"),
-        (GOOD | {"image": ["1.jpg", "2.jpg"]}, "image is an array, expected a string"),
+        (GOOD | {"image": ["1.jpg", "2.jpg"]}, "image is an array of 2, expected a string: a record has one image"),
         (GOOD | {"image": 3}, "image is the number 3"),
         (GOOD | {"image": ""}, "image is empty"),
         (GOOD | {"image": "a\0.jpg"}, "image holds a NUL character"),

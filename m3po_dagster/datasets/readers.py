@@ -1,0 +1,48 @@
+"""The reader of each format: records of a source as a stream, whatever its files are."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from m3po_dagster.datasets import jsonl, llava_instruct
+from m3po_dagster.datasets.files import one_file
+from m3po_dagster.datasets.record import Malformed, Record
+from m3po_dagster.datasets.settings import AnySource, SourceSettings
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a format is read: which files a source consists of, and their records."""
+
+    files: Callable[[SourceSettings], list[Path]]
+    read: Callable[[SourceSettings, int], Iterator[Record | Malformed]]
+
+
+_JSON_ARRAY = Reader(
+    files=lambda source: one_file(source.path),
+    read=lambda source, max_record_bytes: llava_instruct.read(source.path, max_record_bytes),
+)
+
+READERS: dict[str, Reader] = {
+    "llava_instruct": _JSON_ARRAY,
+    "sharegpt4v": _JSON_ARRAY,
+    "jsonl": Reader(
+        files=lambda source: one_file(source.path),
+        read=lambda source, max_record_bytes: jsonl.read(source.path, max_record_bytes),
+    ),
+}
+"""Reader of each format."""
+
+
+def read_source(source: AnySource, max_record_bytes: int) -> Iterator[Record | Malformed]:
+    """The source's records in order, malformed ones included, counted from 0 over all its files.
+
+    Memory holds one record, of at most `max_record_bytes` of text and an image, or a few. No image is opened and no
+    path from the data is followed. Raises DatasetError for a broken file, naming file, record and position.
+    """
+    return READERS[source.format].read(source, max_record_bytes)
+
+
+def source_files(source: AnySource) -> list[Path]:
+    """The files whose bytes are the dataset, in the order they are read. Raises DatasetError where there is none."""
+    return READERS[source.format].files(source)
