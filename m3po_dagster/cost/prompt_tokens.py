@@ -2,9 +2,11 @@
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+from m3po_dagster.cost.estimate import Workload
 from m3po_dagster.cost.model_facts import folder_of
 from m3po_dagster.method.generation.settings import ModelSettings
 
@@ -42,3 +44,8 @@ def tokens_beside_text(model: ModelSettings, sizes: Sequence[tuple[int, int]]) -
             prompt = Prompt(str(number), path, (Message("user", _QUESTION),))
             lengths.append(len(vocabulary.prompt_ids(prompt)) - text)
     return fmean(lengths)
+
+
+def with_own_tokens(work: Workload, model: ModelSettings) -> Workload:
+    """The workload with the tokens beside the text as the model's own processor makes them, where it is at hand."""
+    return replace(work, beside_text=tokens_beside_text(model, work.sizes))

@@ -2,20 +2,44 @@
 
 import json
 import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from m3po_dagster.datasets.benchmark_layouts import DOCUMENTS, RECORDS, BenchmarkLayout, benchmark_of
 from m3po_dagster.datasets.json_array import read_array
 
-LONGEST_LINE = 16_000_000
+LONGEST_RECORD = 16_000_000
 FIRST = 50
 """Records that are looked at: text-only ones, which name no image, often stand together."""
 _TOP_KEY = re.compile(r'"([^"\\]{1,80})"\s*:')
 _ASKS = ("conversations", "messages", "question")
+_SHOWN_KEYS = 8
 
-Found = tuple[str, str | None] | BenchmarkLayout | str
-"""Format and the first image named; or the benchmark that it is; or, as words, what it is instead."""
+Found = tuple[str, str] | BenchmarkLayout | str
+"""Format and the first image named, '' for none; or the benchmark that it is; or, as words, what it is instead."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The first records in short: how many are objects, their keys together, and the first image that one names."""
+
+    objects: int
+    keys: frozenset[str]
+    image: str
+
+    @classmethod
+    def of(cls, records: Iterable[object]) -> "_Seen":
+        """Looks at one record at a time."""
+        objects, keys, image = 0, set(), ""
+        for record in records:
+            if isinstance(record, dict):
+                objects += 1
+                keys.update(record)
+                named = record.get("image")
+                image = image or (named if isinstance(named, str) else "")
+        return cls(objects, frozenset(keys), image)
 
 
 def of_text(path: Path, head: bytes) -> Found:
@@ -26,67 +50,58 @@ def of_text(path: Path, head: bytes) -> Found:
         return _of_array(path)
     if start.startswith("{"):
         return _of_lines(path, text)
-    if "\ufffd" in text[:-4] and head.count(b"\0"):
+    if b"\0" in head:
         return "binary data of no kind that is known"
     return f"text that starts with {start[:20]!r}, which is no JSON"
 
 
 def _of_array(path: Path) -> Found:
-    records = [record for record in islice(read_array(path), FIRST) if isinstance(record, dict)]
-    if not records:
+    seen = _Seen.of(islice(read_array(path, LONGEST_RECORD), FIRST))
+    if not seen.objects:
         return "a JSON array that does not begin with objects"
-    keys = set().union(*records)
-    if "conversations" in keys:
-        return "llava_instruct", _first_image(records)
-    if benchmark := benchmark_of(keys, RECORDS):
+    if "conversations" in seen.keys:
+        return "llava_instruct", seen.image
+    if benchmark := benchmark_of(seen.keys, RECORDS):
         return benchmark
-    if any(key in keys for key in _ASKS):
+    if any(key in seen.keys for key in _ASKS):
         return (
             "a JSON array whose records have no conversations; write it as JSON lines, one record a line, for example "
             f"with `jq -c '.[]' {path.name} > {path.stem}.jsonl`"
         )
-    return f"a JSON array of objects with {_listed(keys)}, and without conversations"
+    return f"a JSON array of objects with {_listed(seen.keys)}, and without conversations"
 
 
 def _of_lines(path: Path, text: str) -> Found:
-    records, broken = [], 0
+    seen = _Seen.of(_lines(path))
+    if not seen.objects:
+        return _of_document(_TOP_KEY.findall(text))
+    if benchmark := benchmark_of(seen.keys, RECORDS):
+        return benchmark
+    if any(key in seen.keys for key in _ASKS):
+        return "jsonl", seen.image
+    if seen.objects == 1:
+        return _of_document(seen.keys)
+    return f"JSON lines with {_listed(seen.keys)}, and without a question, conversations or messages"
+
+
+def _lines(path: Path) -> Iterator[object]:
+    """The first lines that are JSON; one that is not is for the reader to count."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for _ in range(FIRST):
-            line = file.readline(LONGEST_LINE)
-            if not line:
-                break
+            line = file.readline(LONGEST_RECORD)
             try:
-                record = json.loads(line) if line.strip() else None
+                yield json.loads(line)
             except (ValueError, RecursionError):
-                broken += 1
                 continue
-            if isinstance(record, dict):
-                records.append(record)
-    if not records or (broken > len(records) and len(records) < 2):
-        return _of_document(text)
-    keys = set().union(*records)
-    if benchmark := benchmark_of(keys, RECORDS):
-        return benchmark
-    if len(records) == 1 and (document := benchmark_of(keys, DOCUMENTS)):
-        return document
-    if any(key in keys for key in _ASKS):
-        return "jsonl", _first_image(records)
-    return f"JSON lines with {_listed(keys)}, and without a question, conversations or messages"
 
 
-def _of_document(text: str) -> Found:
-    keys = _TOP_KEY.findall(text)
+def _of_document(keys: Collection[str]) -> Found:
     if document := benchmark_of(keys, DOCUMENTS):
         return document
-    return (
-        f"one JSON object (with {_listed(dict.fromkeys(keys))}); a dataset is an array of records, or an object a line"
-    )
+    return f"one JSON object (with {_listed(keys)}); a dataset is an array of records, or an object a line"
 
 
-def _first_image(records: list[dict]) -> str | None:
-    return next((record["image"] for record in records if isinstance(record.get("image"), str)), "")
-
-
-def _listed(keys) -> str:
-    shown = [str(key)[:40] for key in list(keys)[:8]]
-    return ", ".join(sorted(shown)) + (", ..." if len(keys) > len(shown) else "") if shown else "no keys"
+def _listed(keys: Collection[str]) -> str:
+    names = sorted(set(keys))
+    more = ", ..." if len(names) > _SHOWN_KEYS else ""
+    return ", ".join(name[:40] for name in names[:_SHOWN_KEYS]) + more or "no keys"
