@@ -22,6 +22,7 @@ FORMATS = {
     "webdataset": "WebDataset tar shards",
 }
 SHOWN = 8
+SMALLEST = 0.01
 
 
 def cost_facts(study: "Study | None", work: "Workload", card: str, tokens_per_second: float | None) -> dict:
@@ -147,13 +148,12 @@ def _cost(cost: dict) -> None:
     for scorer in cost["scorers"]:
         counts = [f"{_range(value)} {what}" for what, value in scorer.items() if what != "name"]
         rows.append((f"scorer {scorer['name']}", ", ".join(counts)))
-    rows += [("GPU-hours sampling", _range(hours["sampling"]))]
-    rows += [("GPU-hours log-probs", _range(hours["scoring log-probs"]) + " (0: noted while sampling)")]
-    rows += [
-        (f"GPU-hours {recipe}", f"{_range(one['a run'])} a run, {one['runs']} runs")
-        for recipe, one in hours["training"].items()
-    ]
-    rows += [("GPU-hours in all", _range(hours["total"]))]
+    rows.append(("GPU-hours sampling", _range(hours["sampling"])))
+    if any(hours["scoring log-probs"]):
+        rows.append(("GPU-hours scoring log-probs", _range(hours["scoring log-probs"])))
+    for recipe, one in hours["training"].items():
+        rows.append((f"GPU-hours {recipe}", f"{_range(one['a run'])} a run, runs: {one['runs']}"))
+    rows.append(("GPU-hours in all", _range(hours["total"])))
     rows += [("disk", ", ".join(f"{name} {_range(size)} GB" for name, size in cost["disk in GB"].items()))]
     _table(rows)
     typer.echo("\nassumed")
@@ -197,4 +197,6 @@ def _short(value: float) -> str:
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= size:
             return f"{value / size:.3g} {letter}"
+    if 0 < value < SMALLEST:
+        return f"under {SMALLEST}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -42,18 +42,24 @@ def exactly(value: float) -> Range:
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: dense bfloat16 operations and bytes of memory traffic, both a second, as its data sheet gives them."""
+    """A GPU by its data sheet: dense operations in 16 and in 32 bits, and bytes of memory traffic, each a second."""
 
     name: str
-    flops: float
+    flops_16: float
+    flops_32: float
     bandwidth: float
+
+    def flops(self, bits: int) -> float:
+        """Operations a second on numbers of so many bits, 32 or fewer; fewer than 16 compute in 16."""
+        return self.flops_32 if bits > 16 else self.flops_16
 
 
 CARDS = {
-    "a100": Card("A100 80 GB (SXM)", 312e12, 2.039e12),
-    "h100": Card("H100 80 GB (SXM)", 989e12, 3.35e12),
-    "l40s": Card("L40S", 362e12, 0.864e12),
+    "a100": Card("A100 80 GB (SXM)", 312e12, 19.5e12, 2.039e12),
+    "h100": Card("H100 80 GB (SXM)", 989e12, 67e12, 3.35e12),
+    "l40s": Card("L40S", 362e12, 91.6e12, 0.864e12),
 }
+"""By the name that `--card` takes."""
 
 
 class Assumptions(Settings):

@@ -108,12 +108,12 @@ def estimate(
     read = plan.rounds * (work.prompts * prompt)
     generated = candidates * answer
     if tokens_per_second is None:
-        reading = read * (assumed.read_flops * model.parameters) / (assumed.read_utilisation * card.flops)
+        reading = read * (assumed.read_flops * model.parameters) / (assumed.read_utilisation * card.flops(model.bits))
         sampling = reading + _decoding(plan, work.prompts, prompt, answer, model, card, assumed)
     else:
         sampling = generated / tokens_per_second
     scored = distinct * (work.prompts * answer) + exactly(work.prompts * prompt)
-    scoring = scored * (assumed.read_flops * model.parameters) / (assumed.read_utilisation * card.flops)
+    scoring = scored * (assumed.read_flops * model.parameters) / (assumed.read_utilisation * card.flops(model.bits))
     judges = plan.judges or (ServedJudge("a judge that is assumed", assumed.judge_group, None),)
     rows = distinct * work.prompts
     return Cost(
@@ -186,7 +186,9 @@ def _decoding(
             rows = together * samples
             steps, held = ceil(prompts / plan.in_flight) * answer * longest, together * prompt
         traffic = model.weight_bytes + model.kv_bytes_a_token * (held + rows * answer / 2)
-        return steps * max(traffic / card.bandwidth, assumed.read_flops * model.parameters * rows / card.flops)
+        return steps * max(
+            traffic / card.bandwidth, assumed.read_flops * model.parameters * rows / card.flops(model.bits)
+        )
 
     longest = exactly(1) if plan.served else assumed.longest_answer
     # A batch can't go on for longer than it may.
@@ -230,7 +232,7 @@ def _training(
     sequences = 2 if training.kind == "dpo" else 1
     operations = assumed.lora_flops + (assumed.checkpoint_flops if training.checkpointing else 0)
     seen = assumed.pair_share * (tokens * sequences * model.parameters)
-    speed = assumed.train_utilisation * (card.flops * HOUR)
+    speed = assumed.train_utilisation * (card.flops(model.bits) * HOUR)
     a_run = seen * (training.epochs * operations + assumed.read_flops) / speed
     once = seen * assumed.read_flops / speed if reference and training.kind == "dpo" else exactly(0)
     return TrainingCost(training, a_run, a_run * training.runs + once)

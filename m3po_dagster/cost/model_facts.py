@@ -8,16 +8,20 @@ from m3po_dagster.cost.assumptions import Assumptions
 from m3po_dagster.method.generation.settings import ModelSettings
 
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d{1,3}(?:\.\d{1,2})?)[bB](?![A-Za-z0-9])")
-_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "auto": 2.0}
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5}
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """`parameters`; `weight_bytes` as loaded; `kv_bytes_a_token` of keys and values. Each with where it comes from."""
+    """How large a model is; `parameters_from` and `kv_from` say where the figures come from.
+
+    `weight_bytes` as loaded; `bits` of a number that it computes with; `kv_bytes_a_token`: its keys and values.
+    """
 
     parameters: float
     weight_bytes: float
+    bits: int
     kv_bytes_a_token: float
     parameters_from: str
     kv_from: str
@@ -33,13 +37,14 @@ def model_facts(model: ModelSettings, assumed: Assumptions) -> ModelFacts:
         parameters, source = float(match[1]) * 1e9, f"its name, {model.path}: the files are not at hand"
     else:
         parameters, source = assumed.parameters, "assumed: the files are not at hand and the name tells no size"
-    bits = _QUANTIZED_BYTES.get(model.quantization, _BYTES[model.dtype])
+    size = _BYTES[model.dtype]
     kv, kv_from = _kv_values(folder), "its config"
     if kv is None:
         kv_bytes, kv_from = assumed.kv_bytes_a_token, "assumed: the config is not at hand"
     else:
-        kv_bytes = kv * _BYTES[model.dtype]
-    return ModelFacts(parameters, parameters * bits, kv_bytes, source, kv_from)
+        kv_bytes = float(kv * size)
+    weight_bytes = parameters * _QUANTIZED_BYTES.get(model.quantization, size)
+    return ModelFacts(parameters, weight_bytes, 8 * size, kv_bytes, source, kv_from)
 
 
 def folder_of(model: ModelSettings) -> Path | None:

@@ -83,7 +83,8 @@ def assumptions(
         said["judge"] = "a cascade leaves answers out, and a referee is asked about a part: this is the most"
     if any(scorer.unit == "sentences" for scorer in plan.scorers):
         said["tokens_a_sentence"] = _of(assumed, "tokens_a_sentence")
-    said["card"] = f"{card.name}: {card.flops / 1e12:.0f} TFLOP/s in 16 bits, {card.bandwidth / 1e12:.2f} TB/s"
+    speed = f"{card.flops(model.bits) / 1e12:.3g} TFLOP/s in {model.bits} bits, {card.bandwidth / 1e12:.3g} TB/s"
+    said["card"] = f"{card.name}: {speed}"
     if tokens_per_second is not None:
         said["sampling"] = f"your own rate, {tokens_per_second:g} generated tokens a second"
     else:
