@@ -12,7 +12,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def progress(log: Callable[[str], None], label: str, unit: str):
-    """Gives a callback `advance(done, total)`; `done` counts from 0 to `total` over the whole work; a total of 0 is unknown."""
+    """Gives a callback `advance(done, total)`; `done` counts from 0 to `total` over the whole work.
+
+    A total of 0 is an unknown one.
+    """
     bar = tqdm(desc=label, unit=unit, disable=not sys.stderr.isatty(), leave=False)
     started = last_line = time.monotonic()
 

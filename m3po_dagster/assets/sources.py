@@ -32,7 +32,7 @@ FACTS, FACT_CHARACTERS = 20, 400
 def assets(study: Study) -> list[dg.AssetsDefinition]:
     """The identity assets."""
 
-    @stage_asset("source_dataset", study, SOURCE_INDEX, group_name="outside", kinds={"json"}, section="4.1")
+    @stage_asset("source_dataset", study, SOURCE_SHARDS, group_name="outside", kinds={"json"}, section="4.1")
     def source_dataset(
         context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
     ) -> Iterator[dg.MaterializeResult]:

@@ -20,6 +20,7 @@ from m3po_dagster.datasets.row import (
     IMAGE_NOT_FETCHED,
     IMAGE_OUTSIDE,
     IMAGE_URL,
+    UNKNOWN,
     ImageFacts,
     SourceRow,
 )
@@ -38,7 +39,7 @@ class _Placed:
 
     uri: str | None = None
     path: Path | None = None
-    trouble: ImageFacts = ImageFacts()
+    trouble: ImageFacts = UNKNOWN
 
 
 class DatasetIndex:
@@ -133,8 +134,8 @@ def shard_names(shards: int) -> list[str]:
 def shard_of(row: SourceRow, shards: int) -> str:
     """The shard of a row: a hash of what it belongs to, modulo their number.
 
-    That is the image's content, or its path where it can't be read, or the record's id where there is none. So one image
-    never sits in two shards, a record added to the file moves no other, and shards are alike in size.
+    That is the image's content, or its path where it can't be read, or the record's id where there is none. So one
+    image never sits in two shards, a record added to the file moves no other, and shards are alike in size.
     """
     if row.image.sha256:
         key = f"image {row.image.sha256}"

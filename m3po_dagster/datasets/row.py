@@ -54,6 +54,10 @@ class ImageFacts:
     detail: str | None = None
 
 
+UNKNOWN = ImageFacts()
+"""What is known of the image of a record that has none."""
+
+
 @dataclass(frozen=True)
 class SourceRow:
     """One record of one source with its image's facts; `refused` says why a malformed one is none."""
@@ -65,7 +69,7 @@ class SourceRow:
     refused: str | None
     conversation: tuple[tuple[str, str], ...] | None
     image_uri: str | None
-    image: ImageFacts = ImageFacts()
+    image: ImageFacts = UNKNOWN
 
     def to_dict(self) -> dict:
         """The row in ROWS' columns."""
