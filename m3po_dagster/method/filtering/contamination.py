@@ -1,0 +1,131 @@
+"""Which prompts show or ask what a benchmark does (section 4.1)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from m3po_dagster.method.filtering.hamming import first_within
+from m3po_dagster.method.filtering.near_duplicate import is_telling
+from m3po_dagster.method.filtering.result import Dropped
+from m3po_dagster.method.filtering.row import SourceRow, is_usable
+from m3po_dagster.method.filtering.settings import ContaminationFilter
+from m3po_dagster.method.known_images.known import KnownBenchmark, coco_id, known_benchmarks
+
+COCO_ID = "benchmark image (COCO id)"
+SAME_FILE = "benchmark image (same file)"
+LOOKS_SAME = "benchmark image (looks the same)"
+QUESTION = "benchmark question"
+
+TEMPLATE_CHARACTERS = 500
+"""No benchmark's question is longer: longer texts are not matched, so that no pattern can take long."""
+
+
+@dataclass(frozen=True)
+class BenchmarkImages:
+    """Images of the study's own benchmarks, one row each, columns of one length.
+
+    `benchmark` names the benchmark, `image_uri` its image, `sha256` (None where the file can't be read) the file's
+    bytes, `phash` (None where it can't be decoded) its perceptual hash.
+    """
+
+    benchmark: Sequence[str]
+    image_uri: Sequence[str]
+    sha256: Sequence[str | None]
+    phash: Sequence[int | None]
+
+    @cached_property
+    def by_sha256(self) -> dict[str, int]:
+        """The first row with each hash of bytes."""
+        rows = range(len(self.sha256) - 1, -1, -1)
+        return {self.sha256[row]: row for row in rows if self.sha256[row] is not None}
+
+    def name(self, row: int) -> str:
+        """The image as a person finds it."""
+        return f"{self.image_uri[row]} of {self.benchmark[row]}"
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A kept prompt that shows a benchmark's image."""
+
+    prompt_id: str
+    reason: str
+    detail: str
+
+
+class Contamination:
+    """The prompts of some rows that show or ask what a benchmark does."""
+
+    def __init__(self, rows: Iterable[SourceRow], settings: ContaminationFilter, benchmarks: BenchmarkImages | None):
+        """Of these rows. An image that a row names by its COCO id is known in all rows that have the same bytes."""
+        known = known_benchmarks(settings.known)
+        usable = {row.image_uri: row.image for row in rows if row.image_uri is not None and is_usable(row.image)}
+        by_id: dict[str, Dropped] = {}
+        for uri, image in usable.items():
+            if (why := _known_id(uri, known.values())) is not None:
+                by_id.setdefault(image.sha256, why)
+        hashes = {image.sha256: image.phash for image in usable.values() if image.sha256 not in by_id}
+        own = _own(hashes, benchmarks, settings.distance) if settings.images and benchmarks is not None else {}
+        self._images = {**own, **by_id}
+        self._templates = (
+            [(one.name, template) for one in known.values() for template in one.templates] if settings.templates else []
+        )
+
+    def __call__(self, sha256: str, question: str) -> Dropped | None:
+        """Why the prompt with this image and question is dropped."""
+        return self._images.get(sha256) or self._asked(question)
+
+    def _asked(self, question: str) -> Dropped | None:
+        if len(question) > TEMPLATE_CHARACTERS:
+            return None
+        text = " ".join(question.split()).casefold()
+        name = next((name for name, template in self._templates if template.fullmatch(text)), None)
+        return None if name is None else Dropped(QUESTION, f"in the form of a question of {name}")
+
+
+def contaminated(kept: pa.Table, known: Sequence[str], benchmarks: BenchmarkImages | None) -> list[Leak]:
+    """The rows of a filtered_instructions table that show an image of a benchmark, by COCO id or by bytes.
+
+    Counts anew on the result, whatever was filtered and how. `known` names lists of published benchmarks. Raises
+    ValueError for a name without a list.
+    """
+    lists = known_benchmarks(known)
+    leaks = []
+    for row in kept.select(["prompt_id", "image_uri", "image_sha256"]).to_pylist():
+        number = coco_id(row["image_uri"])
+        of = [one.name for one in lists.values() if number in one.coco_ids]
+        if of:
+            leaks.append(Leak(row["prompt_id"], COCO_ID, f"{row['image_uri']} is image {number} of {', '.join(of)}"))
+        elif benchmarks is not None and row["image_sha256"] in benchmarks.by_sha256:
+            same = benchmarks.name(benchmarks.by_sha256[row["image_sha256"]])
+            leaks.append(Leak(row["prompt_id"], SAME_FILE, f"{row['image_uri']} has the bytes of {same}"))
+    return leaks
+
+
+def _known_id(uri: str, known: Iterable[KnownBenchmark]) -> Dropped | None:
+    number = coco_id(uri)
+    name = next((one.name for one in known if number in one.coco_ids), None)
+    return None if name is None else Dropped(COCO_ID, f"{uri} is image {number} of {name}")
+
+
+def _own(hashes: dict[str, int], benchmarks: BenchmarkImages, distance: int) -> dict[str, Dropped]:
+    """Why the images with these bytes, and these perceptual hashes, are those of one of the study's own benchmarks."""
+    comparable = [row for row, phash in enumerate(benchmarks.phash) if phash is not None]
+    members = np.array([benchmarks.phash[row] for row in comparable], np.uint64)
+    telling = np.flatnonzero(is_telling(members))
+    queries = np.array(list(hashes.values()), np.uint64)
+    found = np.where(is_telling(queries), first_within(queries, members[telling], distance), -1)
+    dropped = {}
+    for sha256, phash, at in zip(hashes, queries, found.tolist(), strict=True):
+        if sha256 in benchmarks.by_sha256:
+            same = benchmarks.name(benchmarks.by_sha256[sha256])
+            dropped[sha256] = Dropped(SAME_FILE, f"the same bytes as {same}")
+        elif at >= 0:
+            like = telling[at]
+            differ = int(np.bitwise_count(phash ^ members[like]))
+            other = benchmarks.name(comparable[like])
+            dropped[sha256] = Dropped(LOOKS_SAME, f"looks like {other}: {differ} of 64 bits differ")
+    return dropped
