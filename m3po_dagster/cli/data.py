@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from m3po_dagster.cli.options import JsonOption, explained, fail
 
 if TYPE_CHECKING:
+    from m3po_dagster.cli.data_filters import Sifted
     from m3po_dagster.cost.estimate import Workload
     from m3po_dagster.datasets.inspection import Inspection
     from m3po_dagster.datasets.record import Malformed, Record
@@ -63,8 +64,10 @@ def inspect(
     Exit code 0 when prompts can be made of it; 1 when it can't be read or nothing in it can become a prompt.
     """
     from m3po_dagster.cli import data_report
+    from m3po_dagster.cli.data_filters import sift
     from m3po_dagster.datasets.inspection_facts import facts_of
     from m3po_dagster.datasets.record import DatasetError
+    from m3po_dagster.method.filtering import FilterSettings
 
     loaded = _study(study)
     with explained(DatasetError, status=1):
@@ -72,9 +75,14 @@ def inspect(
         which = turns or (loaded.dataset.turns if loaded else "first")
         settings = loaded.dataset if loaded else None
         found = {name: _inspected(source, which, sample, settings) for name, source in sources.items()}
-    facts = {name: facts_of(found[name], source) for name, source in sources.items()}
+    filters = loaded.filters if loaded else FilterSettings()
+    sifted = {name: sift(name, one, filters, which) for name, one in found.items()}
+    facts = {
+        name: facts_of(found[name], source) | {"filters on the sample": sifted[name].facts()}
+        for name, source in sources.items()
+    }
     may_be_elsewhere = file is not None and image_root is None and not folder
-    work, why = _workload(found, which, may_be_elsewhere)
+    work, why = _workload(found, sifted, which, may_be_elsewhere)
     cost = data_report.cost_facts(loaded, work, card, tokens_per_second) if work is not None else None
     snippet = data_report.snippet(sources, which) if file is not None else None
     if as_json:
@@ -177,7 +185,7 @@ def _known_images() -> Callable[[str], Mapping[str, int]]:
 
 
 def _workload(
-    found: "Mapping[str, Inspection]", turns: str, may_be_elsewhere: bool
+    found: "Mapping[str, Inspection]", sifted: "Mapping[str, Sifted]", turns: str, may_be_elsewhere: bool
 ) -> "tuple[Workload | None, str | None]":
     """What the sources bring together, and what is to be said of it; None where nothing can become a prompt."""
     from m3po_dagster.cost.estimate import Workload
@@ -192,6 +200,10 @@ def _workload(
             return None, f"nothing in it can become a prompt: none of the images of {asked:,} prompts is in place"
         usable = asked
         note = "no image is in place: say where they lie with --image-root; the estimate is for all prompts"
+    else:
+        usable = round(sum(one.usable * sifted[name].share for name, one in found.items()))
+        if usable == 0:
+            return None, "nothing in it can become a prompt: the filters drop every prompt of the sample"
     questions = [one for one in found.values() if one.questions.number]
     answers = [one.answers for one in questions if one.answers.number]
     number = sum(one.questions.number for one in questions)

@@ -57,6 +57,7 @@ def show(facts: Mapping[str, dict], note: str | None, cost: dict | None, lines: 
         _table(_record_rows(one))
         _table(_image_rows(one["images"]))
         _prefixes(one["images"]["prefixes"])
+        _table(_filter_rows(one["filters on the sample"]))
     if note:
         typer.echo(f"note: {note}")
     if cost:
@@ -113,6 +114,13 @@ def _image_rows(images: dict) -> Iterable[tuple[str, str]]:
         yield f"  {trouble['images']:,}", f"{trouble['problem']}: {trouble['examples'][0]}"
     for name, values in sample["pixels"].items():
         yield f"  {name}", f"{values['min']:g} to {values['max']:g}, median {values['median']:g}"
+
+
+def _filter_rows(sifted: dict) -> Iterable[tuple[str, str]]:
+    if sifted["prompts"]:
+        yield "filters", f"keep {sifted['kept']:,} of {sifted['prompts']:,} prompts of the sample"
+    for drop in sifted["dropped"]:
+        yield f"  {drop['prompts']:,}", f"{drop['filter']}: {drop['reason']}; {drop['example']}"
 
 
 def _prefixes(prefixes: list[dict]) -> None:

@@ -66,7 +66,8 @@ def assumptions(
     else:
         answer = f"the mean of the dataset's own answers, at most max_new_tokens ({plan.max_new_tokens})"
     said = {
-        "prompts": f"{work.prompts:,}",
+        "prompts": f"{work.prompts:,}: those with an image in place, less the share that the filters dropped of the "
+        "sample; duplicates outside it are still among them",
         "parameters": f"{model.parameters:.3g}, from {model.parameters_from}",
         "prompt": f"{text} and {beside}",
         "answer": answer,
