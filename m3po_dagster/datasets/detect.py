@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from m3po_dagster.datasets.benchmark_layouts import MME_FOLDER, BenchmarkLayout
-from m3po_dagster.datasets.detect_json import of_text
+from m3po_dagster.datasets.detect_json import first_image, of_text
 from m3po_dagster.datasets.detect_table import of_schema, schema_of
 from m3po_dagster.datasets.record import DatasetError
 from m3po_dagster.datasets.settings import (
@@ -64,11 +64,13 @@ def detect(path: Path, image_root: Path | None = None, only: str | None = None) 
             raise DatasetError(f"{path}: no such file or folder; correct the path")
     except OSError as error:
         raise DatasetError(f"{path}: can't be read: {error.strerror or error}") from None
-    return kind(path=path, image_root=image_root or _image_root(path, layout.pop("first_image", None)), **layout)
+    named = layout.pop("first_image", None)
+    return kind(path=path, image_root=image_root or _image_root(path, named), **layout)
 
 
 Guess = tuple[Callable[..., AnySource], dict]
-"""A settings class and its fields beside path and image_root; `first_image`: the path of an image in the data."""
+"""A settings class and its fields beside path and image_root. `first_image`: the first image that the data names, ''
+for none; left out where the data holds its images."""
 
 
 def _of_file(path: Path, only: str | None) -> Guess:
@@ -84,15 +86,16 @@ def _of_file(path: Path, only: str | None) -> Guess:
     if only == "webdataset" or (only is None and _is_tar(path)):
         return WebDatasetSource, {"format": "webdataset"}
     if only is not None:
-        return (JsonLinesSource if only == "jsonl" else JsonArraySource), {"format": only}
+        settings = JsonLinesSource if only == "jsonl" else JsonArraySource
+        return settings, {"format": only, "first_image": first_image(path, lines=only == "jsonl")}
     found = of_text(path, head)
     if isinstance(found, BenchmarkLayout):
         raise _refused(path, found)
     if isinstance(found, str):
         raise _unknown(path, found)
-    kind, first_image = found
+    kind, named = found
     settings = JsonLinesSource if kind == "jsonl" else JsonArraySource
-    return settings, {"format": kind, "first_image": first_image}
+    return settings, {"format": kind, "first_image": named}
 
 
 def _of_folder(path: Path, only: str | None) -> Guess:
@@ -143,14 +146,14 @@ def _is_mme(path: Path, names: list[str]) -> bool:
     return False
 
 
-def _image_root(path: Path, first_image: str | None) -> Path:
+def _image_root(path: Path, named: str | None) -> Path:
     folder = path if path.is_dir() else path.parent
-    if first_image is None:
+    if named is None:
         # Where the data holds its images they are unpacked, and mustn't lie among the files that are read.
         return folder.parent / f"{path.stem}_images" if path.is_dir() else folder / f"{path.stem}_images"
     roots = (folder, folder / "images", folder.parent / "images", folder.parent)
-    inside = not first_image.startswith("/") and ".." not in first_image.split("/")
-    return next((root for root in roots if inside and (root / first_image).is_file()), folder)
+    inside = not named.startswith("/") and ".." not in named.split("/")
+    return next((root for root in roots if inside and (root / named).is_file()), folder)
 
 
 def _refused(path: Path, benchmark: BenchmarkLayout) -> NotInstructionData:

@@ -55,8 +55,13 @@ def of_text(path: Path, head: bytes) -> Found:
     return f"text that starts with {start[:20]!r}, which is no JSON"
 
 
+def first_image(path: Path, lines: bool) -> str:
+    """The first image that the first records of JSON lines, or of an array, name; '' for none. Raises as `of_text`."""
+    return _Seen.of(_lines(path) if lines else _elements(path)).image
+
+
 def _of_array(path: Path) -> Found:
-    seen = _Seen.of(islice(read_array(path, LONGEST_RECORD), FIRST))
+    seen = _Seen.of(_elements(path))
     if not seen.objects:
         return "a JSON array that does not begin with objects"
     if "conversations" in seen.keys:
@@ -82,6 +87,10 @@ def _of_lines(path: Path, text: str) -> Found:
     if seen.objects == 1:
         return _of_document(seen.keys)
     return f"JSON lines with {_listed(seen.keys)}, and without a question, conversations or messages"
+
+
+def _elements(path: Path) -> Iterator[object]:
+    return islice(read_array(path, LONGEST_RECORD), FIRST)
 
 
 def _lines(path: Path) -> Iterator[object]:
