@@ -131,7 +131,9 @@ class ImageSurvey:
 
 def prefix_of(uri: str) -> str:
     """The first two folders of an image's path, which tell the collection that it comes from."""
-    return "/".join(PurePosixPath(uri).parts[:-1][:PREFIX_FOLDERS]) or NO_FOLDER
+    path = PurePosixPath(uri)
+    folders = path.parts[:-1][: PREFIX_FOLDERS + path.is_absolute()]
+    return str(PurePosixPath(*folders)) if folders else NO_FOLDER
 
 
 def shape_quantiles(sizes: Sequence[tuple[int, int]]) -> dict[str, tuple[float, float, float]]:
