@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED
+from m3po_dagster.method.filtering import Leak
 from m3po_dagster.method.generation.diversity import Diversity
 
 LEAST_SPREAD = 0.01
@@ -131,10 +132,12 @@ def kept_share(kept: int, dropped: int) -> Check:
     )
 
 
-def uncontaminated(left: Sequence[str]) -> Check:
-    """`left` names what is left of benchmarks, one text a prompt: a benchmark that was trained on measures nothing."""
-    found = f"{len(left)} prompts" + (f", the first {'; '.join(left[:EXAMPLES])}" if left else "")
-    return UNCONTAMINATED.outcome(not left, found, prompts=len(left))
+def uncontaminated(leaks: Sequence[Leak]) -> Check:
+    """A benchmark that was trained on measures nothing; `leaks` are the kept prompts that show its images."""
+    first = "; ".join(f"{leak.prompt_id}: {leak.detail}" for leak in leaks[:EXAMPLES])
+    return UNCONTAMINATED.outcome(
+        not leaks, f"{len(leaks)} prompts" + (f", {first}" if leaks else ""), prompts=len(leaks)
+    )
 
 
 def prompts_answered(answered: int, failed: int, max_failed: float) -> Check:

@@ -27,6 +27,13 @@ from m3po_dagster.study import Study
 SHOWN, SHEET = 6, 48
 """Prompts shown with their image; kept images on the contact sheet."""
 EXAMPLE_CHARACTERS = 400
+BENCHMARK_COLUMNS = {
+    "benchmark": "benchmark",
+    "image_uri": "image_uri",
+    "sha256": "image_sha256",
+    "phash": "phash",
+}
+"""What the filters call the columns of benchmark_data's images."""
 
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -53,25 +60,35 @@ def filter_shard(work: Work) -> Built:
     """Applies the study's filters to the shard's records; other shards are known by their images' hashes alone."""
     from m3po_dagster.datasets.shards import columns_of, read_shard
     from m3po_dagster.method.filtering import BenchmarkImages, ImagesSeen, contaminated, filter_rows
+    from m3po_dagster.method.filtering.images_seen import COLUMNS
+    from m3po_dagster.method.known_images.known import NAMES
 
-    settings, source = work.study.filters, work.one("source_dataset")
+    dataset, settings, source = work.study.dataset, work.study.filters, work.one("source_dataset")
     files = {shard: records_file(source, shard) for shard in work.study.shards}
-    benchmarks = BenchmarkImages.of(work.one("benchmark_data").table("images"))
+    others = settings.near_duplicate is not False
+    benchmarks = BenchmarkImages(
+        **{
+            field: work.one("benchmark_data").table("images")[column].to_pylist()
+            for field, column in BENCHMARK_COLUMNS.items()
+        }
+    )
     with work.progress("filtering", "record") as advance:
         result = filter_rows(
             read_shard(files[work.partition]),
             settings,
-            turns=work.study.dataset.turns,
-            images=ImagesSeen.of(columns_of(files.values(), ImagesSeen.COLUMNS), list(work.study.dataset.sources)),
+            turns=dataset.turns,
+            images=ImagesSeen.of(columns_of(files.values(), COLUMNS), list(dataset.sources)) if others else None,
             benchmarks=benchmarks,
             progress=advance,
         )
+    # Switched off, the filter drops nothing; the check still knows every list.
+    known = settings.contamination.known if settings.contamination else NAMES
     kept = pa.Table.from_pylist(result.kept, schema=FILTERED_INSTRUCTIONS.schema)
     dropped = pa.Table.from_pylist(result.dropped, schema=DROPPED.schema)
     return Built(
         {"data": (kept, FILTERED_INSTRUCTIONS), "dropped": (dropped, DROPPED)},
-        facts={"drops": [asdict(drop) for drop in result.drops]},
-        checks=(kept_share(len(kept), len(dropped)), uncontaminated(contaminated(kept, settings, benchmarks))),
+        facts={"drops": [asdict(drop) for drop in result.drops], "assistant first": result.assistant_first},
+        checks=(kept_share(len(kept), len(dropped)), uncontaminated(contaminated(kept, known, benchmarks))),
     )
 
 
@@ -84,6 +101,7 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
         "prompts": len(table),
         "images": pc.count_distinct(table["image_sha256"]).as_py(),
         "drops": drops_table(artifact.manifest.metadata["drops"]),
+        "conversations that an assistant turn began, left out": artifact.manifest.metadata["assistant first"],
         "preview": preview(table, columns=["prompt_id", "image_uri", "width", "height", "messages", "reference"]),
         "sizes": histograms(
             {
@@ -103,7 +121,15 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
 
 def drops_table(drops: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
     """What each filter dropped, in the order in which they are asked, with examples."""
-    rows = [{**drop, "examples": "; ".join(drop["examples"])} for drop in drops]
+    rows = [
+        {
+            "filter": drop["filter"],
+            "reason": drop["reason"],
+            "dropped": drop["count"],
+            "examples": "; ".join(f"{item}: {detail}" for item, detail in drop["examples"]),
+        }
+        for drop in drops
+    ]
     return rows_table(rows, ["filter", "reason", "dropped", "examples"], cell=EXAMPLE_CHARACTERS)
 
 

@@ -26,7 +26,7 @@ WEIGHTS = Path(__file__).parents[2] / "m3po_dagster" / "world" / "weights"
 SCENE_FILTERS = {
     "image_size": {"min_side": 64},
     "near_duplicate": False,
-    "contamination": {"templates": False, "distance": 0},
+    "contamination": {"images": False, "templates": False},
 }
 
 
