@@ -1,12 +1,11 @@
 """What a record says, whatever kind of file it lies in: its id, its image and its turns, or why they can't be told."""
 
-from collections.abc import Mapping
-
 SPEAKERS = ("human", "gpt")
 MAX_ID_CHARACTERS = 512
+ASKING = ("question", "conversations", "messages")
+"""Keys of a record that asks: one of them."""
 
 _SPEAKER_OF_ROLE = {"user": "human", "assistant": "gpt"}
-_FORMS = ("question", "conversations", "messages")
 _REFERENCES = ("image", "image_url", "path", "url")
 
 Conversation = tuple[tuple[str, str], ...]
@@ -17,13 +16,15 @@ class Refused(ValueError):
     """What is wrong with a record, naming the field."""
 
 
-def conversation_of(record: Mapping[str, object]) -> Conversation:
+def conversation_of(record: object) -> Conversation:
     """The turns of a record that asks in one of three forms.
 
     `question`, with an `answer` or without; `conversations` or `messages`, a list of turns as `turns_of` takes them.
     Raises Refused.
     """
-    forms = [form for form in _FORMS if record.get(form) is not None]
+    if not isinstance(record, dict):
+        raise Refused(f"a record is an object, this is {kind(record)}")
+    forms = [form for form in ASKING if record.get(form) is not None]
     if not forms:
         raise Refused("question is missing, and so are conversations and messages")
     if len(forms) > 1:

@@ -6,6 +6,9 @@ from m3po_dagster.datasets.conversation import Conversation, Refused, kind
 from m3po_dagster.datasets.json_text import Unreadable, canonical_sha256
 from m3po_dagster.datasets.record import Malformed, Record
 
+MAX_IMAGE_BYTES = 256 << 20
+"""Largest image that a dataset's own file may hold."""
+
 
 def item_of(
     position: int,

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from m3po_dagster.datasets import jsonl, llava_instruct
-from m3po_dagster.datasets.files import one_file
+from m3po_dagster.datasets import huggingface, jsonl, llava_instruct, rlaif_v, webdataset
+from m3po_dagster.datasets.files import files_of, one_file
 from m3po_dagster.datasets.record import Malformed, Record
 from m3po_dagster.datasets.settings import AnySource, SourceSettings
 
@@ -29,6 +29,15 @@ READERS: dict[str, Reader] = {
     "jsonl": Reader(
         files=lambda source: one_file(source.path),
         read=lambda source, max_record_bytes: jsonl.read(source.path, max_record_bytes),
+    ),
+    "rlaif_v": Reader(
+        files=lambda source: files_of(source.path, (".parquet",)),
+        read=lambda source, max_record_bytes: rlaif_v.read(files_of(source.path, (".parquet",)), max_record_bytes),
+    ),
+    "huggingface": Reader(files=huggingface.source_files, read=huggingface.read),
+    "webdataset": Reader(
+        files=lambda source: files_of(source.path, (".tar",)),
+        read=lambda source, max_record_bytes: webdataset.read(files_of(source.path, (".tar",)), max_record_bytes),
     ),
 }
 """Reader of each format."""

@@ -1,0 +1,128 @@
+"""Reader of Hugging Face datasets on disk: folders of save_to_disk, and Parquet or Arrow files."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from m3po_dagster.datasets.arrow_files import (
+    Column,
+    batches_of,
+    columns_there,
+    is_id,
+    is_image,
+    is_list,
+    is_text,
+    named,
+)
+from m3po_dagster.datasets.arrow_rows import items_of
+from m3po_dagster.datasets.conversation import Conversation, image_of, question_and_answer, source_id_of, turns_of
+from m3po_dagster.datasets.files import files_of
+from m3po_dagster.datasets.record import DatasetError, Malformed, Record
+from m3po_dagster.datasets.settings import HuggingFaceSource
+
+_BATCH_ROWS = 256
+_OF_SPLIT = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}\.(parquet|arrow)", re.IGNORECASE)
+
+
+def read(source: HuggingFaceSource, max_record_bytes: int) -> Iterator[Record | Malformed]:
+    """The rows in order, malformed ones included; memory holds a few rows and no image is decoded.
+
+    An image without bytes has a path, relative to the image root. The id is the row's position where no id column is
+    named. Raises DatasetError for a broken file or a column that is missing or of another type, naming the file.
+    """
+    columns = [Column(source.image_column, is_image, "an image feature, bytes or paths")]
+    if source.conversation_column is not None:
+        columns.append(Column(source.conversation_column, is_list, "a list of turns"))
+    if source.question_column is not None:
+        columns.append(Column(source.question_column, is_text, "text"))
+    if source.answer_column is not None:
+        columns.append(Column(source.answer_column, is_text, "text"))
+    if source.id_column is not None:
+        columns.append(Column(source.id_column, is_id, "text or whole numbers"))
+    folder = _saved_folder(source)
+    batches = batches_of(source_files(source), columns) if folder is None else named(folder, _saved(folder, columns))
+
+    def id_of(raw: dict, position: int) -> str:
+        return str(position) if source.id_column is None else source_id_of(raw[source.id_column], source.id_column)
+
+    def content_of(raw: dict) -> tuple[str | None, Conversation]:
+        image = image_of(raw[source.image_column], source.image_column)
+        if source.conversation_column is not None:
+            return image, turns_of(raw[source.conversation_column], source.conversation_column)
+        answer = None if source.answer_column is None else raw[source.answer_column]
+        fields = (source.question_column, source.answer_column or "")
+        return image, question_and_answer(raw[source.question_column], answer, fields)
+
+    return items_of(batches, source.image_column, id_of, content_of, max_record_bytes)
+
+
+def source_files(source: HuggingFaceSource) -> list[Path]:
+    """The Parquet or Arrow files of the split, in the order they are read.
+
+    Of files named like the hub's, SPLIT-00000-of-00005.parquet, those of the source's split, if there are several
+    splits in the folder. Raises DatasetError.
+    """
+    folder = _saved_folder(source)
+    if folder is not None:
+        return [folder / name for name in _saved_names(folder)]
+    files = files_of(source.path, (".parquet", ".arrow"))
+    names = [_OF_SPLIT.fullmatch(path.name) for path in files]
+    splits = {name["split"] for name in names if name}
+    if len(splits) < 2:
+        return files
+    # The library's own cache puts the dataset's name before the split's.
+    of_split = {split for split in splits if split == source.split or split.endswith(f"-{source.split}")}
+    if not of_split:
+        raise DatasetError(f"{source.path}: no files of split {source.split!r}; there are {', '.join(sorted(splits))}")
+    return [path for path, name in zip(files, names, strict=True) if name is None or name["split"] in of_split]
+
+
+def _saved_folder(source: HuggingFaceSource) -> Path | None:
+    """The folder that save_to_disk made of the split, if it made one."""
+    dictionary = source.path / "dataset_dict.json"
+    if not dictionary.is_file():
+        return source.path if (source.path / "state.json").is_file() else None
+    splits = _json(dictionary).get("splits")
+    if not isinstance(splits, list) or source.split not in splits:
+        raise DatasetError(f"{source.path}: no split {source.split!r}; {dictionary.name} names {str(splits)[:200]}")
+    return source.path / source.split
+
+
+def _saved_names(folder: Path) -> list[str]:
+    """Names of the files that state.json lists, in its order."""
+    listed = _json(folder / "state.json").get("_data_files")
+    listed = listed if isinstance(listed, list) else []
+    names = [file.get("filename") if isinstance(file, dict) else None for file in listed]
+    for name in names:
+        # A name is joined to the folder by the library: it must not lead out of it.
+        if not isinstance(name, str) or name != Path(name).name or name in ("", ".."):
+            raise DatasetError(f"{folder / 'state.json'}: {name!r} is no name of a file in the folder")
+    if not names:
+        raise DatasetError(f"{folder / 'state.json'}: _data_files names no file")
+    return names
+
+
+def _saved(folder: Path, columns: list[Column]) -> Iterator[pa.Table]:
+    import datasets
+
+    _saved_names(folder)
+    try:
+        dataset = datasets.Dataset.load_from_disk(str(folder.resolve()), keep_in_memory=False)
+    except (KeyError, TypeError, AttributeError) as error:
+        detail = f"{type(error).__name__}: {error}"
+        raise DatasetError(f"{folder}: state.json or dataset_info.json is broken: {detail[:500]}") from None
+    names = columns_there(folder, dataset.data.schema, columns)
+    yield from dataset.with_format("arrow").select_columns(names).iter(_BATCH_ROWS)
+
+
+def _json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: can't be read: {error}") from None
+    if not isinstance(value, dict):
+        raise DatasetError(f"{path}: expected an object")
+    return value
