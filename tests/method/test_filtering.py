@@ -1,337 +1,300 @@
 import hashlib
-import io
 import json
-import struct
-import warnings
-import zlib
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from pydantic import ValidationError
 
-from m3po_dagster.method import filtering
-from m3po_dagster.method.filtering import FilterSettings, filter_records, strip_image_token
-from m3po_dagster.method.prompt import Message, Prompt
+from m3po_dagster.datasets.row import (
+    IMAGE_MISSING,
+    IMAGE_NOT_FETCHED,
+    IMAGE_OUTSIDE,
+    IMAGE_TOO_LARGE,
+    IMAGE_UNDECODABLE,
+    IMAGE_URL,
+    ImageFacts,
+    SourceRow,
+)
+from m3po_dagster.method.filtering import FilterSettings, ImagesSeen, filter_rows
 from m3po_dagster.storage.tables import DROPPED, FILTERED_INSTRUCTIONS
+from tests.method.source_rows import image, row, said
 
-SMALL = FilterSettings(min_side=8)
-
-
-@dataclass(frozen=True)
-class Read:
-    """A record as a reader gives it."""
-
-    record: int
-    source_id: str
-    image: str | None
-    conversation: tuple[tuple[str, str], ...]
+DEFAULT = FilterSettings()
+OFF = FilterSettings(**dict.fromkeys(FilterSettings.model_fields, False))
+PROBLEMS = (IMAGE_OUTSIDE, IMAGE_MISSING, IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, IMAGE_URL, IMAGE_NOT_FETCHED)
 
 
-@dataclass(frozen=True)
-class Refused:
-    record: int
-    source_id: str
-    detail: str
-    reason: str = "malformed record"
+def run(rows, chosen=DEFAULT, turns="first", **more):
+    return filter_rows(rows, chosen, turns=turns, **more)
 
 
-def ask(question, image="a.png", record=0, answer="A bus."):
-    return Read(record, f"id{record}", image, (("human", question), ("gpt", answer)))
+def dropped_by(result):
+    """(filter, reason) of everything that was dropped, with how many."""
+    return {(drops.filter, drops.reason): drops.count for drops in result.drops if drops.count}
 
 
-def run(records, root, settings=SMALL, **options):
-    return filter_records(records, root, settings, source="toy", **options)
-
-
-def reason(records, root, settings=SMALL):
-    result = run(records, root, settings)
-    assert not result.kept
-    return result.dropped[0]["reason"]
-
-
-@pytest.fixture
-def root(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for name, colour in (("a.png", "red"), ("b.png", "blue")):
-        Image.new("RGB", (20, 10), colour).save(folder / name)
-    return folder
-
-
-def test_a_kept_record_is_a_row_of_the_table(root):
-    result = run([ask("<image>\nWhat is it?", record=4)], root)
-    (row,) = result.kept
-    sha256 = hashlib.sha256((root / "a.png").read_bytes()).hexdigest()
+def test_a_kept_row_is_a_row_of_the_table():
+    (kept,) = run([row("<image>\nWhat is it?", record=4)]).kept
+    sha256 = hashlib.sha256(b"a.png").hexdigest()
     canonical = json.dumps([sha256, [["user", "What is it?"]]], separators=(",", ":"))
-    assert row == {
+    assert kept == {
         "prompt_id": hashlib.sha256(canonical.encode()).hexdigest()[:32],
         "image_uri": "a.png",
         "image_sha256": sha256,
-        "width": 20,
-        "height": 10,
+        "width": 640,
+        "height": 480,
         "messages": [{"role": "user", "text": "What is it?"}],
         "reference": "A bus.",
         "source": "toy",
         "source_id": "id4",
+        "turn": 0,
     }
-    pa.Table.from_pylist(result.kept, FILTERED_INSTRUCTIONS.schema).validate(full=True)
-    assert (result.dropped, result.counts) == ([], {})
+    assert set(FILTERED_INSTRUCTIONS.schema.names) <= set(kept)
+    pa.Table.from_pylist([kept], FILTERED_INSTRUCTIONS.schema).validate(full=True)
 
 
-CONVERSATION = (("human", "<image>\nFirst?"), ("gpt", "One."), ("human", "Second?"), ("gpt", "Two."))
-
-
+@pytest.mark.parametrize("chosen", [DEFAULT, OFF], ids=["on", "off"])
 @pytest.mark.parametrize(
-    ("turns", "conversation", "texts", "reference"),
+    ("bad", "reason", "detail"),
     [
-        ("first", CONVERSATION, ["First?"], "One."),
-        ("last", CONVERSATION, ["First?", "One.", "Second?"], "Two."),
-        ("last", CONVERSATION[:3], ["First?", "One.", "Second?"], None),
-        ("last", CONVERSATION[:2], ["First?"], "One."),
-        ("first", CONVERSATION[:1], ["First?"], None),
+        (row(refused="conversations is missing"), "malformed record", "conversations is missing (id id0)"),
+        (row(uri=None), "text-only", "the record has no image (id id0)"),
+        *[
+            (row(facts=ImageFacts(problem=problem, detail="a.png is no good")), problem, "a.png is no good (id id0)")
+            for problem in PROBLEMS
+        ],
+        (row(facts=ImageFacts(sha256="0" * 64)), "image not examined", "hash, size or perceptual hash of a.png"),
+        (row(()), "no human turn", "conversations has no human turn"),
+        (row((("gpt", "A bus."),)), "no human turn", "conversations has no human turn"),
+        (row((("human", "Hm?"), ("human", "What?"))), "turns don't alternate", "conversations[1].from is 'human'"),
+        (row("<image>\n \t\n"), "instruction empty", "conversations[0].value has no text"),
     ],
 )
-def test_first_asks_alone_and_last_brings_the_turns_before_it(root, turns, conversation, texts, reference):
-    (row,) = run([Read(0, "1", "a.png", conversation)], root, turns=turns).kept
-    assert [turn["text"] for turn in row["messages"]] == texts
-    assert [turn["role"] for turn in row["messages"]] == ["user", "assistant", "user"][: len(texts)]
-    assert row["reference"] == reference
-
-
-@pytest.mark.parametrize(
-    ("text", "stripped"),
-    [
-        ("<image>\nWhat is it?", "What is it?"),
-        ("What is it?\n<image>", "What is it?"),
-        ("<image>What is it?", "What is it?"),
-        ("<image>\r\nWhat is it?", "What is it?"),
-        ("See:\n<image>\nWhat is it?", "See:\nWhat is it?"),
-        ("See <image> here", "See  here"),
-        ("See:<image>\nWhat?", "See:\nWhat?"),
-        ("<image>\n<image>\nWhat?", "What?"),
-        ("<im<image>age>What?", "What?"),
-        ("  two  spaces, kept \n", "  two  spaces, kept \n"),
-        ("What is this photo about'?\n<image>", "What is this photo about'?"),
-    ],
-)
-def test_the_image_token_and_its_newline_go_and_the_question_is_verbatim(text, stripped):
-    assert strip_image_token(text) == stripped
-
-
-@given(st.text(st.sampled_from(list("<image>\r\n a")), max_size=60))
-@example("<image>" * 3)
-def test_no_image_token_is_left_and_other_text_is_untouched(text):
-    stripped = strip_image_token(text)
-    assert "<image>" not in stripped
-    if "<image>" not in text:
-        assert stripped == text
-
-
-@given(
-    st.text(st.characters(exclude_characters="<", codec="utf-8"), min_size=1).filter(lambda text: text[0] not in "\r\n")
-)
-def test_prefix_and_suffix_form_are_one_question(question):
-    assert strip_image_token(f"<image>\n{question}") == question
-    if question[-1] not in "\r\n":
-        assert strip_image_token(f"{question}\n<image>") == question
-
-
-def test_text_is_composed_so_that_two_spellings_are_one_prompt(root):
-    result = run(
-        [ask("Is it a café?"), ask("Is it a cafe\u0301?", record=1)],
-        root,
-        FilterSettings(min_side=8, dedup_normalised=False),
-    )
-    assert [row["messages"][0]["text"] for row in result.kept] == ["Is it a café?"]
-    assert result.counts == {filtering.DUPLICATE: 1}
-
-
-@pytest.mark.parametrize(
-    ("record", "expected"),
-    [
-        (Refused(0, "1", "id is missing"), "malformed record"),
-        (Read(0, "1", None, (("human", "What is it?"),)), filtering.TEXT_ONLY),
-        (Read(0, "1", "a.png", (("gpt", "A bus."), ("human", "What is it?"))), filtering.NOT_HUMAN_FIRST),
-        (Read(0, "1", "a.png", (("human", "Hello?"), ("human", "What?"))), filtering.NOT_ALTERNATING),
-        (ask("<image>\n \t\n"), filtering.INSTRUCTION_EMPTY),
-        (ask("   x     "), filtering.INSTRUCTION_SHORT),
-        (ask("x" * 1_000_000), filtering.INSTRUCTION_LONG),
-        (ask("What is it?", "none.png"), filtering.IMAGE_MISSING),
-        (ask("What is it?", "."), filtering.IMAGE_MISSING),
-        (ask("What is it?", "x" * 5000), filtering.IMAGE_MISSING),
-        (ask("What is it?", "../a.png"), filtering.IMAGE_OUTSIDE),
-        (ask("What is it?", "/etc/passwd"), filtering.IMAGE_OUTSIDE),
-    ],
-)
-def test_each_reason_drops(root, record, expected):
-    result = run([record], root)
-    assert result.counts == {expected: 1}
-    assert result.dropped[0]["item_id"] == "toy#0"
+def test_what_makes_no_prompt_is_dropped_whatever_is_switched_off(bad, reason, detail, chosen):
+    result = run([bad], chosen)
+    assert not result.kept
+    (dropped,) = result.dropped
+    assert (dropped["item_id"], dropped["reason"]) == ("toy#0", reason)
+    assert dropped["detail"].startswith(detail) and dropped["detail"].endswith(" (id id0)")
+    assert dropped_by(result) == {("required", reason): 1}
     pa.Table.from_pylist(result.dropped, DROPPED.schema).validate(full=True)
 
 
-def test_an_empty_turn_of_the_history_drops_under_last_only(root):
-    record = Read(0, "1", "a.png", (("human", "What is it?"), ("gpt", " "), ("human", "And this?")))
-    assert run([record], root, turns="last").counts == {filtering.INSTRUCTION_EMPTY: 1}
-    assert len(run([record], root, turns="first").kept) == 1
+LOOP = "What is in the picture? " * 12
+EACH_FILTER = {
+    "image_size": [row(uri="small.png", facts=image("small", 111, 111))],
+    "image_aspect": [row(uri="long.png", facts=image("long", 640, 200))],
+    "instruction_length": [row("Eh?", uri="short.png")],
+    "language": [row("Was ist auf diesem Bild zu sehen?", uri="german.png")],
+    "repetition": [row(LOOP, uri="loop.png")],
+    "exact_duplicate": [row(record=7), row("what  IS it?", record=8)],
+    "near_duplicate": [
+        row(uri="one.png", facts=image("one", phash=0xF0F0)),
+        row(uri="two.png", facts=image("2", phash=0xF0F3)),
+    ],
+    "contamination": [row(uri="COCO_val2014_000000310196.jpg")],
+}
 
 
-def png_header(width, height):
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+def test_every_filter_has_a_case_here():
+    assert list(EACH_FILTER) == list(FilterSettings.model_fields)
 
 
-def promising(width, height):
-    chunk = b"IDAT" + zlib.compress(b"\0" * 100)
-    body = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return png_header(width, height) + body
+@pytest.mark.parametrize("name", EACH_FILTER)
+def test_a_filter_drops_what_it_is_for_and_nothing_when_it_is_off(name):
+    on, off = run(EACH_FILTER[name]), run(EACH_FILTER[name], FilterSettings(**{name: False}))
+    assert [by for by, _ in dropped_by(on)] == [name]
+    assert len(on.dropped) == 1
+    assert len(on.kept) == len(EACH_FILTER[name]) - 1
+    assert (len(off.kept), off.dropped) == (len(EACH_FILTER[name]), [])
 
 
-def truncated(kind):
-    buffer = io.BytesIO()
-    Image.effect_noise((64, 64), 50).convert("RGB").save(buffer, kind)
-    return buffer.getvalue()[: len(buffer.getvalue()) // 2]
+def test_drops_list_the_filters_in_order_with_three_examples_and_zeros():
+    rows = [row("Eh?", record=number, uri=f"{number}.png") for number in range(5)]
+    result = run([*rows, *EACH_FILTER["language"]])
+    filters = [drops.filter for drops in result.drops]
+    assert list(dict.fromkeys(filters)) == ["required", *FilterSettings.model_fields]
+    assert filters == sorted(filters, key=["required", *FilterSettings.model_fields].index)
+    by_reason = {drops.reason: drops for drops in result.drops}
+    short = by_reason["instruction too short"]
+    assert (short.count, [item for item, _ in short.examples]) == (5, ["toy#0", "toy#1", "toy#2"])
+    assert short.examples[0][1] == "3 characters, min_characters is 4 (id id0)"
+    assert by_reason["other language"].count == 1
+    assert by_reason["repeats itself"].count == 0
+    assert sum(drops.count for drops in result.drops) == len(result.dropped) == sum(result.counts.values())
+    assert result.counts == {"instruction too short": 5, "other language": 1}
 
 
-def text_bomb():
-    chunk = b"zTXt" + b"k\0\0" + zlib.compress(b"x" * 80_000_000)
-    body = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return png_header(16, 16) + body
+def test_a_filter_that_is_off_is_not_listed():
+    assert {drops.filter for drops in run([row()], OFF).drops} == {"required"}
+
+
+def test_the_first_filter_that_refuses_counts_the_prompt():
+    everything_wrong = row("Warum? " * 300, uri="COCO_val2014_000000310196.jpg", facts=image("wrong", 100, 5000))
+    order = []
+    chosen = {}
+    while len(order) < 5:
+        (found,) = dropped_by(run([everything_wrong], FilterSettings(**chosen))).items()
+        order.append(found[0][0])
+        chosen[found[0][0]] = False
+    assert order == ["image_size", "image_aspect", "instruction_length", "language", "repetition"]
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
+    ("chosen", "expected"),
     [
-        (b"", filtering.IMAGE_UNDECODABLE),
-        (b"GIF is what this claims to be", filtering.IMAGE_UNDECODABLE),
-        (truncated("PNG"), filtering.IMAGE_UNDECODABLE),
-        (truncated("JPEG"), filtering.IMAGE_UNDECODABLE),
-        (text_bomb(), filtering.IMAGE_UNDECODABLE),
-        (promising(12_000, 12_000), filtering.IMAGE_TOO_LARGE),
-        (promising(400_000, 400_000), filtering.IMAGE_TOO_LARGE),
-        (b"P6 16 16 255\n" + b"x" * 768, filtering.IMAGE_UNDECODABLE),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", filtering.IMAGE_UNDECODABLE),
+        ({"image_size": {"min_side": 480}}, None),
+        ({"image_size": {"min_side": 481}}, "image too small"),
+        ({"image_size": {"max_side": 640}}, None),
+        ({"image_size": {"max_side": 639}}, "image side too long"),
+        ({"image_aspect": {"max_aspect": 640 / 480}}, None),
+        ({"image_aspect": {"max_aspect": 1.33}}, "image too elongated"),
+        ({"instruction_length": {"min_characters": 11}}, None),
+        ({"instruction_length": {"min_characters": 12}}, "instruction too short"),
+        ({"instruction_length": {"max_characters": 11}}, None),
+        ({"instruction_length": {"max_characters": 10}}, "instruction too long"),
     ],
 )
-def test_hostile_images_are_counted_and_the_next_is_kept(root, content, expected):
-    (root / "bad.png").write_bytes(content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        result = run([ask("What is it?", "bad.png"), ask("What is it?", "a.png", 1)], root)
-    assert result.counts == {expected: 1}
-    assert [row["source_id"] for row in result.kept] == ["id1"]
-
-
-@given(st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
-def test_no_bytes_crash_the_filter(tmp_path_factory, tail, at, value):
-    folder = tmp_path_factory.mktemp("fuzz")
-    buffer = io.BytesIO()
-    Image.new("RGB", (12, 12), "red").save(buffer, "PNG")
-    content = bytearray(buffer.getvalue() + tail)
-    content[at % len(content)] = value
-    (folder / "a.png").write_bytes(bytes(content))
-    result = run([ask("What is it?")], folder)
-    assert len(result.kept) + len(result.dropped) == 1
-
-
-def test_what_is_kept_opens_as_a_prompt_with_the_stated_size(root):
-    upright = Image.effect_noise((40, 20), 50).convert("RGB")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    upright.save(root / "turned.jpg", exif=exif)
-    upright.convert("L").save(root / "gray.png")
-    upright.convert("RGBA").save(root / "alpha.png")
-    upright.convert("P").save(root / "palette.gif")
-    upright.convert("CMYK").save(root / "cmyk.jpg")
-    names = ["turned.jpg", "gray.png", "alpha.png", "palette.gif", "cmyk.jpg"]
-    kept = run([ask("What is it?", name, number) for number, name in enumerate(names)], root).kept
-    assert [(row["width"], row["height"]) for row in kept] == [(20, 40)] + [(40, 20)] * 4
-    for row in kept:
-        image = Prompt(row["prompt_id"], root / row["image_uri"], (Message("user", "?"),)).open_image()
-        assert (image.mode, image.size) == ("RGB", (row["width"], row["height"]))
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"min_side": 10}, None),
-        ({"min_side": 11}, filtering.IMAGE_TOO_SMALL),
-        ({"min_side": 8, "max_aspect": 2.0}, None),
-        ({"min_side": 8, "max_aspect": 1.9}, filtering.IMAGE_TOO_LONG),
-        ({"min_side": 8, "max_megapixels": 200e-6}, None),
-        ({"min_side": 8, "max_megapixels": 199e-6}, filtering.IMAGE_TOO_LARGE),
-        ({"min_side": 8, "min_characters": 11}, None),
-        ({"min_side": 8, "min_characters": 12}, filtering.INSTRUCTION_SHORT),
-        ({"min_side": 8, "max_characters": 11}, None),
-        ({"min_side": 8, "max_characters": 10}, filtering.INSTRUCTION_LONG),
-    ],
-)
-def test_bounds_are_inclusive(root, settings, expected):
-    result = run([ask("What is it?")], root, FilterSettings(**settings))
+def test_bounds_are_inclusive_and_spaces_at_the_ends_do_not_count(chosen, expected):
+    result = run([row("  What is it?\n")], FilterSettings(**chosen))
     assert result.counts == ({expected: 1} if expected else {})
 
 
-def test_duplicates_are_of_image_content_and_normalised_question(root):
-    (root / "copy.png").write_bytes((root / "a.png").read_bytes())
-    questions = [
-        ("What is it?", "a.png", None),
-        ("<image>\nwhat  IS it?", "a.png", filtering.DUPLICATE),
-        ("What is it?", "copy.png", filtering.DUPLICATE),
-        ("What is it?", "b.png", None),
-        ("What was it?", "a.png", None),
+@pytest.mark.parametrize("turned", [False, True])
+def test_upright_and_lying_images_are_measured_alike(turned):
+    size = (480, 640) if turned else (640, 480)
+    result = run([row(facts=image("a", *size))], FilterSettings(image_size={"min_side": 481}))
+    assert result.counts == {"image too small": 1}
+    assert f"{size[0]}x{size[1]}, min_side is 481" in result.dropped[0]["detail"]
+
+
+def test_duplicates_are_of_image_content_and_normalised_turns_across_sources():
+    asked = [
+        row("What is it?", 0),
+        row("<image>\nwhat  IS it?", 1),
+        row("What is it?", 2, uri="copy.png", facts=image("a.png")),
+        row("What is it?", 3, uri="b.png"),
+        row("What was it?", 4),
+        row("What is it?", 5, source="other"),
+        row(said("What is it?", "A bus.", "What is it?"), 6),
     ]
-    records = [ask(question, image, number) for number, (question, image, _) in enumerate(questions)]
-    result = run(records, root)
-    assert [row["source_id"] for row in result.kept] == ["id0", "id3", "id4"]
-    assert [row["reason"] for row in result.dropped] == [filtering.DUPLICATE] * 2
-    assert "toy#0" in result.dropped[1]["detail"]
-    verbatim_only = run(records, root, FilterSettings(min_side=8, dedup_normalised=False))
-    assert [row["source_id"] for row in verbatim_only.kept] == ["id0", "id1", "id3", "id4"]
+    result = run(asked)
+    assert [kept["source_id"] for kept in result.kept] == ["id0", "id3", "id4"]
+    assert [dropped["item_id"] for dropped in result.dropped] == ["toy#1", "toy#2", "other#5", "toy#6"]
+    assert all("as toy#0 (id" in dropped["detail"] for dropped in result.dropped)
+    verbatim = run(asked, FilterSettings(exact_duplicate=False))
+    assert [kept["source_id"] for kept in verbatim.kept] == ["id0", "id1", "id3", "id4"]
+    assert dropped_by(verbatim) == {("required", "same prompt"): 3}
+
+
+def test_two_spellings_of_one_character_are_one_prompt_to_the_letter():
+    composed, decomposed = row("Is it a café?"), row("Is it a cafe\u0301?", 1)
+    result = run([composed, decomposed], OFF)
+    assert [kept["messages"][0]["text"] for kept in result.kept] == ["Is it a café?"]
+    assert result.counts == {"same prompt": 1}
+
+
+def test_the_turns_before_a_question_are_part_of_what_is_asked():
+    first, second = said("What is it?", "A bus.", "And why?"), said("What is it?", "A car.", "And why?")
+    assert len(run([row(first), row(second, 1)], turns="last").kept) == 2
+    assert len(run([row(first), row(first, 1)], turns="last").kept) == 1
+
+
+def test_each_turn_is_a_prompt_of_its_own_and_may_be_dropped_alone():
+    result = run([row(said("What is it?", "A bus.", "Hm?", "What?", "Where does it go?"))], turns="each")
+    assert [(kept["turn"], len(kept["messages"]), kept["reference"]) for kept in result.kept] == [
+        (0, 1, "A bus."),
+        (2, 5, None),
+    ]
+    (dropped,) = result.dropped
+    assert (dropped["item_id"], dropped["reason"]) == ("toy#0.1", "instruction too short")
+
+
+def test_filters_of_the_question_do_not_read_the_turns_before_it():
+    history = said("Hm?", "Was ist das denn? " * 300, "What color is the bus?")
+    assert len(run([row(history)], turns="last").kept) == 1
+
+
+def test_a_record_that_fails_as_a_whole_is_one_item_where_each_turn_is_asked():
+    broken = row((*said("What is it?", "A bus."), ("gpt", "No, a car.")))
+    result = run([broken, row(uri=None, record=1)], turns="each")
+    assert [dropped["item_id"] for dropped in result.dropped] == ["toy#0", "toy#1"]
+
+
+def test_records_that_start_with_an_answer_are_counted():
+    starts = (("gpt", "Hello."), *said("What is it?", "A bus."))
+    result = run([row(starts), row("Where is it?", 1), row((("gpt", "Hello."),), 2)])
+    assert (result.assistant_first, len(result.kept)) == (1, 2)
+
+
+def test_progress_is_told_of_every_row():
+    told = []
+    run([row(record=number) for number in range(3)], progress=lambda *at: told.append(at))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_no_rows_are_no_error():
+    result = run([])
+    assert (result.kept, result.dropped, result.counts) == ([], [], {})
+    assert all(drops.count == 0 for drops in result.drops)
+
+
+TEXTS = st.one_of(
+    st.sampled_from(
+        ["What is it?", "WHAT is it?", "Why?", "", "Was ist das?", "<image>", "Is there a dog in the image?"]
+    ),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40),
+)
+SIZES = st.one_of(st.none(), st.integers(0, 2**31 - 1))
+FACTS = st.one_of(
+    st.sampled_from([image("a"), image("b"), image("c", phash=7), image("d", 100, 5000)]),
+    st.builds(
+        ImageFacts,
+        sha256=st.sampled_from([None, "0" * 64, "1" * 64]),
+        width=SIZES,
+        height=SIZES,
+        phash=st.one_of(st.none(), st.integers(0, 2**64 - 1)),
+        problem=st.sampled_from([None, None, *PROBLEMS]),
+        detail=st.one_of(st.none(), TEXTS),
+    ),
+)
+ROWS_OF_ANY_KIND = st.builds(
+    SourceRow,
+    source=st.sampled_from(["toy", "other"]),
+    record=st.just(0),
+    source_id=TEXTS,
+    record_sha256=st.just("0" * 64),
+    refused=st.one_of(st.none(), st.none(), TEXTS),
+    conversation=st.one_of(
+        st.none(), st.lists(st.tuples(st.sampled_from(["human", "gpt", "system", ""]), TEXTS), max_size=5).map(tuple)
+    ),
+    image_uri=st.one_of(st.none(), st.sampled_from(["a.png", "x/000000310196.jpg", "../a.png", ""]), TEXTS),
+    image=FACTS,
+)
 
 
 @given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["What is it?", "WHAT is it?", "Why?", ""]), st.sampled_from(["a.png", "b.png", "no.png"])
-        ),
-        max_size=12,
-    )
+    st.lists(ROWS_OF_ANY_KIND, max_size=8),
+    st.sampled_from(["first", "last", "each"]),
+    st.fixed_dictionaries({}, optional={name: st.just(False) for name in FilterSettings.model_fields}),
 )
-def test_every_record_is_kept_or_dropped_in_order_and_prompt_ids_are_unique(tmp_path_factory, asked):
-    folder = tmp_path_factory.mktemp("order")
-    for name, colour in (("a.png", "red"), ("b.png", "blue")):
-        Image.new("RGB", (8, 8), colour).save(folder / name)
-    result = run([ask(question, image, number) for number, (question, image) in enumerate(asked)], folder)
-    kept = [int(row["source_id"][2:]) for row in result.kept]
-    dropped = [int(row["item_id"].partition("#")[2]) for row in result.dropped]
-    assert kept == sorted(kept)
-    assert dropped == sorted(dropped)
-    assert sorted(kept + dropped) == list(range(len(asked)))
-    assert sum(result.counts.values()) == len(dropped)
-    assert len({row["prompt_id"] for row in result.kept}) == len(kept)
-
-
-def test_an_image_is_opened_once_and_progress_is_told(root, monkeypatch):
-    opened = []
-    real_open = Image.open
-    monkeypatch.setattr(Image, "open", lambda *args, **options: opened.append(1) or real_open(*args, **options))
-    told = []
-    run(
-        [ask(f"Question {number}?", "a.png", number) for number in range(5)], root, progress=lambda *at: told.append(at)
-    )
-    assert len(opened) == 1
-    assert told == [(number, 5) for number in range(1, 6)]
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [{"min_side": 0}, {"max_aspect": 0.5}, {"min_characters": 5, "max_characters": 4}, {"max_aspect": float("nan")}],
-)
-def test_settings_that_keep_nothing_are_refused(bad):
-    with pytest.raises(ValidationError):
-        FilterSettings(**bad)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+def test_any_rows_are_kept_or_dropped_whole_in_order_and_twice_the_same(made, turns, off):
+    rows = [replace(one, record=number, source_id=f"id{number}") for number, one in enumerate(made)]
+    result = run(rows, FilterSettings(**off), turns)
+    kept = [(int(kept["source_id"][2:]), kept["turn"]) for kept in result.kept]
+    items = [dropped["item_id"].partition("#")[2].partition(".") for dropped in result.dropped]
+    dropped = [(int(record), turn) for record, _, turn in items]
+    assert {record for record, _ in kept + dropped} == set(range(len(rows)))
+    assert kept == sorted(set(kept)) and len(dropped) == len(set(dropped))
+    assert [record for record, _ in dropped] == sorted(record for record, _ in dropped)
+    if turns != "each":
+        assert len(kept) + len(dropped) == len(rows)
+    assert len({kept["prompt_id"] for kept in result.kept}) == len(kept)
+    assert sum(drops.count for drops in result.drops) == len(dropped)
+    pa.Table.from_pylist(result.kept, FILTERED_INSTRUCTIONS.schema).validate(full=True)
+    pa.Table.from_pylist(result.dropped, DROPPED.schema).validate(full=True)
+    again = run(rows, FilterSettings(**off), turns, images=ImagesSeen.of_rows(rows))
+    assert (again.kept, again.dropped, again.drops) == (result.kept, result.dropped, result.drops)

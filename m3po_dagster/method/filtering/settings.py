@@ -1,15 +1,24 @@
 """The settings of the filters, one class a filter; `false` in its place switches a filter off."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
 from m3po_dagster.method.filtering.languages import LANGUAGES, near_codes
 from m3po_dagster.method.known_images.known import NAMES, known_benchmarks
 from m3po_dagster.settings import Settings
 
-Off = Literal[False]
+
+def _on_or_off(value: object) -> str:
+    return "off" if value is False else "settings"
+
+
+SettingsOfFilter = TypeVar("SettingsOfFilter", bound=Settings)
+Switchable = Annotated[
+    Annotated[SettingsOfFilter, Tag("settings")] | Annotated[Literal[False], Tag("off")], Discriminator(_on_or_off)
+]
+"""A filter's settings, or false; an error speaks of the settings, unless false was written."""
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -114,8 +123,8 @@ class ContaminationFilter(Settings):
         4,
         ge=0,
         le=10,
-        description="most bits of 64 in which the perceptual hashes of an image and the benchmark's image that it looks "
-        "like differ",
+        description="most bits of 64 in which the perceptual hashes of an image and of a benchmark's image that look "
+        "alike differ",
     )
 
     @field_validator("known")
@@ -128,23 +137,26 @@ class ContaminationFilter(Settings):
 class FilterSettings(Settings):
     """Which image-instruction pairs are kept (section 4.1): the filters in their order, each its settings or false."""
 
-    image_size: ImageSizeFilter | Off = Field(ImageSizeFilter(), description="size of the image; false: any")
-    image_aspect: ImageAspectFilter | Off = Field(ImageAspectFilter(), description="shape of the image; false: any")
-    instruction_length: InstructionLengthFilter | Off = Field(
+    image_size: Switchable[ImageSizeFilter] = Field(ImageSizeFilter(), description="size of the image; false: any")
+    image_aspect: Switchable[ImageAspectFilter] = Field(
+        ImageAspectFilter(), description="shape of the image; false: any"
+    )
+    instruction_length: Switchable[InstructionLengthFilter] = Field(
         InstructionLengthFilter(), description="length of the question; false: any"
     )
-    language: LanguageFilter | Off = Field(LanguageFilter(), description="language of the question; false: any")
-    repetition: RepetitionFilter | Off = Field(
+    language: Switchable[LanguageFilter] = Field(LanguageFilter(), description="language of the question; false: any")
+    repetition: Switchable[RepetitionFilter] = Field(
         RepetitionFilter(), description="questions that repeat themselves; false: kept"
     )
     exact_duplicate: bool = Field(
         True,
         description="drop a prompt whose image has the same bytes and whose turns differ only in case, spacing and "
-        "compatibility forms from an earlier prompt's; false: kept, unless equal to the letter, which makes them one prompt",
+        "compatibility forms from an earlier prompt's; false: kept, unless equal to the letter, for then they are one "
+        "prompt",
     )
-    near_duplicate: NearDuplicateFilter | Off = Field(
+    near_duplicate: Switchable[NearDuplicateFilter] = Field(
         NearDuplicateFilter(), description="images that look like an earlier one; false: kept"
     )
-    contamination: ContaminationFilter | Off = Field(
+    contamination: Switchable[ContaminationFilter] = Field(
         ContaminationFilter(), description="images and questions of benchmarks; false: kept"
     )
