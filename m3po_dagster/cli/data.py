@@ -192,7 +192,7 @@ def _workload(
 
     asked = sum(one.prompts[turns] for one in found.values())
     usable = sum(one.usable for one in found.values())
-    note = None
+    note, counted = None, "all that can be asked, wherever the images lie"
     if asked == 0:
         return None, "nothing in it can become a prompt: no record has an image and a question that can be asked"
     if usable == 0:
@@ -202,6 +202,10 @@ def _workload(
         note = "no image is in place: say where they lie with --image-root; the estimate is for all prompts"
     else:
         usable = round(sum(one.usable * sifted[name].share for name, one in found.items()))
+        counted = (
+            "those with an image in place, less the share that the filters dropped of the sample; duplicates outside "
+            "the sample are still among them"
+        )
         if usable == 0:
             return None, "nothing in it can become a prompt: the filters drop every prompt of the sample"
     questions = [one for one in found.values() if one.questions.number]
@@ -213,6 +217,7 @@ def _workload(
             text_bytes=sum(one.prompt_bytes * one.questions.number for one in questions) / number,
             answer_bytes=sum(one.bytes for one in answers) / sum(one.number for one in answers) if answers else None,
             sizes=tuple(size for one in questions if one.images for size in one.images.sizes),
+            counted=counted,
         ),
         note,
     )

@@ -24,9 +24,9 @@ _TOKEN_ID_BYTES = _LOGP_BYTES = 4
 class Workload:
     """What a dataset brings.
 
-    `prompts`; `text_bytes`: mean UTF-8 bytes of a prompt's text; `answer_bytes`: of the dataset's own answers, None
-    where it has none; `sizes`: width and height of a sample of its images; `beside_text`: tokens of image and template
-    by the model's own processor, None where the model is not at hand.
+    `prompts`, and in `counted` the words for which they are; `text_bytes`: mean UTF-8 bytes of a prompt's text;
+    `answer_bytes`: of the dataset's own answers, None where it has none; `sizes`: width and height of a sample of its
+    images; `beside_text`: tokens of image and template by the model's own processor, None where it is not at hand.
     """
 
     prompts: int
@@ -34,6 +34,7 @@ class Workload:
     answer_bytes: float | None = None
     sizes: tuple[tuple[int, int], ...] = ()
     beside_text: float | None = None
+    counted: str = ""
 
 
 @dataclass(frozen=True)

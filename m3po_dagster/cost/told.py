@@ -66,8 +66,7 @@ def assumptions(
     else:
         answer = f"the mean of the dataset's own answers, at most max_new_tokens ({plan.max_new_tokens})"
     said = {
-        "prompts": f"{work.prompts:,}: those with an image in place, less the share that the filters dropped of the "
-        "sample; duplicates outside it are still among them",
+        "prompts": f"{work.prompts:,}, {work.counted}",
         "parameters": f"{model.parameters:.3g}, from {model.parameters_from}",
         "prompt": f"{text} and {beside}",
         "answer": answer,

@@ -103,7 +103,7 @@ def _of_folder(path: Path, only: str | None) -> Guess:
     if "dataset_dict.json" in names or "state.json" in names or only == "huggingface":
         return _of_table(path, only)
     for suffix in (".parquet", ".arrow", ".tar"):
-        of_kind = [name for name in names if name.endswith(suffix)]
+        of_kind = [name for name in names if name.lower().endswith(suffix)]
         if of_kind and suffix == ".tar":
             return WebDatasetSource, {"format": "webdataset"}
         if of_kind:

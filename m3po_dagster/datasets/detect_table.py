@@ -1,10 +1,13 @@
 """Which columns of a Parquet or Arrow dataset hold image, question and answer: guessed from names and types."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3po_dagster.datasets.benchmark_layouts import COLUMNS, BenchmarkLayout, benchmark_of
+from m3po_dagster.datasets.files import files_of
 from m3po_dagster.datasets.record import DatasetError
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ QUESTION_NAMES = ("question", "instruction", "prompt", "query", "problem")
 ANSWER_NAMES = ("answer", "response", "output", "caption")
 CONVERSATION_NAMES = ("conversations", "messages", "conversation")
 ID_NAMES = ("id", "question_id", "sample_id", "uid", "idx")
+_OF_SPLIT = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}\.")
 
 
 def of_schema(schema: "pa.Schema") -> "dict[str, str] | BenchmarkLayout | str":
@@ -59,7 +63,8 @@ def schema_of(path: Path) -> "tuple[pa.Schema, str | None]":
     if path.is_dir() and (listing := path / "dataset_dict.json").is_file():
         split = _split(listing)
         path = path / split
-    file = _first_file(path)
+    files = files_of(path, (".parquet", ".arrow"))
+    file, split = files[0], split or _named_split(files)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -67,7 +72,10 @@ def schema_of(path: Path) -> "tuple[pa.Schema, str | None]":
         with file.open("rb") as opened:
             start = opened.read(6)
         if start.startswith(b"PAR1"):
-            return pq.read_schema(file), split
+            schema = pq.read_schema(file)
+            if file.suffix.lower() != ".parquet":
+                raise DatasetError(f"{file}: this is Parquet, and read as such by its name: let it end in .parquet")
+            return schema, split
         with pa.OSFile(str(file)) as source:
             reader = pa.ipc.open_file(source) if start == b"ARROW1" else pa.ipc.open_stream(source)
             return reader.schema, split
@@ -75,13 +83,11 @@ def schema_of(path: Path) -> "tuple[pa.Schema, str | None]":
         raise DatasetError(f"{file}: no Parquet or Arrow file that can be read, is it whole? ({error})") from None
 
 
-def _first_file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    for suffix in ("*.arrow", "*.parquet"):
-        if files := sorted(path.glob(suffix)):
-            return files[0]
-    raise DatasetError(f"{path}: there is no .arrow and no .parquet file in it; name the folder that holds them")
+def _named_split(files: Sequence[Path]) -> str | None:
+    """The split to read of files named SPLIT-00000-of-00005; None where the default will do, or there is but one."""
+    splits = [match["split"] for file in files if (match := _OF_SPLIT.match(file.name))]
+    several = len(set(splits)) > 1
+    return splits[0] if several and not any(split.endswith("train") for split in splits) else None
 
 
 def _split(listing: Path) -> str:

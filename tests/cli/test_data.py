@@ -1,10 +1,16 @@
 """`m3po data inspect` as a person and as a script use it, over files in the published layouts."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from datasets import Dataset, Features, Value
+from datasets import Image as HubImage
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -107,6 +113,59 @@ def test_the_lines_for_a_study_are_a_study_s(folder):
     (folder / "mine.yaml").write_text(yaml.safe_dump({**settings, "dataset": given}))
     again = run_json("--study", folder / "mine.yaml")
     assert again["sources"] == found["sources"] and again["study"] is None
+
+
+def picture_bytes() -> bytes:
+    content = io.BytesIO()
+    Image.effect_noise((320, 240), 90).convert("RGB").save(content, "PNG")
+    return content.getvalue()
+
+
+def rlaif_v(folder: Path) -> Path:
+    columns = {name: ["x", "y"] for name in ("ds_name", "chosen", "rejected", "idx", "image_path")}
+    images = [{"bytes": picture_bytes(), "path": None} for _ in range(2)]
+    table = {**columns, "question": ["What is in the picture?", "Where was it taken?"], "image": images}
+    pq.write_table(pa.table(table), folder / "RLAIF-V-Dataset_000.parquet")
+    return folder
+
+
+def save_to_disk(folder: Path) -> Path:
+    features = Features({"image": HubImage(), "question": Value("string"), "answer": Value("string")})
+    image = {"bytes": picture_bytes(), "path": None}
+    rows = {
+        "image": [image, image],
+        "question": ["What is in the picture?", "Where was it taken?"],
+        "answer": ["Noise.", "Here."],
+    }
+    Dataset.from_dict(rows, features=features).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def webdataset(folder: Path) -> Path:
+    with tarfile.open(folder / "00000.tar", "w") as tar:
+        for number, question in enumerate(("What is in the picture?", "Where was it taken?")):
+            text = json.dumps({"question": question, "answer": "Noise."}).encode()
+            for name, content in ((f"{number}.png", picture_bytes()), (f"{number}.json", text)):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return folder / "00000.tar"
+
+
+@pytest.mark.parametrize(
+    ("write", "kind", "images"),
+    [(rlaif_v, "rlaif_v", 2), (save_to_disk, "huggingface", 1), (webdataset, "webdataset", 2)],
+)
+def test_datasets_that_hold_their_images(tmp_path, write, kind, images):
+    before = run_json(write(tmp_path))
+    (facts,) = before["sources"].values()
+    assert (facts["format"], facts["records"], facts["images"]["inside the files"]) == (kind, 2, 2)
+    assert facts["images"]["distinct"] == {"number": images, "exact": True}
+    assert facts["images"]["sample"]["pixels"]["width"]["median"] == 320
+    assert facts["prompts"]["with an image in place"] == 2 and facts["answer characters"]["max"] > 0
+    assert facts["filters on the sample"]["kept"] == facts["filters on the sample"]["prompts"] == images
+    settings = DatasetSettings.model_validate(yaml.safe_load(before["study"])["dataset"])
+    assert [source.format for source in settings.sources.values()] == [kind]
 
 
 def test_take_counts_the_subset_alone(folder):

@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Picture
 
 from m3po_dagster.datasets.detect import NotInstructionData, detect
+from m3po_dagster.datasets.readers import read_source
 from m3po_dagster.datasets.record import DatasetError
 from m3po_dagster.datasets.settings import (
     HuggingFaceSource,
@@ -198,6 +199,22 @@ def test_a_folder_of_save_to_disk_and_its_arrow_file(tmp_path, saved):
 def test_the_split_of_a_dataset_of_several(tmp_path, saved, splits, wanted):
     DatasetDict(dict.fromkeys(splits, saved)).save_to_disk(tmp_path / "saved")
     assert detect(tmp_path / "saved").split == wanted
+
+
+@pytest.mark.parametrize(
+    ("splits", "wanted"),
+    [(("test", "train"), "train"), (("validation", "test"), "test"), (("only",), "train")],
+)
+def test_the_split_of_files_named_as_on_the_hub(tmp_path, splits, wanted):
+    for split in splits:
+        table(tmp_path / f"{split}-00000-of-00001.parquet", {"image": [an_image()], "question": ["What?"]})
+    source = detect(tmp_path)
+    assert source.split == wanted and len(list(read_source(source, 10**6))) == 1
+
+
+def test_parquet_is_read_by_its_name_so_another_is_to_be_changed(tmp_path):
+    with pytest.raises(DatasetError, match=r"let it end in \.parquet"):
+        detect(table(tmp_path / "downloaded", {"image": [an_image()], "question": ["What?"]}))
 
 
 def test_tar_shards_by_content_and_as_a_folder(tmp_path):
