@@ -1,0 +1,109 @@
+"""An inspection as JSON values: what `m3po data inspect --json` prints, and what its tables show."""
+
+from m3po_dagster.datasets.image_survey import ImageSurvey, shape_quantiles
+from m3po_dagster.datasets.inspection import Inspection
+from m3po_dagster.datasets.settings import PACKED, AnySource
+from m3po_dagster.datasets.tallies import Distinct, Kinds, Lengths
+
+SHARES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
+SHOWN_KINDS = 20
+
+
+def facts_of(found: Inspection, source: AnySource) -> dict:
+    """The counts of an inspection, by name; lengths in characters, sizes in pixels."""
+    images = found.images
+    return {
+        "format": source.format,
+        "path": str(source.path),
+        "records": found.records,
+        "malformed": {
+            "records": sum(found.malformed.counts.values()),
+            "kinds": [
+                {
+                    "detail": kind,
+                    "records": number,
+                    "examples": [
+                        {"record": record, "id": identity, "detail": detail}
+                        for record, identity, detail in found.malformed.examples.get(kind, ())
+                    ],
+                }
+                for kind, number in found.malformed.counts.most_common(SHOWN_KINDS)
+            ],
+        },
+        "text only": found.text_only,
+        "multi-turn": found.multi_turn,
+        "human turns": dict(sorted(found.human_turns.items())),
+        "problems": [
+            {
+                "problem": problem,
+                "records": number,
+                "examples": [
+                    {"record": record, "id": identity} for record, identity in found.problems.examples[problem]
+                ],
+            }
+            for problem, number in found.problems.counts.most_common()
+        ],
+        "<image> in the first question": dict(found.image_token.most_common()),
+        "duplicate ids": _counted(found.ids, found.ids.repeats),
+        "prompts": {"turns": found.turns, "with an image in place": found.usable, **found.prompts},
+        "question characters": _quantiles(found.questions),
+        "answer characters": _quantiles(found.answers),
+        "languages of a sample": dict(found.languages.most_common()),
+        "images of benchmarks": {name: ids.number for name, ids in sorted(found.known.items())},
+        "images": _images(images, source) if images is not None else {},
+    }
+
+
+def _images(images: ImageSurvey, source: AnySource) -> dict:
+    sizes = images.sizes
+    return {
+        "root": str(source.image_root),
+        "distinct": _counted(images.distinct, images.distinct.number),
+        "records an image": {str(often): number for often, number in _most(images.distinct)},
+        "inside the files": images.inside_file if source.format in PACKED else None,
+        "missing": {"records": images.records_missing, "images": _counted(images.missing, images.missing.number)},
+        "outside the root": {"records": sum(images.outside.counts.values()), "examples": _examples(images.outside)},
+        "URLs": {
+            "records": sum(images.hosts.counts.values()),
+            "hosts": dict(images.hosts.counts.most_common(SHOWN_KINDS)),
+            "fetched from": list(source.fetch_from),
+        },
+        "prefixes": [
+            {
+                "prefix": prefix,
+                "records": number,
+                "missing": images.missing_prefixes.counts[prefix],
+                "examples of missing": images.missing_prefixes.examples.get(prefix, []),
+                "folder": str(folder) if (folder := images.prefix_folder(prefix)) else None,
+            }
+            for prefix, number in images.prefixes.counts.most_common(SHOWN_KINDS)
+        ],
+        "sample": {
+            "decoded": len(sizes),
+            "no good": [
+                {"problem": problem, "images": number, "examples": images.troubles.examples[problem]}
+                for problem, number in images.troubles.counts.most_common()
+            ],
+            "turned by EXIF": sum(look.turned for look in images.looked),
+            "pixels": {
+                name: dict(zip(("min", "median", "max"), values, strict=True))
+                for name, values in shape_quantiles(sizes).items()
+            },
+        },
+    }
+
+
+def _counted(distinct: Distinct, number: int) -> dict:
+    return {"number": number, "exact": distinct.exact}
+
+
+def _most(distinct: Distinct) -> list[tuple[int, int]]:
+    return sorted(distinct.times().items())[:SHOWN_KINDS]
+
+
+def _examples(kinds: Kinds[str]) -> list[str]:
+    return [example for some in kinds.examples.values() for example in some]
+
+
+def _quantiles(lengths: Lengths) -> dict[str, int]:
+    return dict(zip(SHARES, lengths.quantiles(list(SHARES.values())), strict=False))

@@ -1,0 +1,281 @@
+"""An inspection's counts against files whose every record is known, and its memory against the number of records."""
+
+import gc
+import io
+import weakref
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from m3po_dagster.datasets.image_survey import NO_FOLDER, prefix_of
+from m3po_dagster.datasets.inspection import (
+    EMPTY_TURN,
+    NO_QUESTION,
+    NOT_ALTERNATING,
+    STARTS_WITH_ASSISTANT,
+    TOKEN_WITHOUT_IMAGE,
+    Inspection,
+    inspect_records,
+)
+from m3po_dagster.datasets.inspection_facts import facts_of
+from m3po_dagster.datasets.record import DatasetError, Malformed, Record
+from m3po_dagster.datasets.row import IMAGE_TOO_LARGE, IMAGE_UNDECODABLE
+from m3po_dagster.datasets.settings import JsonArraySource, WebDatasetSource
+
+ORIENTATION = 0x0112
+
+
+def a_record(number: int, image: str | None, *texts: str, first: str = "human", **more) -> Record:
+    other = {"human": "gpt", "gpt": "human"}
+    speakers = [first if place % 2 == 0 else other[first] for place in range(len(texts))]
+    return Record(number, f"id{number}", image, tuple(zip(speakers, texts, strict=True)), f"sha{number}", **more)
+
+
+def picture(path: Path, size=(40, 30), turned: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, "red")
+    exif = Image.Exif()
+    if turned:
+        exif[ORIENTATION] = 6
+    image.save(path, "JPEG", exif=exif)
+
+
+def looked_over(tmp_path, *records, **options) -> Inspection:
+    source = options.pop("source", None) or JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path)
+    return inspect_records(iter(records), source, **options)
+
+
+def test_turns_prompts_and_lengths_are_counted_exactly(tmp_path):
+    picture(tmp_path / "a.jpg")
+    found = looked_over(
+        tmp_path,
+        a_record(0, "a.jpg", "<image>\nWhat is it?", "A bus.", "Which colour?", "Red.", "Sure?"),
+        a_record(1, "a.jpg", "Describe it.\n<image>", "A red bus stands there."),
+        a_record(2, "gone.jpg", "Where is <image> it?"),
+        a_record(3, None, "What is two and two?", "Four."),
+        Malformed(4, "id4", "sha4", "conversations[3].from is 'system', expected 'human' or 'gpt'"),
+        Malformed(5, "id5", "sha5", "conversations[12].from is 'tool', expected 'human' or 'gpt'"),
+        Malformed(6, "#6", "sha6", "id is missing"),
+        turns="each",
+    )
+    assert (found.records, found.text_only, found.multi_turn) == (7, 1, 1)
+    assert found.human_turns == {"1": 3, "3-5": 1}
+    assert found.image_token == {"prefix": 1, "suffix": 1, "inside": 1}
+    assert found.prompts == {"first": 3, "last": 3, "each": 5} and found.usable == 4
+    kind = "conversations[N].from is '...', expected '...' or '...'"
+    assert found.malformed.counts == {kind: 2, "id is missing": 1}
+    assert [example[:2] for example in found.malformed.examples[kind]] == [(4, "id4"), (5, "id5")]
+    asked = ["What is it?", "Which colour?", "Sure?", "Describe it.", "Where is  it?"]
+    assert found.questions.number == 5 and found.questions.characters == sum(map(len, asked))
+    answered = ["A bus.", "Red.", "A red bus stands there."]
+    assert found.answers.number == 3 and found.answers.bytes == sum(map(len, answered))
+    # What stands before the second and the third question of the first record.
+    before = len("<image>\nWhat is it?A bus.") * 2 + len("Which colour?Red.")
+    assert found.prompt_bytes == pytest.approx((sum(map(len, asked)) + before) / 5)
+    # "Sure?" alone is too short to tell.
+    assert found.languages == {"en": 4, "unsure": 1}
+
+
+@pytest.mark.parametrize(
+    ("record", "problem", "prompts"),
+    [
+        (a_record(0, "a.jpg", "Hello.", "What is it?", "A bus.", first="gpt"), STARTS_WITH_ASSISTANT, (1, 1, 1)),
+        (a_record(0, "a.jpg", "Hello.", first="gpt"), NO_QUESTION, (0, 0, 0)),
+        (
+            Record(0, "id0", "a.jpg", (("human", "One?"), ("human", "Two?")), "sha"),
+            NOT_ALTERNATING,
+            (0, 0, 0),
+        ),
+        (a_record(0, "a.jpg", "<image>\n"), EMPTY_TURN, (0, 0, 0)),
+        (a_record(0, "a.jpg", "What?", "", "And?", "Yes."), EMPTY_TURN, (1, 0, 1)),
+        (a_record(0, "a.jpg", "What?", "This.", "", "Yes.", "So?"), EMPTY_TURN, (1, 0, 1)),
+        (a_record(0, None, "<image>\nWhat?"), TOKEN_WITHOUT_IMAGE, (0, 0, 0)),
+    ],
+)
+def test_problems_of_a_record_and_what_is_left_to_ask(tmp_path, record, problem, prompts):
+    found = looked_over(tmp_path, record)
+    assert found.problems.counts[problem] == 1 and found.problems.examples[problem] == [(0, "id0")]
+    assert tuple(found.prompts[which] for which in ("first", "last", "each")) == prompts
+
+
+def test_images_are_counted_by_folder_and_only_the_sample_is_opened(tmp_path):
+    for name in ("coco/train2017/1.jpg", "coco/train2017/2.jpg"):
+        picture(tmp_path / name)
+    picture(tmp_path / "elsewhere" / "3.jpg", size=(64, 20))
+    source = JsonArraySource(
+        path=tmp_path / "mix.json", image_root=tmp_path, folders={"sam/images": tmp_path / "elsewhere"}
+    )
+    images = ["coco/train2017/1.jpg"] * 3 + ["coco/train2017/2.jpg", "sam/images/3.jpg", "sam/images/4.jpg"]
+    images += ["vg/VG_100K/5.jpg", "../out.jpg", "/etc/hostname", "6.jpg"]
+    records = [a_record(n, image, "What?") for n, image in enumerate(images)]
+    found = looked_over(tmp_path, *records, source=source).images
+    assert found.distinct.number == 8 and found.distinct.times() == {1: 7, 3: 1}
+    assert found.records_missing == 3 and found.missing.number == 3
+    assert found.prefixes.counts == {
+        "coco/train2017": 4,
+        "sam/images": 2,
+        "vg/VG_100K": 1,
+        "..": 1,
+        "/etc": 1,
+        NO_FOLDER: 1,
+    }
+    assert found.missing_prefixes.counts == {"sam/images": 1, "vg/VG_100K": 1, NO_FOLDER: 1}
+    assert sum(found.outside.counts.values()) == 2
+    assert found.prefix_folder("sam/images") == tmp_path / "elsewhere"
+    assert found.prefix_folder("coco/train2017") == tmp_path / "coco" / "train2017"
+    assert found.prefix_folder("vg/VG_100K") is None and found.prefix_folder("..") is None
+    assert sorted(found.sizes) == [(40, 30), (40, 30), (64, 20)]
+
+
+def test_the_sample_is_decoded_as_a_prompt_opens_it(tmp_path):
+    picture(tmp_path / "turned.jpg", size=(40, 30), turned=True)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "turned.jpg").read_bytes()[:200])
+    Image.new("1", (3000, 2000)).save(tmp_path / "large.png")
+    names = ("turned.jpg", "cut.jpg", "large.png")
+    found = looked_over(tmp_path, *(a_record(n, name, "What?") for n, name in enumerate(names)), max_megapixels=5)
+    assert found.images.sizes == [(30, 40)]
+    assert sum(look.turned for look in found.images.looked) == 1
+    assert found.images.troubles.counts == {IMAGE_UNDECODABLE: 1, IMAGE_TOO_LARGE: 1}
+    assert found.usable == 3
+
+
+def test_no_image_of_a_sample_of_none_is_opened(tmp_path, monkeypatch):
+    picture(tmp_path / "a.jpg")
+    monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("an image was opened"))
+    found = looked_over(tmp_path, a_record(0, "a.jpg", "What?"), sample=0)
+    assert found.usable == 1 and found.images.looked == []
+
+
+def test_urls_are_counted_by_host_and_usable_where_the_study_allows_them(tmp_path):
+    source = JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path, fetch_from=("Good.example",))
+    urls = ["https://good.example/a.jpg", "http://bad.example:8080/b.jpg", "http://[broken", "data:image/png;base64,AA"]
+    found = looked_over(tmp_path, *(a_record(n, url, "What?") for n, url in enumerate(urls)), source=source)
+    assert found.images.hosts.counts == {"good.example": 1, "bad.example": 1, "(no host)": 1, "data:": 1}
+    assert found.prompts["first"] == 4 and found.usable == 1
+
+
+def test_images_inside_the_files_are_known_by_their_bytes(tmp_path):
+    def content(colour: str) -> bytes:
+        made = io.BytesIO()
+        Image.new("RGB", (20, 10), colour).save(made, "PNG")
+        return made.getvalue()
+
+    red, blue = content("red"), content("blue")
+    records = [
+        a_record(n, name, "What?", image_bytes=bytes_)
+        for n, (name, bytes_) in enumerate([(None, red), ("x.png", red), ("x.png", blue), (None, b"no image")])
+    ]
+    source = WebDatasetSource(format="webdataset", path=tmp_path / "a.tar", image_root=tmp_path / "out")
+    found = looked_over(tmp_path, *records, source=source)
+    assert found.images.inside_file == 4 and found.images.distinct.number == 3
+    assert found.images.sizes == [(20, 10), (20, 10)] and sum(found.images.troubles.counts.values()) == 1
+    assert all(look.row("s").image_uri for look in found.images.looked if look.facts.problem is None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_benchmarks_are_counted_once_an_image(tmp_path):
+    def known(uri: str) -> dict[str, int]:
+        return {"POPE": 310196} if uri.endswith("000000310196.jpg") else {}
+
+    images = ["000000310196.jpg", "coco/train2017/000000310196.jpg", "000000000001.jpg"]
+    found = looked_over(tmp_path, *(a_record(n, image, "What?") for n, image in enumerate(images)), known=known)
+    assert {name: ids.number for name, ids in found.known.items()} == {"POPE": 1}
+
+
+def test_languages_are_those_of_the_questions(tmp_path):
+    asked = {
+        "What is the man in the picture doing?": "en",
+        "Was macht der Mann auf dem Bild gerade?": "de",
+        "画像の男性は何をしていますか？": "ja",
+        "2 + 2 = ?": "no letters",
+    }
+    found = looked_over(tmp_path, *(a_record(n, "a.jpg", text) for n, text in enumerate(asked)))
+    assert found.languages == dict.fromkeys(asked.values(), 1)
+
+
+def test_ids_that_repeat(tmp_path):
+    records = [Record(n, "the same", "a.jpg", (("human", "What?"),), f"sha{n}") for n in range(3)]
+    assert looked_over(tmp_path, *records).ids.repeats == 2
+
+
+def test_a_broken_file_stops_it(tmp_path):
+    def broken():
+        yield a_record(0, "a.jpg", "What?")
+        raise DatasetError("a.json, character 7: cut short")
+
+    with pytest.raises(DatasetError, match="character 7"):
+        inspect_records(broken(), JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path))
+
+
+class _Text(str):
+    """A text that can be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+def test_memory_holds_the_sample_and_no_other_record(tmp_path):
+    """Records alive at once, counted through weak references: the one in hand, and those of the sample."""
+    for number in range(40):
+        picture(tmp_path / f"{number}.jpg", size=(8, 8))
+    alive: weakref.WeakSet[_Text] = weakref.WeakSet()
+    most = 0
+
+    def records():
+        nonlocal most
+        for number in range(3000):
+            text = _Text(f"What is picture number {number}?")
+            alive.add(text)
+            yield a_record(number, f"{number % 40}.jpg", text)
+            del text
+            if number % 500 == 0:
+                gc.collect()
+            most = max(most, len(alive))
+
+    found = inspect_records(records(), JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path), sample=5)
+    assert found.records == 3000
+    # Five images and five questions are held, and the record in hand.
+    assert most <= 5 + 5 + 2
+
+
+conversations = st.lists(
+    st.tuples(st.sampled_from(["human", "gpt"]), st.sampled_from(["", "<image>", "What?", "\x1b[31m", "é" * 30])),
+    min_size=1,
+    max_size=6,
+)
+images = st.sampled_from([None, "a.jpg", "..", "a/../b", "x" * 400, "\t", "http://h/a", "~", "a\\b.jpg", "//x", "."])
+
+
+@given(st.lists(st.tuples(images, conversations), max_size=8), st.sampled_from(["first", "last", "each"]))
+def test_whatever_a_reader_gives_is_counted(tmp_path_factory, made, turns):
+    root = tmp_path_factory.getbasetemp()
+    records = [Record(n, f"id{n}", image, tuple(talk), f"sha{n}") for n, (image, talk) in enumerate(made)]
+    source = JsonArraySource(path=root / "a.json", image_root=root)
+    found = inspect_records(iter(records), source, turns=turns, sample=2)
+    assert found.records == len(made) == sum(found.human_turns.values())
+    assert found.text_only == sum(image is None for image, _ in made)
+    assert found.prompts["first"] <= len(made) and found.prompts["last"] <= found.prompts["first"]
+    assert found.prompts["first"] <= found.prompts["each"]
+    assert found.usable <= found.prompts[turns] == found.questions.number
+    survey = found.images
+    in_all = sum(survey.prefixes.counts.values()) + sum(survey.hosts.counts.values())
+    assert in_all == len(made) - found.text_only
+    facts = facts_of(found, source)
+    assert facts["prompts"][turns] == found.prompts[turns]
+
+
+@pytest.mark.parametrize(
+    ("uri", "prefix"),
+    [
+        ("000000033471.jpg", NO_FOLDER),
+        ("coco/train2017/1.jpg", "coco/train2017"),
+        ("sam/images/deep/1.jpg", "sam/images"),
+        ("images/1.jpg", "images"),
+        ("/etc/hostname", "/etc"),
+        (".", NO_FOLDER),
+    ],
+)
+def test_a_prefix_is_the_first_two_folders(uri, prefix):
+    assert prefix_of(uri) == prefix
