@@ -23,6 +23,7 @@ UP_TO_IDENTITY = (
     "sampling_scorer",
     "judge_probe",
     "judge_identity",
+    "benchmark_data",
     "filtered_instructions",
     "candidates",
 )
