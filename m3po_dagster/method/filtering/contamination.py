@@ -62,12 +62,13 @@ class Contamination:
     def __init__(self, rows: Iterable[SourceRow], settings: ContaminationFilter, benchmarks: BenchmarkImages | None):
         """Of these rows. An image that a row names by its COCO id is known in all rows that have the same bytes."""
         known = known_benchmarks(settings.known)
-        usable = {row.image_uri: row.image for row in rows if row.image_uri is not None and is_usable(row.image)}
+        # Two sources may have an image of one name each.
+        usable = {(row.image_uri, row.image.sha256): row.image.phash for row in rows if is_usable(row.image)}
         by_id: dict[str, Dropped] = {}
-        for uri, image in usable.items():
-            if (why := _known_id(uri, known.values())) is not None:
-                by_id.setdefault(image.sha256, why)
-        hashes = {image.sha256: image.phash for image in usable.values() if image.sha256 not in by_id}
+        for uri, sha256 in usable:
+            if uri is not None and (why := _known_id(uri, known.values())) is not None:
+                by_id.setdefault(sha256, why)
+        hashes = {sha256: phash for (_, sha256), phash in usable.items() if sha256 not in by_id}
         own = _own(hashes, benchmarks, settings.distance) if settings.images and benchmarks is not None else {}
         self._images = {**own, **by_id}
         self._templates = (
