@@ -137,6 +137,7 @@ def write_shard(made: Made, shard: str, prompts: int, candidates: int, images: S
                         "reference": questions,
                         "source": ["made"] * prompts,
                         "source_id": ids,
+                        "turn": np.zeros(prompts, np.int32),
                     }
                 ),
                 FILTERED_INSTRUCTIONS,

@@ -74,8 +74,9 @@ def prompts_table(*uris: str) -> pa.Table:
     rows = [
         {
             "prompt_id": f"{number:0{PROMPT_ID_CHARACTERS}x}",
-            "source": "made",
+            "source": "easy_scenes",
             "source_id": str(number),
+            "turn": 0,
             "image_uri": uri,
             "image_sha256": "0" * 64,
             "width": 8,

@@ -39,7 +39,7 @@ def test_adapter_sums_up_then_draws_the_tree_down_to_the_dataset(world):
     assert "recipe        m3po: alpha 0.5, rule m3p" in lines
     assert "seeds         0, 1" in lines
     (line,) = [line for line in lines if line.startswith("dataset")]
-    assert dataset.data_version[:12] in line and dataset.manifest.settings["file"] in line and "13 records" in line
+    assert dataset.data_version[:12] in line and dataset.manifest.settings["sources"]["scenes"]["files"]["0"] in line
     assert any("source_dataset" in line and dataset.fingerprint[:12] in line for line in lines)
 
 

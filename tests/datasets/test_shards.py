@@ -11,9 +11,9 @@ from m3po_dagster.datasets.row import IMAGE_MISSING, ROWS, ImageFacts, SourceRow
 from m3po_dagster.datasets.shards import columns_of, read_shard, write_shards
 
 
-def row(number: int, image: int | None = None, text: str = "Why?", **changes) -> SourceRow:
-    facts = ImageFacts() if image is None else ImageFacts(f"{image:064x}", 4, 3, 2**64 - 1 - image)
-    uri = None if image is None else f"{image}.png"
+def row(number: int, picture: int | None = None, text: str = "Why?", **changes) -> SourceRow:
+    facts = ImageFacts() if picture is None else ImageFacts(f"{picture:064x}", 4, 3, 2**64 - 1 - picture)
+    uri = None if picture is None else f"{picture}.png"
     fields = {"refused": None, "conversation": (("human", text),), "image_uri": uri, "image": facts}
     return SourceRow("toy", number, f"id{number}", f"{number:064x}", **{**fields, **changes})
 

@@ -21,27 +21,14 @@ def root(tmp_path):
 
 
 def test_a_small_file_goes_out_as_it_is(root):
-    content, kind = picture(root, "sub/a.png")
+    content, kind = picture(root / "sub/a.png", "sub/a.png")
     assert content == (root / "sub" / "a.png").read_bytes() and kind == "image/png"
 
 
-@pytest.mark.parametrize(
-    "uri", ["../secret.png", "sub/../../secret.png", "/etc/passwd", "a\0.png", "sub", "absent.png", ""]
-)
-def test_paths_that_leave_the_root_or_are_no_file(root, uri):
+@pytest.mark.parametrize("name", ["sub", "absent.png", "x" * 5000])
+def test_what_is_no_file_is_not_sent(root, name):
     with pytest.raises(PictureError):
-        picture(root, uri)
-
-
-def test_links_that_leave_the_root(root):
-    (root / "link.png").symlink_to(root.parent / "secret.png")
-    (root / "folder").symlink_to(root.parent)
-    (root / "loop.png").symlink_to(root / "loop.png")
-    (root / "inside.png").symlink_to(root / "sub" / "a.png")
-    for uri in ("link.png", "folder/secret.png", "loop.png"):
-        with pytest.raises(PictureError):
-            picture(root, uri)
-    assert picture(root, "inside.png")[1] == "image/png"
+        picture(root / name, name)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +49,7 @@ def test_what_is_no_image_is_not_sent(root, name, content):
         content = buffer.getvalue()[:1500] + b"<html><script>alert(1)</script></html>"
     (root / name).write_bytes(content)
     with pytest.raises(PictureError, match="can't be read as an image"):
-        picture(root, name)
+        picture(root / name, name)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +58,7 @@ def test_what_is_no_image_is_not_sent(root, name, content):
 )
 def test_large_images_and_other_formats_are_drawn_anew(root, kind, mode):
     Image.new(mode, (3000, 1500)).save(root / "large", format=kind)
-    content, sent = picture(root, "large", side=512)
+    content, sent = picture(root / "large", "large", side=512)
     with Image.open(io.BytesIO(content)) as drawn:
         assert sent == "image/jpeg" and drawn.format == "JPEG" and drawn.size == (512, 256)
 
@@ -81,17 +68,17 @@ def test_a_turned_photograph_stands_upright(root):
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(root / "turned.jpg", exif=exif)
-    with Image.open(io.BytesIO(picture(root, "turned.jpg")[0])) as drawn:
+    with Image.open(io.BytesIO(picture(root / "turned.jpg", "turned.jpg")[0])) as drawn:
         assert drawn.size == (512, 1024)
 
 
 def test_too_much_is_refused(root, monkeypatch):
     monkeypatch.setattr(pictures, "LARGEST_PIXELS", 599)
     with pytest.raises(PictureError, match="30 x 20 pixels"):
-        picture(root, "sub/a.png")
+        picture(root / "sub/a.png", "sub/a.png")
     monkeypatch.setattr(pictures, "LARGEST_FILE", 10)
     with pytest.raises(PictureError, match="more than 10"):
-        picture(root, "sub/a.png")
+        picture(root / "sub/a.png", "sub/a.png")
 
 
 def test_at_most_two_images_are_decoded_at_once(root, monkeypatch):
@@ -111,5 +98,5 @@ def test_at_most_two_images_are_decoded_at_once(root, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "thumbnail", watched)
     with ThreadPoolExecutor(6) as pool:
-        sizes = list(pool.map(lambda _: len(picture(root, "large.png")[0]), range(6)))
+        sizes = list(pool.map(lambda _: len(picture(root / "large.png", "large.png")[0]), range(6)))
     assert most == 2 and len(set(sizes)) == 1

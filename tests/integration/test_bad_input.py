@@ -16,7 +16,7 @@ from m3po_dagster.resources.study import StoreResource
 from m3po_dagster.runner import Selection
 from tests.integration.daemon import M3PO
 
-DATA_ASSETS = ("source_dataset", "filtered_instructions")
+DATA_ASSETS = ("source_dataset", "benchmark_data", "filtered_instructions")
 
 
 def m3po(project, *words: str, **options) -> subprocess.CompletedProcess:
@@ -41,9 +41,8 @@ def dropped(project) -> dict[str, int]:
     with project.instance() as instance:
         for (asset, shard), head in read_heads(instance).items():
             if asset == "filtered_instructions":
-                found = project.store.find(asset, shard, head.fingerprint).manifest.metadata["dropped by reason"]
-                for reason, number in found.items():
-                    reasons[reason] = reasons.get(reason, 0) + number
+                for drop in project.store.find(asset, shard, head.fingerprint).manifest.metadata["drops"]:
+                    reasons[drop["reason"]] = reasons.get(drop["reason"], 0) + drop["count"]
     return reasons
 
 

@@ -20,7 +20,7 @@ from m3po_dagster.runner import Selection
 from m3po_dagster.study_errors import StudyError
 from m3po_dagster.world.judge import JUDGE_FOLDER
 
-UP_TO_PROMPTS = ("source_dataset", "base_model", "sampling_scorer", "filtered_instructions")
+UP_TO_PROMPTS = ("source_dataset", "base_model", "sampling_scorer", "benchmark_data", "filtered_instructions")
 ROUNDS = {
     "first": 4,
     "step": 2,

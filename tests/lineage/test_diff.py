@@ -106,7 +106,7 @@ def test_two_studies_share_no_prompt(world, wanted):
     totals = result.totals()
     assert totals["same"] == totals["changed"] == 0
     assert (totals["removed"], totals["added"]) == (result.first.pairs, result.second.pairs)
-    assert {topic for topic, _ in told(result)} == {"dataset", "filters"}
+    assert {topic for topic, _ in told(result)} == {"dataset"}
     check_pairs(world, result)
 
 

@@ -59,7 +59,7 @@ def test_a_profile_names_recipe_seeds_training_and_versions(world, wanted):
     assert {asset: len(found) for asset, found in short.versions.items()} == dict.fromkeys(
         {part[0] for part in made} - {"adapter", "lora_adapter"}, 1
     )
-    assert short.versions["source_dataset"][0].rows == 13
+    assert short.versions["source_dataset"][0].rows == 2
     assert short.versions["filtered_instructions"][0].rows == 12
     one = profile(Manifests(world.store), made["adapter", "m3po|1"])
     assert (one.recipe, one.seeds, one.pairs) == ("m3po", (1,), short.pairs)

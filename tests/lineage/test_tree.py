@@ -28,7 +28,7 @@ def test_every_branch_ends_outside_the_graph(world, wanted):
     assert {node.identity for node in each(tree)} == expected
     assert not any(node.remark for node in each(tree))
     rows = {node.asset: node.rows["data"] for node in each(tree) if node.asset in ("source_dataset", "base_model")}
-    assert rows == {"source_dataset": 13, "base_model": 1}
+    assert rows == {"source_dataset": 2, "base_model": 1}
 
 
 def test_what_left_the_store_is_remarked_where_it_was_used(world, wanted):
@@ -82,7 +82,7 @@ def test_the_text_spells_out_each_artifact_once(world, wanted):
     assert lines[0].startswith("lora_adapter[m3po]") and "1 rows" in lines[0]
     spelled = [line for line in lines if "candidates[s0]" in line and "as above" not in line]
     assert len(spelled) == 1 and made["candidates", "s0"].fingerprint[:12] in spelled[0]
-    assert sum("settings.name: scenes" in line for line in lines) == 1
+    assert sum("sources.scenes.settings.path: data.json" in line for line in lines) == 1
     entry = made["preference_pairs", "m3po|s1"].manifest.tables
     counts = f"{entry['data'].rows} rows, {entry['dropped'].rows} dropped"
     assert any("preference_pairs[m3po|s1]" in line and counts in line for line in lines)

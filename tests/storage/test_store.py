@@ -102,6 +102,7 @@ def test_nested_columns_survive_parts_and_commit(store):
             "reference": None,
             "source": "s",
             "source_id": "1",
+            "turn": 0,
         }
         for index in range(3)
     ]
