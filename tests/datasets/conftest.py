@@ -19,8 +19,8 @@ def bytes_read(monkeypatch) -> list[int]:
         def __exit__(self, *_):
             self.file.close()
 
-        def write(self, data):
-            return self.file.write(data)
+        def __getattr__(self, name):
+            return getattr(self.file, name)
 
         def read(self, size):
             return self._counted(self.file.read(size))
