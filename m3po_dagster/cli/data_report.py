@@ -75,6 +75,7 @@ def _record_rows(one: dict) -> Iterable[tuple[str, str]]:
     for kind in malformed["kinds"][:SHOWN]:
         first = kind["examples"][0]
         yield f"  {kind['records']:,}", f"{kind['detail']} (record {first['record']}, id {first['id'][:60]})"
+    yield "with a problem", f"{sum(problem['records'] for problem in one['problems']):,}"
     for problem in one["problems"]:
         first = problem["examples"][0]
         yield f"  {problem['records']:,}", f"{problem['problem']} (record {first['record']}, id {first['id'][:60]})"
@@ -102,7 +103,7 @@ def _image_rows(images: dict) -> Iterable[tuple[str, str]]:
         yield "  inside the files", f"{images['inside the files']:,}"
     missing, outside, urls, sample = (images[name] for name in ("missing", "outside the root", "URLs", "sample"))
     if missing["records"]:
-        yield "  missing", f"{_number(missing['images'])}, of {missing['records']:,} records"
+        yield "  missing", f"{_number(missing['images'])}, of {missing['records']:,} records; {missing['examples'][0]}"
     if outside["records"]:
         yield "  outside", f"{outside['records']:,} records, never opened; {outside['examples'][0]}"
     if urls["records"]:
@@ -154,8 +155,8 @@ def _cost(cost: dict) -> None:
             )
         )
     for scorer in cost["scorers"]:
-        counts = [f"{_range(value)} {what}" for what, value in scorer.items() if what != "name"]
-        rows.append((f"scorer {scorer['name']}", ", ".join(counts)))
+        counts = [f"{_range(value)} {what}" for what, value in scorer.items() if isinstance(value, list)]
+        rows.append((f"scorer {scorer['name']}", f"{', '.join(counts)} ({scorer['kind']})"))
     rows.append(("GPU-hours sampling", _range(hours["sampling"])))
     if any(hours["scoring log-probs"]):
         rows.append(("GPU-hours scoring log-probs", _range(hours["scoring log-probs"])))

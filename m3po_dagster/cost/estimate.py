@@ -9,7 +9,7 @@ from statistics import fmean
 
 from m3po_dagster.cost.assumptions import Assumptions, Card, Range, exactly
 from m3po_dagster.cost.model_facts import ModelFacts
-from m3po_dagster.cost.plan import Plan, ServedJudge, Training
+from m3po_dagster.cost.plan import LocalScorer, Plan, ServedJudge, Training
 from m3po_dagster.method.alignment.estimate import REPLY_TOKENS, image_tokens
 from m3po_dagster.method.alignment.judge_request import request_texts
 from m3po_dagster.method.prompt import Message, Prompt
@@ -50,11 +50,10 @@ class JudgeCost:
 
 @dataclass(frozen=True)
 class ScorerCost:
-    """What a scorer that runs here looks at: views of images, and texts of its unit."""
+    """What a scorer that runs here looks at: views of images, and texts of the scorer's unit."""
 
-    name: str
+    scorer: LocalScorer
     images: Range
-    unit: str
     texts: Range
 
 
@@ -128,9 +127,8 @@ def estimate(
         judges=tuple(_judge(judge, work, distinct, answer, assumed) for judge in judges),
         scorers=tuple(
             ScorerCost(
-                one.name,
+                one,
                 exactly(work.prompts * one.views),
-                one.unit,
                 rows * (max(1.0, answer / assumed.tokens_a_sentence) if one.unit == "sentences" else 1.0),
             )
             for one in plan.scorers
@@ -175,27 +173,30 @@ def _decoding(
     """Seconds of decoding: steps, each bound by the card's memory traffic or by its operations.
 
     Here the N rows of a prompt share its keys and values, and a batch goes on for its longest answer. A server fills
-    its batch from all prompts, and each row reads its own.
+    its batch from all prompts; its rows may share a prompt's keys and values as they are read, or read each their own.
     """
 
-    def seconds(samples: float, longest: float) -> float:
-        if plan.served:
-            rows = min(float(assumed.server_rows), prompts * samples)
-            steps, held = prompts * samples / max(rows, 1.0) * answer, rows * prompt
-        else:
-            together = min(plan.in_flight, prompts)
-            rows = together * samples
-            steps, held = ceil(prompts / plan.in_flight) * answer * longest, together * prompt
-        traffic = model.weight_bytes + model.kv_bytes_a_token * (held + rows * answer / 2)
-        return steps * max(
-            traffic / card.bandwidth, assumed.read_flops * model.parameters * rows / card.flops(model.bits)
-        )
+    def here(samples: float, longest: float) -> float:
+        together = min(plan.in_flight, prompts)
+        steps = ceil(prompts / plan.in_flight) * answer * longest
+        return steps * step(together * samples, together * prompt)
 
-    longest = exactly(1) if plan.served else assumed.longest_answer
+    def there(samples: float, copies: float) -> float:
+        rows = min(float(assumed.server_rows), prompts * samples)
+        steps = prompts * samples / max(rows, 1.0) * answer
+        return steps * step(rows, rows / samples * copies * prompt)
+
+    def step(rows: float, prompt_tokens_read: float) -> float:
+        traffic = model.weight_bytes + model.kv_bytes_a_token * (prompt_tokens_read + rows * answer / 2)
+        operations = assumed.read_flops * model.parameters * rows
+        return max(traffic / card.bandwidth, operations / card.flops(model.bits))
+
+    few, many = plan.samples.low, plan.samples.high
+    if plan.served:
+        return Range(there(few, 1), there(many, many)) / assumed.decode_efficiency
     # A batch can't go on for longer than it may.
-    most = max(1.0, min(longest.high, plan.max_new_tokens / answer))
-    slow, fast = seconds(plan.samples.high, most), seconds(plan.samples.low, longest.low)
-    return Range(fast, slow) / assumed.decode_efficiency
+    longest = max(1.0, min(assumed.longest_answer.high, plan.max_new_tokens / answer))
+    return Range(here(few, assumed.longest_answer.low), here(many, longest)) / assumed.decode_efficiency
 
 
 def _judge(judge: ServedJudge, work: Workload, distinct: Range, answer: float, assumed: Assumptions) -> JudgeCost:

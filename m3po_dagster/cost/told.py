@@ -28,7 +28,13 @@ def facts(cost: Cost) -> dict:
             for one in cost.judges
         ],
         "scorers": [
-            {"name": one.name, "image views": ends(one.images), one.unit: ends(one.texts)} for one in cost.scorers
+            {
+                "name": one.scorer.name,
+                "kind": one.scorer.kind,
+                "image views": ends(one.images),
+                one.scorer.unit: ends(one.texts),
+            }
+            for one in cost.scorers
         ],
         "GPU-hours": {
             "sampling": ends(cost.sampling_hours),

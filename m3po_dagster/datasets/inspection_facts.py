@@ -1,6 +1,6 @@
 """An inspection as JSON values: what `m3po data inspect --json` prints, and what its tables show."""
 
-from m3po_dagster.datasets.image_survey import ImageSurvey, shape_quantiles
+from m3po_dagster.datasets.image_survey import EXAMPLES, ImageSurvey, shape_quantiles
 from m3po_dagster.datasets.inspection import Inspection
 from m3po_dagster.datasets.settings import PACKED, AnySource
 from m3po_dagster.datasets.tallies import Distinct, Kinds, Lengths
@@ -61,7 +61,11 @@ def _images(images: ImageSurvey, source: AnySource) -> dict:
         "distinct": _counted(images.distinct, images.distinct.number),
         "records an image": {str(often): number for often, number in _most(images.distinct)},
         "inside the files": images.inside_file if source.format in PACKED else None,
-        "missing": {"records": images.records_missing, "images": _counted(images.missing, images.missing.number)},
+        "missing": {
+            "records": images.records_missing,
+            "images": _counted(images.missing, images.missing.number),
+            "examples": _examples(images.missing_prefixes)[:EXAMPLES],
+        },
         "outside the root": {"records": sum(images.outside.counts.values()), "examples": _examples(images.outside)},
         "URLs": {
             "records": sum(images.hosts.counts.values()),
@@ -73,7 +77,6 @@ def _images(images: ImageSurvey, source: AnySource) -> dict:
                 "prefix": prefix,
                 "records": number,
                 "missing": images.missing_prefixes.counts[prefix],
-                "examples of missing": images.missing_prefixes.examples.get(prefix, []),
                 "folder": str(folder) if (folder := images.prefix_folder(prefix)) else None,
             }
             for prefix, number in images.prefixes.counts.most_common(SHOWN_KINDS)

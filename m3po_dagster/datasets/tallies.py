@@ -50,9 +50,6 @@ class Kinds(Generic[T]):
         if held is not None and len(held) < self.examples_each:
             held.append(example)
 
-    def __bool__(self) -> bool:
-        return bool(self.counts)
-
 
 @dataclass
 class Lengths:

@@ -223,6 +223,14 @@ def test_a_studys_sources_are_inspected_and_its_own_model_counts(folder):
     assert load_study(study).dataset.sources["two"].take == 1
 
 
+def test_the_study_of_the_environment_counts(folder, monkeypatch):
+    monkeypatch.setenv("M3PO_STUDY", str(ROOT / "studies" / "llava15_7b_judged.yaml"))
+    cost = run_json(folder / "mix.json")["cost"]
+    assert cost["of"] == "llava15_7b_judged"
+    (judge,) = cost["judges"]
+    assert (judge["name"], judge["cost"]) == ("llm_judge", [0, 0])
+
+
 def test_your_own_rate_and_card(folder):
     slow, fast = (
         run_json(folder / "mix.json", "--tokens-per-second", rate)["cost"]["GPU-hours"]["sampling"] for rate in (10, 20)
