@@ -49,7 +49,7 @@ def items_of(
             position, number = position + 1, number + 1
 
 
-def _rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Row | Refused]:
+def _rows(batch: pa.RecordBatch) -> Iterator[Row | Refused]:
     """The batch's rows by column, or why a row can't be read: text that is not UTF-8, offsets that lead elsewhere.
 
     A file's claims about its own buffers are checked before any value is touched.
@@ -63,11 +63,22 @@ def _rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Row | Refused]:
         row = batch.slice(number, 1)
         try:
             if not sound:
-                row.validate(full=True)
+                for column in row.columns:
+                    _validate(column)
         except pa.ArrowInvalid as error:
             yield Refused(str(error))
         else:
             yield {name: row.column(name)[0] for name in row.schema.names}
+
+
+def _validate(array: pa.Array) -> None:
+    """Raises ArrowInvalid for the slice alone: when nested, pyarrow's full check takes in all that lies beside it."""
+    if not isinstance(array, (pa.StructArray, pa.ListArray, pa.LargeListArray)):
+        return array.validate(full=True)
+    array.validate()
+    inner = array.flatten()
+    for part in inner if isinstance(inner, list) else [inner]:
+        _validate(part)
 
 
 def _values(row: Row | Refused, image_column: str, max_record_bytes: int) -> tuple[dict, bytes | None]:
@@ -76,8 +87,9 @@ def _values(row: Row | Refused, image_column: str, max_record_bytes: int) -> tup
         raise row
     name, image_bytes = _image(row[image_column], image_column)
     values = {column: _value(scalar, column) for column, scalar in row.items() if column != image_column}
+    values[image_column] = name
     _refuse_long(values.values(), max_record_bytes)
-    return values | {image_column: name}, image_bytes
+    return values, image_bytes
 
 
 def _image(scalar: pa.Scalar, field: str) -> tuple[str | None, bytes | None]:

@@ -105,7 +105,7 @@ def _saved_names(folder: Path) -> list[str]:
     return names
 
 
-def _saved(folder: Path, columns: list[Column]) -> Iterator[pa.Table]:
+def _saved(folder: Path, columns: list[Column]) -> Iterator[pa.RecordBatch]:
     import datasets
 
     _saved_names(folder)
@@ -115,7 +115,8 @@ def _saved(folder: Path, columns: list[Column]) -> Iterator[pa.Table]:
         detail = f"{type(error).__name__}: {error}"
         raise DatasetError(f"{folder}: state.json or dataset_info.json is broken: {detail[:500]}") from None
     names = columns_there(folder, dataset.data.schema, columns)
-    yield from dataset.with_format("arrow").select_columns(names).iter(_BATCH_ROWS)
+    for table in dataset.with_format("arrow").select_columns(names).iter(_BATCH_ROWS):
+        yield from table.to_batches()
 
 
 def _json(path: Path) -> dict:

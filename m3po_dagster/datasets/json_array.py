@@ -35,7 +35,7 @@ class _Array:
     def __init__(self, path: Path, file: BinaryIO, max_record_bytes: int, chunk_bytes: int) -> None:
         self.path, self.file, self.max_record_bytes, self.chunk = path, file, max_record_bytes, chunk_bytes
         self.window, self.at, self.before, self.ended = "", 0, 0, False
-        self.utf8, self.bytes_read = codecs.getincrementaldecoder("utf-8")(), 0
+        self.utf8, self.bytes_read, self.not_utf8 = codecs.getincrementaldecoder("utf-8")(), 0, None
         self.record = 0
 
     def __iter__(self) -> Iterator[object]:
@@ -109,10 +109,15 @@ class _Array:
         """Drops what is done and doubles what is left: a long record is parsed a logarithmic number of times."""
         if self.ended:
             return False
+        if self.not_utf8:
+            byte, reason = self.not_utf8
+            raise DatasetError(
+                f"{self.path}, byte {byte}: record {self.record} is not UTF-8: {reason}; save the file as UTF-8"
+            )
         held = len(self.window) - self.at
         data = self.file.read(max(self.chunk, min(held, self.max_record_bytes - held)))
         new = self._text(data)
-        if not data:
+        if not data and not self.not_utf8:
             self.ended = True
             return False
         self.before += self.at
@@ -124,10 +129,9 @@ class _Array:
         try:
             text = self.utf8.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            byte = self.bytes_read - pending + error.start
-            raise DatasetError(
-                f"{self.path}, byte {byte}: record {self.record} is not UTF-8: {error.reason}; save the file as UTF-8"
-            ) from None
+            # The records before it are given first.
+            self.not_utf8 = self.bytes_read - pending + error.start, error.reason
+            return error.object[: error.start].decode("utf-8")
         self.bytes_read += len(data)
         return text
 

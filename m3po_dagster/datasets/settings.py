@@ -54,7 +54,7 @@ class JsonLinesSource(SourceSettings):
 
 
 class RlaifVSource(SourceSettings):
-    """RLAIF-V's Parquet files, images inside; chosen and rejected answers are left aside."""
+    """RLAIF-V's Parquet files, images inside; the chosen answer is the reference, the rejected one is left aside."""
 
     format: Literal["rlaif_v"] = Field(description="RLAIF-V's columns")
 

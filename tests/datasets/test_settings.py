@@ -1,0 +1,56 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from m3po_dagster.datasets.jsonl import read as read_jsonl
+from m3po_dagster.datasets.llava_instruct import read as read_llava
+from m3po_dagster.datasets.record import Record
+from m3po_dagster.datasets.settings import AnySource, DatasetSettings
+from tests.datasets.sources import FORMATS
+
+PAGE = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_every_study_on_the_page_is_one_and_every_format_is_on_it():
+    formats = set()
+    for block in blocks("yaml"):
+        written = yaml.safe_load(block)
+        dataset = DatasetSettings.model_validate(written.get("dataset", written))
+        formats |= {source.format for source in dataset.sources.values()}
+    assert formats == set(FORMATS)
+
+
+def test_every_record_on_the_page_is_one(tmp_path):
+    (array,), (lines,) = blocks("json"), blocks("jsonl")
+    (tmp_path / "a.json").write_text(array)
+    (tmp_path / "a.jsonl").write_text(lines)
+    records = [*read_llava(tmp_path / "a.json", 10_000), *read_jsonl(tmp_path / "a.jsonl", 10_000)]
+    assert [type(record) for record in records] == [Record] * 5
+    assert len(json.loads(array)) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"format": "csv"}, "does not match any of the expected tags"),
+        ({"format": "jsonl", "split": "train"}, "Extra inputs are not permitted"),
+        ({"format": "jsonl", "take": 0}, "greater than or equal to 1"),
+        ({"format": "jsonl", "by": "order"}, "Input should be 'id-hash'"),
+        ({"format": "jsonl", "folders": {"../up": "x"}}, "no prefix of a relative path"),
+        ({"format": "jsonl", "folders": {"/": "x"}}, "no prefix of a relative path"),
+        ({"format": "huggingface"}, "name one of question_column and conversation_column"),
+        ({"format": "huggingface", "question_column": "q", "conversation_column": "c"}, "name one of question_column"),
+        ({"format": "huggingface", "conversation_column": "c", "answer_column": "a"}, "answer_column goes with"),
+    ],
+)
+def test_settings_refuse_what_they_do_not_mean(more, said):
+    with pytest.raises(ValidationError, match=said):
+        TypeAdapter(AnySource).validate_python({"path": "a", "image_root": "b", **more})
