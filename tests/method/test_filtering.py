@@ -241,6 +241,29 @@ def test_no_rows_are_no_error():
     assert all(drops.count == 0 for drops in result.drops)
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "is there a dog in the image? ",
+        "<image>",
+        "<im<image>age>\n",
+        "a\u0315\u0300",
+        "aaaaaaaab",
+        "1 ",
+        "这是什么",
+        "\ufdfa",
+        "W",
+        "Please answer yes or no. ",
+    ],
+)
+def test_a_million_characters_are_filtered_as_any_text_is(text):
+    rows = [row(text * (1_000_000 // len(text)), record) for record in range(2)]
+    result = run(rows, FilterSettings(instruction_length=False))
+    assert len(result.kept) + len(result.dropped) == 2
+    assert len(result.kept) < 2
+
+
 TEXTS = st.one_of(
     st.sampled_from(
         ["What is it?", "WHAT is it?", "Why?", "", "Was ist das?", "<image>", "Is there a dog in the image?"]

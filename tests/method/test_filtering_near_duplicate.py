@@ -93,7 +93,9 @@ def test_a_shard_of_another_dataset_is_an_error():
 
 
 def table(rows):
-    return pa.Table.from_pylist([one.to_dict() for one in rows], ROWS)
+    """A table of several shards' rows."""
+    shards = [pa.Table.from_pylist([one.to_dict() for one in rows[shard::3]], ROWS) for shard in range(3)]
+    return pa.concat_tables(shards)
 
 
 def test_the_order_is_that_of_the_study_whatever_the_table_s():

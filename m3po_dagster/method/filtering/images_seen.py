@@ -39,15 +39,15 @@ class ImagesSeen:
         usable = pc.is_null(table["image_problem"])
         for name in _FACTS:
             usable = pc.and_(usable, pc.is_valid(table[name]))
-        table = table.select(COLUMNS[:-1]).filter(usable)
         rank = pc.index_in(table["source"], value_set=pa.array(sources, pa.string()))
         if rank.null_count:
             stranger = table["source"].filter(pc.is_null(rank))[0].as_py()
             raise ValueError(f"the dataset has a row of source {stranger!r}; the study's are {', '.join(sources)}")
-        table = table.take(np.lexsort((table["record"].to_numpy(), rank.to_numpy())))
-        codes = table["image_sha256"].combine_chunks().dictionary_encode().indices.to_numpy()
-        first_of_each = np.sort(np.unique(codes, return_index=True)[1])
-        table = table.take(first_of_each).combine_chunks()
+        order = np.lexsort((table["record"].to_numpy(), rank.to_numpy()))
+        order = order[usable.to_numpy()[order]]
+        codes = table["image_sha256"].dictionary_encode().combine_chunks().indices.fill_null(-1).to_numpy()
+        first_of_each = np.sort(np.unique(codes[order], return_index=True)[1])
+        table = table.select(COLUMNS[:-1]).take(order[first_of_each])
         return cls(
             table["source"].combine_chunks(),
             table["record"].to_numpy(),

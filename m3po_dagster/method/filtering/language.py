@@ -35,15 +35,23 @@ def other_language(question: str, settings: LanguageFilter) -> Dropped | None:
     return Dropped(OTHER_LANGUAGE, f"{name} by {probability:.2f}, {', '.join(settings.languages)} by {accepted:.3f}")
 
 
+class _Words(dict):
+    """Translates what is of a word to itself and all else to a space; each character is looked up once."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        is_of_a_word = character.isalpha() or character in _APOSTROPHES or unicodedata.category(character)[0] == "M"
+        self[code] = character if is_of_a_word else " "
+        return self[code]
+
+
+_WORDS = _Words()
+
+
 def _words(text: str) -> str:
     """The words in lower case, without punctuation and digits, which the model takes for parts of words."""
-    kept = (character if _is_of_a_word(character) else " " for character in text)
-    words = " ".join("".join(kept).lower().split())
-    return words if any(character.isalpha() for character in words) else ""
-
-
-def _is_of_a_word(character: str) -> bool:
-    return character.isalpha() or character in _APOSTROPHES or unicodedata.category(character)[0] == "M"
+    words = " ".join(text.translate(_WORDS).lower().split())
+    return words if any(map(str.isalpha, words)) else ""
 
 
 def _accepted(words: str, settings: LanguageFilter, guesses: int) -> float:

@@ -30,24 +30,24 @@ def repetition_share(text: str, words: int, runs: int) -> float:
     of a script without spaces. Time grows with the length of the text, and no faster.
     """
     text = text.casefold()
-    tokens = list(_WORD.finditer(text))
-    total = sum(token.end() - token.start() for token in tokens)
-    if not total:
+    spans = [token.span() for token in _WORD.finditer(text)]
+    tokens = [text[start:end] for start, end in spans]
+    sequences = list(zip(*(tokens[first:] for first in range(words)), strict=False))
+    in_runs = _runs(text, runs)
+    if not in_runs and len(set(sequences)) == len(sequences):
         return 0.0
     repeated = bytearray(len(text))
-    for start, end in _runs(text, runs):
+    for start, end in in_runs:
         repeated[start:end] = b"\1" * (end - start)
     seen: set[tuple[str, ...]] = set()
-    texts = [token[0] for token in tokens]
     marked = 0
-    for first in range(len(tokens) - words + 1):
-        sequence = tuple(texts[first : first + words])
+    for first, sequence in enumerate(sequences):
         if sequence in seen:
-            for token in tokens[max(first, marked) : first + words]:
-                repeated[token.start() : token.end()] = b"\1" * (token.end() - token.start())
+            for start, end in spans[max(first, marked) : first + words]:
+                repeated[start:end] = b"\1" * (end - start)
             marked = first + words
         seen.add(sequence)
-    return sum(repeated[token.start() : token.end()].count(1) for token in tokens) / total
+    return sum(repeated[start:end].count(1) for start, end in spans) / sum(map(len, tokens))
 
 
 def _runs(text: str, times: int) -> list[tuple[int, int]]:
