@@ -104,15 +104,28 @@ def test_gc_keeps_what_current_results_stand_on(copy_of_made):
 def test_a_thing_outside_that_is_gone_stops_only_what_needs_it(copy_of_made, small_study):
     project = copy_of_made
     changed = deepcopy(small_study)
-    changed["benchmarks"]["chair"]["path"] = str(project.folder / "nowhere.jsonl")
-    changed["recipes"]["m3po"]["selection"]["alpha"] = 1.5
+    changed["judge"]["quality"] = {"known_pairs": str(project.folder / "nowhere.jsonl")}
+    changed["generation"]["n"] = 2
     project.write(changed)
     found = {item.part: item for item in project.standings()}
-    assert found["benchmark_data", ""].state == "stale" and "nowhere.jsonl" in found["benchmark_data", ""].why
+    assert found["judge_identity", ""].state == "stale" and "nowhere.jsonl" in found["judge_identity", ""].why
     outcomes = project.run()
     failed = [outcome for outcome in outcomes if outcome.error]
-    assert [outcome.assets for outcome in failed] == [("benchmark_data",)]
-    assert any("lora_adapter" in outcome.assets and outcome.partition == "m3po" for outcome in outcomes)
+    assert [outcome.assets for outcome in failed] == [("judge_identity",)]
+    made = {(asset, outcome.partition) for outcome in outcomes for asset in outcome.assets}
+    assert {("candidates", "s0"), ("candidates", "s1")} <= made
+    assert not any(asset in ("mas_table", "lora_adapter") for asset, _ in made)
+
+
+def test_another_benchmark_filters_anew_and_where_nothing_else_is_dropped_nothing_follows(copy_of_made, small_study):
+    project = copy_of_made
+    changed = deepcopy(small_study)
+    del changed["benchmarks"]["pope"]
+    project.write(changed)
+    outcomes = project.run()
+    assert [outcome.error for outcome in outcomes if outcome.error] == []
+    touched = {asset for outcome in outcomes for asset in outcome.assets if asset not in outcome.reused}
+    assert touched == {"benchmark_data", "filtered_instructions", "benchmark_scores", "leaderboard"}
 
 
 def test_every_edge_maps_each_partition_to_partitions_that_exist(made):

@@ -19,9 +19,9 @@ LARGEST_EVENT = 60_000
 """Bytes of all metadata of one materialisation."""
 
 PICTURES = {
-    "source_dataset": {"images"},
+    "source_dataset": {"shown images"},
     "benchmark_data": {"questions"},
-    "filtered_instructions": {"sizes", "thumbnails"},
+    "filtered_instructions": {"sizes", "kept images", "thumbnails"},
     "candidates": {"lengths", "examples"},
     "mas_table": {"scores", "best and worst"},
     "logprob_table": {"confidence"},

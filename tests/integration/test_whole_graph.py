@@ -66,6 +66,7 @@ def test_every_asset_check_was_evaluated_and_passed(made):
     graph = made.definitions().resolve_asset_graph()
     blocking = {key.name for key in graph.asset_check_keys if graph.get(key).blocking}
     assert blocking == {
+        "uncontaminated",
         "prompts_answered",
         "scored",
         "not_inverted",
