@@ -24,7 +24,7 @@ from m3po_dagster.datasets.row import (
     ImageFacts,
     SourceRow,
 )
-from m3po_dagster.datasets.settings import AnySource, DatasetSettings
+from m3po_dagster.datasets.settings import PACKED, AnySource, DatasetSettings
 from m3po_dagster.datasets.subset import Subset
 from m3po_dagster.datasets.unpacking import unpack
 from m3po_dagster.image_files import ImageOutsideRoot
@@ -84,7 +84,10 @@ class DatasetIndex:
     def _batch(
         self, name: str, source: AnySource, fetcher: Fetcher, batch: Sequence[Record | Malformed]
     ) -> Iterator[SourceRow]:
-        placed = list(self._looks.threads.map(lambda item: self._place(name, source, fetcher, item), batch))
+        # Waiting for a server, or writing what was packed, is done side by side; a look at a path is too short for that.
+        waits = source.fetch_from or source.format in PACKED
+        each = self._looks.threads.map if waits else map
+        placed = list(each(lambda item: self._place(name, source, fetcher, item), batch))
         facts = self._looks.at({place.path: place.uri for place in placed if place.path is not None})
         for item, place in zip(batch, placed, strict=True):
             found = place.trouble if place.path is None else facts[place.path]

@@ -1,6 +1,6 @@
 """A row of source_dataset: a record and what is known of its image, as the filters take it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -82,7 +82,7 @@ class SourceRow:
             "refused": self.refused,
             "conversation": None if turns is None else [{"speaker": who, "text": text} for who, text in turns],
             "image_uri": self.image_uri,
-            **{_COLUMN[name]: value for name, value in asdict(self.image).items()},
+            **{column: getattr(self.image, name) for name, column in _COLUMN.items()},
         }
 
     @classmethod
