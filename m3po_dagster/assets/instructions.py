@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -120,16 +121,20 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
 
 
 def drops_table(drops: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    """What each filter dropped, in the order in which they are asked, with examples."""
-    rows = [
-        {
-            "filter": drop["filter"],
-            "reason": drop["reason"],
-            "dropped": drop["count"],
-            "examples": "; ".join(f"{item}: {detail}" for item, detail in drop["examples"]),
-        }
-        for drop in drops
-    ]
+    """What each filter dropped, in the order in which they are asked, with examples; a row for one without drops."""
+    rows = []
+    for name, found in groupby(drops, key=lambda drop: drop["filter"]):
+        reasons = list(found)
+        rows += [
+            {
+                "filter": name,
+                "reason": drop["reason"],
+                "dropped": drop["count"],
+                "examples": "; ".join(f"{item}: {detail}" for item, detail in drop["examples"]),
+            }
+            for drop in reasons
+            if drop["count"]
+        ] or [{"filter": name, "reason": ", ".join(drop["reason"] for drop in reasons), "dropped": 0}]
     return rows_table(rows, ["filter", "reason", "dropped", "examples"], cell=EXAMPLE_CHARACTERS)
 
 
