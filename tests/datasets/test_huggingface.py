@@ -206,6 +206,19 @@ def test_an_arrow_file_s_claims_about_its_buffers_are_checked_before_a_value_is_
     assert all("data.arrow, row" in item.detail for item in items)
 
 
+@pytest.mark.parametrize("ends", [(0, 1, 1 << 30, 3), (0, 2, 1, 3), (0, -5, 2, 3)])
+def test_so_are_those_of_a_list_in_it(tmp_path, ends):
+    turn = pa.StructArray.from_arrays([["human"] * 3, ["What?"] * 3], ["from", "value"])
+    offsets = pa.py_buffer(b"".join(end.to_bytes(4, "little", signed=True) for end in ends))
+    talks = pa.Array.from_buffers(pa.list_(turn.type), 3, [None, offsets], children=[turn])
+    table = pa.table({"image": ["a", "b", "c"], "talk": talks})
+    with pa.ipc.new_stream(str(tmp_path / "data.arrow"), table.schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays([pa.array(["a", "b", "c"]), talks], ["image", "talk"]))
+    items = read(tmp_path / "data.arrow", conversation_column="talk")
+    assert len(items) == 3
+    assert {type(item) for item in items} == {Record, Malformed}
+
+
 def test_one_text_that_is_not_utf8_costs_no_other_row(tmp_path):
     offsets = pa.py_buffer(b"".join(end.to_bytes(4, "little") for end in (0, 5, 7, 12)))
     questions = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"What?\xff\xfeWhat?")])

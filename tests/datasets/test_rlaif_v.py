@@ -148,6 +148,16 @@ def test_a_corrupt_file_is_named_with_the_row(tmp_path):
         list(read([path], LIMIT))
 
 
+def test_a_page_whose_checksum_is_wrong_is_not_taken_for_data(tmp_path):
+    path = tmp_path / "a.parquet"
+    write(path, rlaif_table(PAIRS), compression="none", write_page_checksum=True, use_dictionary=False)
+    content = path.read_bytes()
+    assert content.count(b"What is it, 3") == 1
+    path.write_bytes(content.replace(b"What is it, 3", b"What is it, 8"))
+    with pytest.raises(DatasetError, match=r"a\.parquet, row 0: can't be read: .*(?i:crc|checksum)"):
+        list(read([path], LIMIT))
+
+
 def test_memory_holds_a_part_of_a_row_group(tmp_path):
     images = [{"bytes": bytes([number]) * 500_000, "path": f"{number}.jpg"} for number in range(100)]
     table = pa.table({"image": pa.array(images, IMAGE), "question": ["What?"] * 100, "chosen": ["That."] * 100})
