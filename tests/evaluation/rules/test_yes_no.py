@@ -1,17 +1,18 @@
+import string
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 
-from m3po_dagster.evaluation.rules.yes_no import MME_RULES, POPE_RULES, starts_with_yes_or_no
+from m3po_dagster.evaluation.rules.yes_no import MME_RULES, POPE_RULES, starts_with_yes_or_no, vlmevalkit
 from tests.evaluation import yes_no_oracles as oracles
 
 MANY = hypothesis_settings(max_examples=500)
 
 
 @pytest.mark.parametrize(
-    ("answer", "official", "lmms_eval", "vlmevalkit"),
+    ("answer", "official", "lmms_eval", "kit"),
     [
         ("Yes", "yes", "yes", "yes"),
         ("yes.", "yes", "yes", "yes"),
@@ -47,13 +48,13 @@ MANY = hypothesis_settings(max_examples=500)
         ("yes" + "." * 33, "yes", "yes", "other"),
     ],
 )
-def test_mme_answers_by_each_rule(answer, official, lmms_eval, vlmevalkit):
-    expected = {"official": official, "lmms-eval": lmms_eval, "vlmevalkit": vlmevalkit}
+def test_mme_answers_by_each_rule(answer, official, lmms_eval, kit):
+    expected = {"official": official, "lmms-eval": lmms_eval, "vlmevalkit": kit}
     assert {name: rule(answer) for name, rule in MME_RULES.items()} == expected
 
 
 @pytest.mark.parametrize(
-    ("answer", "official", "lmms_eval", "vlmevalkit"),
+    ("answer", "official", "lmms_eval", "kit"),
     [
         ("There is a dog. No cat.", "yes", "other", "no"),
         ("Mr. Smith is not here", "yes", "other", "other"),
@@ -83,8 +84,8 @@ def test_mme_answers_by_each_rule(answer, official, lmms_eval, vlmevalkit):
         ("yes 1,2 no-no", "yes", "other", "yes"),
     ],
 )
-def test_pope_answers_by_each_rule(answer, official, lmms_eval, vlmevalkit):
-    expected = {"official": official, "lmms-eval": lmms_eval, "vlmevalkit": vlmevalkit}
+def test_pope_answers_by_each_rule(answer, official, lmms_eval, kit):
+    expected = {"official": official, "lmms-eval": lmms_eval, "vlmevalkit": kit}
     assert {name: rule(answer) for name, rule in POPE_RULES.items()} == expected
 
 
@@ -108,6 +109,11 @@ def test_pope_rules_are_the_letters_rules(answer):
     assert {name: rule(answer) for name, rule in POPE_RULES.items()} == {
         name: rule(answer) for name, rule in oracles.POPE.items()
     }
+
+
+def test_vlmevalkit_keeps_apostrophe_colon_and_symbols_on_a_word():
+    kept = {mark for mark in string.punctuation if vlmevalkit(f"yes{mark}") == "other"}
+    assert kept == set("#$%&'*:^|~")
 
 
 @pytest.mark.parametrize(
