@@ -55,6 +55,16 @@ def test_the_questions_carry_the_instruction_and_the_objects(tmp_path):
     assert [question.text for question in questions] == ["Describe the image."] * 2 + ["What is there?"]
 
 
+def test_the_reading_names_the_objects_and_marks_what_is_not_there(tmp_path):
+    chair = build(tmp_path)
+    question = chair.load()[0]
+    assert chair.reading(question, "A red circle, no gray boxes.") == "gray box (not there), red circle"
+    assert chair.reading(question, "Nothing.") == "no object"
+    for call in (lambda: chair.reading(question, "", "lmms-eval"), lambda: chair.score([question], {}, "lmms-eval")):
+        with pytest.raises(BenchmarkError, match="chair has no rule 'lmms-eval'; it has official"):
+            call()
+
+
 @pytest.mark.parametrize(
     ("text", "objects"),
     [
