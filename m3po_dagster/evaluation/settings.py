@@ -39,4 +39,17 @@ class ChairSettings(Settings):
     image_root: Path = Field(description="folder that the image paths are relative to")
 
 
-BenchmarkSettings = Annotated[PopeSettings | MmeSettings | ChairSettings, Field(discriminator="kind")]
+class VizwizSettings(Settings):
+    """VizWiz-VQA: open questions about pictures that blind people took, with ten reference answers each."""
+
+    kind: Literal["vizwiz"] = Field("vizwiz", description="VizWiz, open questions scored by VQA accuracy")
+    annotations: Path = Field(description="annotation file as VizWiz publishes it (val.json; test.json has no answers)")
+    image_root: Path = Field(description="folder with the images that the annotations name")
+    prompt_suffix: str = Field(
+        "\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
+        "Answer the question using a single word or phrase.",
+        description="what follows each question; the default is LLaVA's",
+    )
+
+
+BenchmarkSettings = Annotated[PopeSettings | MmeSettings | ChairSettings | VizwizSettings, Field(discriminator="kind")]
