@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from m3po_dagster.cli.options import JsonOption, explained
-from m3po_dagster.cli.score_rules import print_json, print_table, rule_option, scored
+from m3po_dagster.cli.score_rules import ALL, print_json, print_table, scored
 from m3po_dagster.evaluation.rules.vqa import VQA_RULES
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ _SHARES = {
 def vizwiz(
     answers: Annotated[Path, typer.Option("--answers", help='JSON array of {"image", "answer"}.')],
     annotations: Annotated[Path, typer.Option("--annotations", help="VizWiz's val.json or train.json.")],
-    rule: Annotated[str, rule_option(VQA_RULES)] = "official",
+    rule: Annotated[
+        Literal["official", "lmms-eval", "vlmevalkit", "evalai", "all"],
+        typer.Option("--rule", help=f"Whose reading of an answer counts; {ALL}: each beside the others."),
+    ] = "official",
     as_json: JsonOption = False,
 ) -> None:
     """VizWiz: VQA accuracy over all and by type of answer, in per cent, people told apart by their place.
