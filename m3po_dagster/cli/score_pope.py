@@ -69,7 +69,8 @@ def _rows(scores: "PopeScores") -> Iterator[list[str]]:
 
 def _side_by_side(found: "Mapping[str, PopeScores]") -> Iterator[list[str]]:
     shown = {rule: _shown(scores) for rule, scores in found.items()}
-    for split in next(iter(shown.values())):
+    for number, split in enumerate(next(iter(shown.values()))):
+        if number:
+            yield []
         for name, title in _SHARES.items():
             yield [split, title, *(f"{100 * one[split][name]:.2f}" for one in shown.values())]
-        yield []
