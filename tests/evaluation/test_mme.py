@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3po_dagster.evaluation.mme import COGNITION, PERCEPTION, Mme, parse_answer
+from m3po_dagster.evaluation.mme import COGNITION, PERCEPTION, Mme
 from m3po_dagster.evaluation.question import BenchmarkError
 from m3po_dagster.evaluation.settings import MmeSettings
 
@@ -26,40 +26,8 @@ def build(root, categories, images=3, nested=()):
     return Mme(MmeSettings(root=root))
 
 
-def values(mme, questions, answers):
-    return {metric.metric: metric.value for metric in mme.score(questions, answers, resamples=20)}
-
-
-@pytest.mark.parametrize(
-    ("answer", "parsed"),
-    [
-        ("Yes", "yes"),
-        ("yes.", "yes"),
-        ("No, there is none", "no"),
-        ("not sure", "no"),
-        ("know", "no"),
-        ("nothing", "no"),
-        ("none", "no"),
-        ("Eyes", "yes"),
-        ("Y", "other"),
-        (" yes", "yes"),
-        ("  yes", "other"),
-        ("**Yes**", "other"),
-        ("Answer: yes", "other"),
-        ("", "other"),
-        ("\n\nno", "no"),
-        ("   no", "other"),
-        ("noyes", "no"),
-    ],
-)
-def test_published_examples_of_the_official_rule(answer, parsed):
-    assert parse_answer(answer) == parsed
-
-
-@given(st.text(st.sampled_from(list("yesnoYESNO \n*")), max_size=8))
-def test_the_rule_is_a_search_of_the_first_four_characters(text):
-    windows = {text[start:end].lower() for start in range(4) for end in range(start + 1, 5)}
-    assert parse_answer(text) == ("yes" if "yes" in windows else "no" if "no" in windows else "other")
+def values(mme, questions, answers, rule="official"):
+    return {metric.metric: metric.value for metric in mme.score(questions, answers, rule, resamples=20)}
 
 
 def test_both_published_layouts_give_the_same_questions(tmp_path):
@@ -112,6 +80,34 @@ def test_scores_are_the_published_sums(tmp_path_factory, seed):
         total += score
     assert found["total"] == pytest.approx(total) == pytest.approx(found["perception"] + found["cognition"])
     assert found["other"] == pytest.approx(100 * list(answers.values()).count("maybe") / len(answers))
+
+
+def test_rules_disagree_about_the_very_same_answers(tmp_path):
+    mme = build(tmp_path, ("existence", "OCR"))
+    questions = mme.load()
+    answers = {question.question_id: f"   {question.expected}" for question in questions}
+    found = {rule: values(mme, questions, answers, rule) for rule in mme.rules}
+    assert {rule: one["total"] for rule, one in found.items()} == {"official": 0, "lmms-eval": 400, "vlmevalkit": 400}
+    assert {rule: one["other"] for rule, one in found.items()} == {"official": 100, "lmms-eval": 0, "vlmevalkit": 0}
+    assert {one["format"] for one in found.values()} == {100}
+    assert [mme.reading(questions[0], "   Yes", rule) for rule in mme.rules] == ["other", "yes", "yes"]
+
+
+@pytest.mark.parametrize("rule", Mme.rules)
+def test_format_does_not_follow_the_rule(tmp_path, rule):
+    mme = build(tmp_path, ("existence",), images=2)
+    questions = mme.load()
+    answers = dict(zip([one.question_id for one in questions], ["Yes", "no!", "nothing", "Y"], strict=True))
+    assert values(mme, questions, answers, rule)["format"] == 50
+
+
+def test_a_rule_that_mme_lacks_is_refused(tmp_path):
+    mme = build(tmp_path, ("existence",))
+    questions = mme.load()
+    answers = {question.question_id: "Yes" for question in questions}
+    for call in (lambda: mme.score(questions, answers, "evalai"), lambda: mme.reading(questions[0], "Yes", "evalai")):
+        with pytest.raises(BenchmarkError, match="mme has no rule 'evalai'; it has official, lmms-eval, vlmevalkit"):
+            call()
 
 
 def test_one_image_name_in_two_categories_is_two_images(tmp_path):
