@@ -1,5 +1,7 @@
 """The rules of VQA accuracy: tables worked out by hand from the public scripts, and laws over odd strings."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -162,3 +164,13 @@ def test_the_contraction_table_has_unreachable_entries_and_never_more_than_one_s
     assert {word: normalise_official(word) for word in CONTRACTIONS if word not in unreachable} == {
         word: full for word, full in CONTRACTIONS.items() if word not in unreachable
     }
+
+
+def test_the_page_s_table_is_what_the_rules_say():
+    page = (Path(__file__).parents[3] / "docs" / "scoring-vqa.md").read_text()
+    table = page.split("| answer | official | evalai, lmms-eval | vlmevalkit |")[1].split("\n\n")[0]
+    rows = [[cell.strip().strip("`") for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert len(rows) >= 10
+    for answer, *readings in rows:
+        rules = (normalise_official, normalise_evalai, normalise_vlmevalkit)
+        assert [rule(answer) or "(empty)" for rule in rules] == readings
