@@ -4,7 +4,9 @@ import typer
 
 from m3po_dagster.cli.score_mme import mme
 from m3po_dagster.cli.score_pope import pope
+from m3po_dagster.cli.score_vizwiz import vizwiz
 
 app = typer.Typer(help="Score anybody's answers to a benchmark, from the official tools' files.", no_args_is_help=True)
 app.command("mme")(mme)
 app.command("pope")(pope)
+app.command("vizwiz")(vizwiz)

@@ -1,17 +1,18 @@
 """CHAIR: Caption Hallucination Assessment with Image Relevance.
 
 Which objects of a vocabulary a description names, and which of them are not in the image. A model that says less
-hallucinates less, so the figures come with recall and length.
+hallucinates less, so the figures come with recall and length. What is in an image stands beside the question, or in
+COCO's annotations.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import pyarrow as pa
 
 from m3po_dagster.evaluation.benchmark import Benchmark, Headline, results_table
+from m3po_dagster.evaluation.coco import coco_vocabulary, objects_of_images, read_instances
 from m3po_dagster.evaluation.intervals import Estimate, Sums, ratio
 from m3po_dagster.evaluation.question import (
     BenchmarkError,
@@ -23,31 +24,17 @@ from m3po_dagster.evaluation.question import (
     text_field,
 )
 from m3po_dagster.evaluation.settings import ChairSettings
+from m3po_dagster.evaluation.vocabulary import Vocabulary, folded
 
 _GROUP = "all"
-
-
-class Vocabulary:
-    """Every spelling of every object. A mention is a whole word or phrase in any case, regular plurals included.
-
-    The longest spelling wins where several fit ("traffic light" is no "light"). A negated mention counts as a mention,
-    as in the original.
-    """
-
-    def __init__(self, spellings: Mapping[str, str]):
-        """`spellings` maps each spelling, case-folded and with single spaces, to its object."""
-        self._object_of = dict(spellings)
-        longest_first = sorted(self._object_of, key=lambda spelling: (-len(spelling), spelling))
-        phrases = "|".join(r"\s+".join(map(re.escape, spelling.split())) for spelling in longest_first)
-        self._mention = re.compile(rf"(?<!\w)({phrases})(?:s|es)?(?!\w)")
-
-    def objects(self, text: str) -> set[str]:
-        """The objects that the text names."""
-        return {self._object_of[_folded(match[1])] for match in self._mention.finditer(text.casefold())}
+_COUNTS = (
+    *("named", "hallucinated", "hallucinating", "present", "recalled", "words"),
+    *("mentions", "hallucinated_mentions"),
+)
 
 
 class Chair(Benchmark):
-    """Descriptions against the objects that the file lists for each image."""
+    """Descriptions against the objects that are listed for each image, or that COCO's annotations have there."""
 
     kind: ClassVar[str] = "chair"
     headlines: ClassVar[tuple[Headline, ...]] = (
@@ -64,22 +51,38 @@ class Chair(Benchmark):
         """The questions; `expected` is the JSON list of the image's objects. Raises BenchmarkError naming the line.
 
         A line is {"question_id", "image", "text": the instruction, "objects": [name, ...]}, or
-        {"synonyms": {name: [spelling, ...]}}.
+        {"synonyms": {name: [spelling, ...]}}. With `instances` it has neither objects nor synonyms.
         """
-        return self._content()[0]
+        records = self._records()
+        present = self._present(records)
+        if not any(present):
+            raise BenchmarkError(f"{self.settings.path}: no image has an object, so nothing can be recalled")
+        return [
+            Question(
+                id_field(record, where),
+                benchmark_image(self.settings.image_root, text_field(record, "image", where), where),
+                record["image"],
+                text_field(record, "text", where),
+                json.dumps(sorted(objects), ensure_ascii=False),
+            )
+            for (where, record), objects in zip(records, present, strict=True)
+        ]
 
     def vocabulary(self) -> Vocabulary:
-        """All objects that the file names, in images or synonyms, with their spellings."""
-        questions, synonyms = self._content()
-        spellings = {name: name for question in questions for name in _objects(question)}
-        for where, given in synonyms:
-            if not isinstance(given, dict):
+        """All objects that the file names, in images or synonyms, or those of COCO, with their spellings."""
+        if self.settings.instances is not None:
+            return coco_vocabulary(self.settings.instances, self.settings.synonyms)
+        spellings = {name: name for objects in self._present(self._records()) for name in objects}
+        for where, record in read_json_lines(self.settings.path):
+            if "synonyms" not in record:
+                continue
+            if not isinstance(record["synonyms"], dict):
                 raise BenchmarkError(f"{where}: synonyms: expected an object of name: [spelling, ...]")
-            for name, others in given.items():
-                (folded,) = _names([name], f"{where}: synonyms")
-                for spelling in (folded, *_names(others, f"{where}: synonyms of {name!r}")):
-                    if spellings.setdefault(spelling, folded) != folded:
-                        both = f"{spellings[spelling]!r} and {folded!r}"
+            for name, others in record["synonyms"].items():
+                (first,) = _names([name], f"{where}: synonyms")
+                for spelling in (first, *_names(others, f"{where}: synonyms of {name!r}")):
+                    if spellings.setdefault(spelling, first) != first:
+                        both = f"{spellings[spelling]!r} and {first!r}"
                         raise BenchmarkError(f"{where}: synonyms: {spelling!r} stands for {both}")
         return Vocabulary(spellings)
 
@@ -88,23 +91,25 @@ class Chair(Benchmark):
     ) -> pa.Table:
         """Counts of distinct objects: named, hallucinated (named, not there), present, recalled (named and there).
 
-        Besides: hallucinating, whether any named object is not there; and words, the length of the answer.
+        Besides: hallucinating, whether any named object is not there; words, the length of the answer; mentions and
+        hallucinated_mentions, which count an object as often as it is named.
         """
         self.check_rule(rule)
         check_answers(questions, answers)
         vocabulary = self.vocabulary()
-        counts: dict[str, list[int]] = {
-            name: [] for name in ("named", "hallucinated", "hallucinating", "present", "recalled", "words")
-        }
+        counts: dict[str, list[int]] = {name: [] for name in _COUNTS}
         for question in questions:
             answer, present = answers[question.question_id], _objects(question)
-            named = vocabulary.objects(answer)
+            mentions = vocabulary.mentions(answer)
+            named = set(mentions)
             counts["named"].append(len(named))
             counts["hallucinated"].append(len(named - present))
             counts["hallucinating"].append(bool(named - present))
             counts["present"].append(len(present))
             counts["recalled"].append(len(named & present))
             counts["words"].append(len(answer.split()))
+            counts["mentions"].append(len(mentions))
+            counts["hallucinated_mentions"].append(sum(name not in present for name in mentions))
         return results_table(questions, [_GROUP] * len(questions), [""] * len(questions), counts)
 
     def reading(self, question: Question, answer: str, rule: str = "official") -> str:
@@ -118,11 +123,13 @@ class Chair(Benchmark):
         """chair_i, hallucinated of all named objects (0 when none is named); chair_s, answers with one; both per cent.
 
         recall, objects named of all that are there, per cent; words and objects, means an answer. An object counts once
-        an answer, so that saying a thing twice gains nothing.
+        an answer, as CHAIR's definition has it, so that saying a thing twice gains nothing; chair_i_mentions counts it
+        as often as it is named, as the public script does.
         """
         n = sums[_GROUP, "questions"]
         values = {
             "chair_i": 100 * ratio(sums[_GROUP, "hallucinated"], sums[_GROUP, "named"], empty=0.0),
+            "chair_i_mentions": 100 * ratio(sums[_GROUP, "hallucinated_mentions"], sums[_GROUP, "mentions"], empty=0.0),
             "chair_s": 100 * ratio(sums[_GROUP, "hallucinating"], n),
             "recall": 100 * ratio(sums[_GROUP, "recalled"], sums[_GROUP, "present"]),
             "words": ratio(sums[_GROUP, "words"], n),
@@ -130,28 +137,36 @@ class Chair(Benchmark):
         }
         return {name: Estimate(value, n) for name, value in values.items()}
 
-    def _content(self) -> tuple[list[Question], list[tuple[str, dict]]]:
-        """The file's questions, and its synonyms, each with where it stands."""
-        questions: dict[str, Question] = {}
-        synonyms = []
+    def notes(self, questions: Sequence[Question]) -> list[str]:
+        """Says so when COCO's captions are left out, which the published CHAIR counts too."""
+        if self.settings.instances is None or self.settings.captions is not None:
+            return []
+        return ["objects that only COCO's captions name count as not there: with captions the rates are lower"]
+
+    def _records(self) -> list[tuple[str, dict]]:
+        """Where each question stands, and its record. Raises BenchmarkError for an id that stands twice."""
+        records: dict[str, tuple[str, dict]] = {}
         for where, record in read_json_lines(self.settings.path):
             if "synonyms" in record:
-                synonyms.append((where, record["synonyms"]))
+                if self.settings.instances is not None:
+                    raise BenchmarkError(f"{where}: with instances, give a file of `synonyms` instead")
                 continue
-            question = self._question(where, record)
-            if question.question_id in questions:
-                raise BenchmarkError(f"{where}: question_id {question.question_id} stands twice")
-            questions[question.question_id] = question
-        if not any(_objects(question) for question in questions.values()):
-            raise BenchmarkError(f"{self.settings.path}: no image has an object, so nothing can be recalled")
-        return list(questions.values()), synonyms
+            question_id = id_field(record, where)
+            if question_id in records:
+                raise BenchmarkError(f"{where}: question_id {question_id} stands twice")
+            records[question_id] = where, record
+        return list(records.values())
 
-    def _question(self, where: str, record: dict) -> Question:
-        uri = text_field(record, "image", where)
-        image = benchmark_image(self.settings.image_root, uri, where)
-        objects = sorted(set(_names(record.get("objects"), f"{where}: objects")))
-        expected = json.dumps(objects, ensure_ascii=False)
-        return Question(id_field(record, where), image, uri, text_field(record, "text", where), expected)
+    def _present(self, records: Sequence[tuple[str, dict]]) -> list[set[str]]:
+        """The objects in each record's image."""
+        if self.settings.instances is None:
+            return [set(_names(record.get("objects"), f"{where}: objects")) for where, record in records]
+        if twice := [where for where, record in records if "objects" in record]:
+            raise BenchmarkError(f"{twice[0]}: objects stand here, but are to come from {self.settings.instances}")
+        coco = read_instances(self.settings.instances)
+        images = [coco.image_id(text_field(record, "image", where), where) for where, record in records]
+        within = objects_of_images(coco, self.settings.captions, self.vocabulary(), images)
+        return [within[image] for image in images]
 
 
 def _objects(question: Question) -> set[str]:
@@ -163,8 +178,4 @@ def _names(values: object, where: str) -> list[str]:
         raise BenchmarkError(f"{where}: expected a list of names")
     if bad := [value for value in values if not isinstance(value, str) or not value.strip()]:
         raise BenchmarkError(f"{where}: {str(bad[0])[:40]!r} is no name")
-    return [_folded(value) for value in values]
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return [folded(value) for value in values]

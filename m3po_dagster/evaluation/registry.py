@@ -6,8 +6,9 @@ from m3po_dagster.evaluation.mme import Mme
 from m3po_dagster.evaluation.pope import Pope
 from m3po_dagster.evaluation.question import Question
 from m3po_dagster.evaluation.settings import BenchmarkSettings
+from m3po_dagster.evaluation.vizwiz import Vizwiz
 
-BENCHMARKS: dict[str, type[Benchmark]] = {item.kind: item for item in (Pope, Mme, Chair)}
+BENCHMARKS: dict[str, type[Benchmark]] = {item.kind: item for item in (Pope, Mme, Chair, Vizwiz)}
 """Benchmark of each kind."""
 
 

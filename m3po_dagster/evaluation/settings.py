@@ -1,9 +1,9 @@
 """The benchmarks section of a study: one settings class a kind of benchmark (paper, section 4.1)."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from m3po_dagster.settings import Settings
 
@@ -34,9 +34,39 @@ class ChairSettings(Settings):
     kind: Literal["chair"] = Field("chair", description="CHAIR, hallucinated objects in descriptions")
     path: Path = Field(
         description='JSON lines {"question_id": id, "image": path, "text": instruction, "objects": [name, ...]}; '
-        'a line {"synonyms": {name: [spelling, ...]}} adds other spellings'
+        'a line {"synonyms": {name: [spelling, ...]}} adds other spellings. With `instances`: no objects, no synonyms'
     )
     image_root: Path = Field(description="folder that the image paths are relative to")
+    instances: Path | None = Field(
+        None, description="COCO's instances_*.json: the objects of the images come from there; images go by their name"
+    )
+    captions: Path | None = Field(
+        None, description="COCO's captions_*.json: what people named there is in the image too, as in published CHAIR"
+    )
+    synonyms: Path | None = Field(
+        None,
+        description="the published synonyms.txt: a line an object of COCO, its name and other words for it, parted by "
+        "commas; without it only the names of COCO's categories count",
+    )
+
+    @model_validator(mode="after")
+    def _coco_together(self) -> Self:
+        if self.instances is None and (self.captions or self.synonyms):
+            raise ValueError("captions and synonyms go with instances, COCO's object annotations")
+        return self
 
 
-BenchmarkSettings = Annotated[PopeSettings | MmeSettings | ChairSettings, Field(discriminator="kind")]
+class VizwizSettings(Settings):
+    """VizWiz-VQA: open questions about pictures that blind people took, with ten reference answers each."""
+
+    kind: Literal["vizwiz"] = Field("vizwiz", description="VizWiz, open questions scored by VQA accuracy")
+    annotations: Path = Field(description="annotation file as VizWiz publishes it (val.json; test.json has no answers)")
+    image_root: Path = Field(description="folder with the images that the annotations name")
+    prompt_suffix: str = Field(
+        "\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
+        "Answer the question using a single word or phrase.",
+        description="what follows each question; the default is LLaVA's",
+    )
+
+
+BenchmarkSettings = Annotated[PopeSettings | MmeSettings | ChairSettings | VizwizSettings, Field(discriminator="kind")]

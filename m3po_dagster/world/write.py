@@ -6,6 +6,7 @@
     <folder>/benchmarks/{validation,test}/pope/coco_pope_{random,popular,adversarial}.json
     <folder>/benchmarks/{validation,test}/mme/{existence,count,position,color}/*.{png,txt}
     <folder>/benchmarks/{validation,test}/chair.jsonl
+    <folder>/benchmarks/{validation,test}/vizwiz.json
     <folder>/known_pairs.jsonl, known_pairs/*.png      answers whose order a judge must get right
     <folder>/manifest.json                             what it was made from; written last
 
@@ -30,6 +31,7 @@ from m3po_dagster.world.lessons import draw_question
 from m3po_dagster.world.negatives import SAMPLINGS, absent_thing
 from m3po_dagster.world.scenes import Scene, compose, things_in
 from m3po_dagster.world.tiles import load_tiles
+from m3po_dagster.world.vizwiz import write_vizwiz
 
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -91,12 +93,16 @@ def write_world(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        seeds = np.random.SeedSequence(seed).spawn(2 + len(SPLITS))
+        root = np.random.SeedSequence(seed)
+        seeds = root.spawn(2 + len(SPLITS))
+        # Spawned after the others: what was written before this set was thought of keeps its bytes.
+        vizwiz_seeds = dict(zip(SPLITS, root.spawn(len(SPLITS)), strict=True))
         counts = {"instructions": _write_instructions(partial / "instructions", prompts, seeds[0])}
         for split, split_seed in zip(SPLITS, seeds[1:-1], strict=True):
             if progress:
                 progress(split)
-            counts[split] = _write_benchmarks(partial / "benchmarks" / split, split, scenes_per_split, split_seed)
+            folder_of_split = partial / "benchmarks" / split
+            counts[split] = _write_benchmarks(folder_of_split, split, scenes_per_split, split_seed, vizwiz_seeds[split])
         counts["known_pairs"] = write_known_pairs(partial, seeds[-1])
         manifest = {"made_from": made_from, "counts": counts, "files": _census(partial)}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -141,7 +147,17 @@ def draw_scenes(split: Split, number: int, seed: np.random.SeedSequence) -> list
 def code_version() -> str:
     """Hash of the modules that decide what a written world holds."""
     digest = hashlib.sha256()
-    for module in ("tiles", "scenes", "negatives", "language", "lessons", "judge_card", "known_pairs", "write"):
+    for module in (
+        "tiles",
+        "scenes",
+        "negatives",
+        "language",
+        "lessons",
+        "judge_card",
+        "known_pairs",
+        "vizwiz",
+        "write",
+    ):
         digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
     return digest.hexdigest()[:16]
 
@@ -188,7 +204,9 @@ def _defects(images: Path, records: list[dict]) -> list[dict]:
     ]
 
 
-def _write_benchmarks(folder: Path, split: Split, number: int, seed: np.random.SeedSequence) -> dict[str, int]:
+def _write_benchmarks(
+    folder: Path, split: Split, number: int, seed: np.random.SeedSequence, vizwiz_seed: np.random.SeedSequence
+) -> dict[str, int]:
     scene_seed, question_seed = seed.spawn(2)
     scenes = draw_scenes(split, number, scene_seed)
     rng = np.random.default_rng(question_seed)
@@ -206,7 +224,13 @@ def _write_benchmarks(folder: Path, split: Split, number: int, seed: np.random.S
         for number, (scene, name) in enumerate(zip(scenes, names, strict=True), start=1)
     ]
     _write_lines(folder / "chair.jsonl", rows)
-    return {"scenes": len(scenes), "pope_questions_a_sampling": pope, "mme_questions": mme, "chair_images": len(rows)}
+    return {
+        "scenes": len(scenes),
+        "pope_questions_a_sampling": pope,
+        "mme_questions": mme,
+        "chair_images": len(rows),
+        "vizwiz_questions": write_vizwiz(folder / "vizwiz.json", scenes, names, vizwiz_seed),
+    }
 
 
 def _write_pope(folder: Path, scenes: list[Scene], names: list[str], rng: np.random.Generator) -> int:

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3po_dagster.evaluation.chair import Chair, Vocabulary
+from m3po_dagster.evaluation.chair import Chair
 from m3po_dagster.evaluation.question import BenchmarkError
 from m3po_dagster.evaluation.settings import ChairSettings
+from m3po_dagster.evaluation.vocabulary import Vocabulary
 
 ROWS = [
     {"question_id": 1, "image": "1.png", "text": "Describe the image.", "objects": ["red circle", "blue triangle"]},
@@ -36,6 +37,8 @@ def test_a_worked_example(tmp_path):
     # 1: red circle (there), gray box (not). 2: gray box (there), blue triangle (not). 3: none named.
     assert values(build(tmp_path), answers) == {
         "chair_i": 50.0,
+        # Of five mentions the gray box and the blue triangle; the red circle was named twice.
+        "chair_i_mentions": 40.0,
         "chair_s": pytest.approx(200 / 3),
         "recall": pytest.approx(200 / 3),
         "words": pytest.approx((15 + 9 + 1) / 3),
@@ -45,7 +48,7 @@ def test_a_worked_example(tmp_path):
 
 def test_naming_nothing_hallucinates_nothing_and_recalls_nothing(tmp_path):
     found = values(build(tmp_path), dict.fromkeys(("1", "2", "3"), ""))
-    assert found == {"chair_i": 0, "chair_s": 0, "recall": 0, "words": 0, "objects": 0}
+    assert found == {"chair_i": 0, "chair_i_mentions": 0, "chair_s": 0, "recall": 0, "words": 0, "objects": 0}
 
 
 def test_the_questions_carry_the_instruction_and_the_objects(tmp_path):
@@ -80,6 +83,11 @@ def test_the_reading_names_the_objects_and_marks_what_is_not_there(tmp_path):
         ("light-house", {"light"}),
         ("red" + " " * 100_000 + "light", {"light"}),
         ("", set()),
+        ("policemen, ladies, children", {"person"}),
+        ("two knives and a carving knife", {"knife"}),
+        ("clear blue skies", set()),
+        ("torches, radios and potatoes", {"torch", "radio", "potato"}),
+        ("ladys, mans, childs, busies", set()),
     ],
 )
 def test_whole_words_longest_first_plurals_and_synonyms(text, objects):
@@ -90,6 +98,14 @@ def test_whole_words_longest_first_plurals_and_synonyms(text, objects):
         "bus": "bus",
         "man": "person",
         "men": "person",
+        "policeman": "person",
+        "lady": "person",
+        "child": "person",
+        "knife": "knife",
+        "ski": "skis",
+        "torch": "torch",
+        "radio": "radio",
+        "potato": "potato",
     }
     assert Vocabulary(spellings).objects(text) == objects
 

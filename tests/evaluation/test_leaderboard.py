@@ -61,7 +61,7 @@ def test_means_seeds_and_differences(benchmarks, results):
     table = leaderboard(scores, per_question, benchmarks)
     assert table.schema == LEADERBOARD
     rows = {(row["recipe"], row["benchmark"], row["metric"]): row for row in table.to_pylist()}
-    assert len(rows) == 3 * (24 + 5)
+    assert len(rows) == 3 * (24 + 6)
     base, ours, same = (rows[recipe, "pope", "accuracy"] for recipe in ("base", "m3po", "same"))
     assert (base["mean"], base["seed_sd"], base["n_seeds"], base["difference"], base["significant"]) == (
         50.0,

@@ -42,10 +42,11 @@ def test_the_kind_chooses_the_benchmark(tmp_path):
         {"kind": "pope", "labels": {"random": "r.json"}, "image_root": "."},
         {"kind": "mme", "root": "."},
         {"kind": "chair", "path": "c.jsonl", "image_root": "."},
+        {"kind": "vizwiz", "annotations": "val.json", "image_root": "."},
     ]
-    assert [benchmark(adapter.validate_python(item)).kind for item in given] == ["pope", "mme", "chair"]
+    assert [benchmark(adapter.validate_python(item)).kind for item in given] == ["pope", "mme", "chair", "vizwiz"]
     for bad in (
-        {"kind": "vizwiz"},
+        {"kind": "vqa", "annotations": "val.json", "image_root": "."},
         given[0] | {"labels": {}},
         given[0] | {"labels": {"hard": "h.json"}},
         {"root": "."},

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 from pixel_reader import read_scene
 
+from m3po_dagster.evaluation.settings import VizwizSettings
+from m3po_dagster.evaluation.vizwiz import Vizwiz
 from m3po_dagster.method.alignment.known_pairs import read_known_pairs
 from m3po_dagster.world.write import MME_CATEGORIES, SPLITS, whole_world, write_world
 
@@ -228,3 +230,63 @@ def test_too_small_a_world_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 10"):
         write_world(tmp_path / "easy", prompts=3)
     assert not (tmp_path / "easy").exists()
+
+
+def plain(answer):
+    """What people mean who word it differently: no article, no full stop, digits."""
+    words = [word for word in answer.lower().rstrip(".").split() if word not in ("a", "object", "objects")]
+    return " ".join(str(NUMBERS.index(word)) if word in NUMBERS else word for word in words)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_vizwiz_references_are_true_of_the_pictures(world, split):
+    folder = world / "benchmarks" / split
+    records = json.loads((folder / "vizwiz.json").read_text())
+    assert [record["image"] for record in records] == sorted(path.name for path in (folder / "images").iterdir())
+    types = Counter()
+    for record in records:
+        assert list(record) == ["image", "question", "answers", "answer_type", "answerable"]
+        assert record["answerable"] == (record["answer_type"] != "unanswerable")
+        assert {tuple(item) for item in record["answers"]} == {("answer", "answer_confidence")}
+        assert {item["answer_confidence"] for item in record["answers"]} <= {"yes", "maybe", "no"}
+        said = Counter(plain(item["answer"]) for item in record["answers"])
+        assert said.total() == 10
+        types[record["answer_type"]] += 1
+        scene = scene_of(folder / "images" / record["image"])
+        if record["answer_type"] == "unanswerable":
+            colour = re.fullmatch(r"What shape is the (\w+) object\?", record["question"])[1]
+            assert colour not in " ".join(scene.values())
+            assert set(said) <= {"unanswerable", "unsuitable image", f"no {colour}"}
+            assert said.most_common(1)[0][0] == "unanswerable"
+            continue
+        true = answer_by_eye(record["question"], scene)
+        if record["answer_type"] == "other":
+            thing = next(name for name in scene.values() if name in true or f"{name.split()[0]} object" in true)
+            truth = {thing, thing.split()[1]}
+        elif record["answer_type"] == "number":
+            truth = {str(len(scene))}
+        else:
+            truth = {true.split(",")[0].lower()}
+        assert set(said) <= truth | {"unanswerable"} and said["unanswerable"] < 5
+    assert types == {"other": 10, "yes/no": 5, "number": 5, "unanswerable": 4}
+
+
+def test_people_word_the_same_answer_differently(world):
+    records = json.loads((world / "benchmarks" / "test" / "vizwiz.json").read_text())
+    spellings = [len({item["answer"] for item in record["answers"]}) for record in records]
+    assert max(spellings) >= 3 and sum(number > 1 for number in spellings) > len(spellings) // 2
+    texts = {item["answer"] for record in records for item in record["answers"]}
+    assert {"yes", "no", "unanswerable"} <= texts and any(text.startswith("a ") for text in texts)
+
+
+def test_vizwiz_s_set_is_read_by_the_benchmark_of_the_published_one(world):
+    folder = world / "benchmarks" / "test"
+    vizwiz = Vizwiz(VizwizSettings(annotations=folder / "vizwiz.json", image_root=folder / "images", prompt_suffix=""))
+    questions = vizwiz.load()
+    most_popular = {
+        record["image"]: Counter(item["answer"] for item in record["answers"]).most_common(1)[0][0]
+        for record in json.loads((folder / "vizwiz.json").read_text())
+    }
+    found = {item.metric: item.value for item in vizwiz.score(questions, most_popular, "evalai", resamples=20)}
+    assert found["accuracy"] == found["format"] == 100 and vizwiz.notes(questions) == []
+    assert found["accuracy/unanswerable"] == 100 > found["constant_unanswerable"]
