@@ -6,6 +6,7 @@
     <folder>/benchmarks/{validation,test}/pope/coco_pope_{random,popular,adversarial}.json
     <folder>/benchmarks/{validation,test}/mme/{existence,count,position,color}/*.{png,txt}
     <folder>/benchmarks/{validation,test}/chair.jsonl
+    <folder>/benchmarks/{validation,test}/preference.jsonl
     <folder>/known_pairs.jsonl, known_pairs/*.png      answers whose order a judge must get right
     <folder>/manifest.json                             what it was made from; written last
 
@@ -28,6 +29,8 @@ from m3po_dagster.world.known_pairs import write_known_pairs
 from m3po_dagster.world.language import Kind, Question, true_answer
 from m3po_dagster.world.lessons import draw_question
 from m3po_dagster.world.negatives import SAMPLINGS, absent_thing
+from m3po_dagster.world.preference_set import FILE as PREFERENCE_FILE
+from m3po_dagster.world.preference_set import preference_rows
 from m3po_dagster.world.scenes import Scene, compose, things_in
 from m3po_dagster.world.tiles import load_tiles
 
@@ -141,7 +144,10 @@ def draw_scenes(split: Split, number: int, seed: np.random.SeedSequence) -> list
 def code_version() -> str:
     """Hash of the modules that decide what a written world holds."""
     digest = hashlib.sha256()
-    for module in ("tiles", "scenes", "negatives", "language", "lessons", "judge_card", "known_pairs", "write"):
+    modules = (
+        "tiles", "scenes", "negatives", "language", "lessons", "judge_card", "known_pairs", "preference_set", "write",
+    )  # fmt: skip
+    for module in modules:
         digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
     return digest.hexdigest()[:16]
 
@@ -206,7 +212,15 @@ def _write_benchmarks(folder: Path, split: Split, number: int, seed: np.random.S
         for number, (scene, name) in enumerate(zip(scenes, names, strict=True), start=1)
     ]
     _write_lines(folder / "chair.jsonl", rows)
-    return {"scenes": len(scenes), "pope_questions_a_sampling": pope, "mme_questions": mme, "chair_images": len(rows)}
+    open_instructions = preference_rows(scenes, names)
+    _write_lines(folder / PREFERENCE_FILE, open_instructions)
+    return {
+        "scenes": len(scenes),
+        "pope_questions_a_sampling": pope,
+        "mme_questions": mme,
+        "chair_images": len(rows),
+        "preference_questions": len(open_instructions),
+    }
 
 
 def _write_pope(folder: Path, scenes: list[Scene], names: list[str], rng: np.random.Generator) -> int:
