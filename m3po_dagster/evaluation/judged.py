@@ -59,9 +59,10 @@ class JudgedBenchmark(Benchmark):
         """A table of JUDGEMENTS about these answers, by question_id; `against` holds those they are compared with.
 
         A served judge is asked through the account: known replies come from its ledger, the rest is paid from its
-        budget. None for a judge that runs here. `advance` is told how many requests are done, and of how many. Raises BenchmarkError as
-        `check_answers`, EndpointError when the endpoint answers nobody, BudgetSpent when the account may not pay. What
-        was answered until then is in the ledger, and asking again goes on from there.
+        budget. None for a judge that runs here. `advance` is told how many requests are done, and of how many.
+
+        Raises BenchmarkError as `check_answers`, EndpointError when the endpoint answers nobody, BudgetSpent when the
+        account may not pay. What was answered until then is in the ledger, and asking again goes on from there.
         """
 
     @abstractmethod
