@@ -2,7 +2,7 @@
 
 import typer
 
-from m3po_dagster.cli import doctor, judge, lineage, run, status, store, study, ui, world
+from m3po_dagster.cli import doctor, judge, lineage, run, score, status, store, study, ui, world
 from m3po_dagster.cli.inspect import inspect
 from m3po_dagster.cli.select import select
 
@@ -26,6 +26,7 @@ app.add_typer(
 )
 app.add_typer(doctor.app, name="doctor", help="Checks of what a study leans on: whether two engines agree.")
 app.add_typer(judge.app, name="judge", help="A study's judge: its maps, and whether it judges as people do.")
+app.add_typer(score.app, name="score", help="Score anybody's answers to a benchmark, by every public tool's rules.")
 app.add_typer(world.app, name="world", help="The embedded world: its files and its weights.")
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from m3po_dagster.evaluation.intervals import RESAMPLES, Estimate, Metric, Sums, estimate_metrics
-from m3po_dagster.evaluation.question import Question
+from m3po_dagster.evaluation.question import BenchmarkError, Question
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,14 @@ class Headline:
 
 
 class Benchmark(ABC):
-    """One benchmark, bound to its settings (section 4.1)."""
+    """One benchmark, bound to its settings (section 4.1).
+
+    `rules` names the public tools whose reading of an answer it knows; the first is the default. The metrics have the
+    same names under every rule.
+    """
 
     kind: ClassVar[str]
+    rules: ClassVar[tuple[str, ...]] = ("official",)
     headlines: ClassVar[tuple[Headline, ...]]
 
     @abstractmethod
@@ -30,11 +35,17 @@ class Benchmark(ABC):
         """The questions in the order of the benchmark's files. Raises BenchmarkError that names file and line."""
 
     @abstractmethod
-    def per_question(self, questions: Sequence[Question], answers: Mapping[str, str]) -> pa.Table:
+    def per_question(
+        self, questions: Sequence[Question], answers: Mapping[str, str], rule: str = "official"
+    ) -> pa.Table:
         """One row a question: question_id, image_uri, group, stratum, and the counts that the metrics are made from.
 
-        Raises BenchmarkError when an answer is missing, extra or no text, naming the ids.
+        Raises BenchmarkError when an answer is missing, extra or no text, naming the ids, and for an unknown rule.
         """
+
+    @abstractmethod
+    def reading(self, question: Question, answer: str, rule: str = "official") -> str:
+        """What the rule makes of an answer, for a person to read. Raises BenchmarkError for an unknown rule."""
 
     @abstractmethod
     def metrics(self, sums: Sums) -> dict[str, Estimate]:
@@ -45,10 +56,21 @@ class Benchmark(ABC):
         return []
 
     def score(
-        self, questions: Sequence[Question], answers: Mapping[str, str], resamples: int = RESAMPLES, seed: int = 0
+        self,
+        questions: Sequence[Question],
+        answers: Mapping[str, str],
+        rule: str = "official",
+        resamples: int = RESAMPLES,
+        seed: int = 0,
     ) -> list[Metric]:
         """Every metric with its 95 % bootstrap interval over images. Answers are joined on question_id."""
-        return estimate_metrics(self.metrics, self.per_question(questions, answers), resamples, seed)
+        return estimate_metrics(self.metrics, self.per_question(questions, answers, rule), resamples, seed)
+
+    @classmethod
+    def check_rule(cls, rule: str) -> None:
+        """Raises BenchmarkError that names the rules there are."""
+        if rule not in cls.rules:
+            raise BenchmarkError(f"{cls.kind} has no rule {rule!r}; it has {', '.join(cls.rules)}")
 
 
 def results_table(

@@ -83,11 +83,14 @@ class Chair(Benchmark):
                         raise BenchmarkError(f"{where}: synonyms: {spelling!r} stands for {both}")
         return Vocabulary(spellings)
 
-    def per_question(self, questions: Sequence[Question], answers: Mapping[str, str]) -> pa.Table:
+    def per_question(
+        self, questions: Sequence[Question], answers: Mapping[str, str], rule: str = "official"
+    ) -> pa.Table:
         """Counts of distinct objects: named, hallucinated (named, not there), present, recalled (named and there).
 
         Besides: hallucinating, whether any named object is not there; and words, the length of the answer.
         """
+        self.check_rule(rule)
         check_answers(questions, answers)
         vocabulary = self.vocabulary()
         counts: dict[str, list[int]] = {
@@ -103,6 +106,13 @@ class Chair(Benchmark):
             counts["recalled"].append(len(named & present))
             counts["words"].append(len(answer.split()))
         return results_table(questions, [_GROUP] * len(questions), [""] * len(questions), counts)
+
+    def reading(self, question: Question, answer: str, rule: str = "official") -> str:
+        """The objects that the answer names, those that are not in the image marked; the vocabulary is read anew."""
+        self.check_rule(rule)
+        present = _objects(question)
+        named = sorted(self.vocabulary().objects(answer))
+        return ", ".join(name if name in present else f"{name} (not there)" for name in named) or "no object"
 
     def metrics(self, sums: Sums) -> dict[str, Estimate]:
         """chair_i, hallucinated of all named objects (0 when none is named); chair_s, answers with one; both per cent.

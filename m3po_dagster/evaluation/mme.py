@@ -1,11 +1,12 @@
 """MME: two yes/no questions an image in 14 categories of perception and cognition.
 
-Official answer rule and score: accuracy plus the share of images with both questions right, 0 to 200 a category.
+The official score: accuracy plus the share of images with both questions right, 0 to 200 a category. The answers are
+read by the official rule, or by another tool's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow as pa
 from m3po_dagster.evaluation.benchmark import Benchmark, Headline, results_table
 from m3po_dagster.evaluation.intervals import Estimate, Sums, ratio
 from m3po_dagster.evaluation.question import BenchmarkError, Question, benchmark_image, check_answers, read_text
+from m3po_dagster.evaluation.rules.yes_no import MME_RULES, starts_with_yes_or_no
 from m3po_dagster.evaluation.settings import MmeSettings
 
 PERCEPTION = (
@@ -28,23 +30,15 @@ PERCEPTION = (
     "OCR",
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-_PARTS = {"perception": PERCEPTION, "cognition": COGNITION}
-_QUESTIONS_AN_IMAGE = 2
-
-
-def parse_answer(answer: str) -> Literal["yes", "no", "other"]:
-    """The official rule: "yes", else "no", anywhere in the first four characters, in lower case and not stripped.
-
-    So "not sure" and "know" are a no, "Eyes" is a yes, "Y", "**Yes**" and "Answer: yes" are other, which is wrong.
-    """
-    start = answer.lower()[:4]
-    return "yes" if "yes" in start else "no" if "no" in start else "other"
+PARTS = {"perception": PERCEPTION, "cognition": COGNITION}
+QUESTIONS_AN_IMAGE = 2
 
 
 class Mme(Benchmark):
     """MME's folder of categories; question ids are category/image/number."""
 
     kind: ClassVar[str] = "mme"
+    rules: ClassVar[tuple[str, ...]] = tuple(MME_RULES)
     headlines: ClassVar[tuple[Headline, ...]] = (Headline("total", "MME total ↑"),)
 
     def __init__(self, settings: MmeSettings):
@@ -65,11 +59,19 @@ class Mme(Benchmark):
             raise BenchmarkError(f"{root}: no category folder with text files of questions")
         return questions
 
-    def per_question(self, questions: Sequence[Question], answers: Mapping[str, str]) -> pa.Table:
-        """Counts correct, yes, other; and images and both, once an image: 1, and whether both questions are right."""
+    @classmethod
+    def per_question(
+        cls, questions: Sequence[Question], answers: Mapping[str, str], rule: str = "official"
+    ) -> pa.Table:
+        """Counts correct, yes, other; and images and both, once an image: 1, and whether both questions are right.
+
+        Besides compliant: the answer starts with yes or no as a word, whatever the rule. No settings are needed.
+        """
+        cls.check_rule(rule)
         check_answers(questions, answers)
-        parsed = [parse_answer(answers[question.question_id]) for question in questions]
-        correct = [given == question.expected.lower() for given, question in zip(parsed, questions, strict=True)]
+        given = [answers[question.question_id] for question in questions]
+        parsed = [MME_RULES[rule](answer) for answer in given]
+        correct = [read == question.expected.lower() for read, question in zip(parsed, questions, strict=True)]
         by_image: dict[tuple[str, str], list[int]] = {}
         for position, question in enumerate(questions):
             by_image.setdefault((question.group, question.image_uri), []).append(position)
@@ -79,8 +81,9 @@ class Mme(Benchmark):
             both[positions[0]] = all(correct[position] for position in positions)
         counts = {
             "correct": correct,
-            "yes": [given == "yes" for given in parsed],
-            "other": [given == "other" for given in parsed],
+            "yes": [read == "yes" for read in parsed],
+            "other": [read == "other" for read in parsed],
+            "compliant": [starts_with_yes_or_no(answer) for answer in given],
             "images": images,
             "both": both,
         }
@@ -88,43 +91,64 @@ class Mme(Benchmark):
         groups = [question.group for question in questions]
         return results_table(questions, groups, groups, counts)
 
+    def reading(self, question: Question, answer: str, rule: str = "official") -> str:
+        """yes, no, or other, which is wrong whatever was asked. Raises BenchmarkError for an unknown rule."""
+        self.check_rule(rule)
+        return MME_RULES[rule](answer)
+
     def metrics(self, sums: Sums) -> dict[str, Estimate]:
         """Per category accuracy and accuracy_plus in per cent and score (their sum); over all: see below.
 
         perception and cognition are the sums of the official categories there are, total of all categories, MME's own
-        or not; yes_ratio and other (neither yes nor no was read) are shares of all answers in per cent.
+        or not; yes_ratio, other (neither yes nor no was read) and format (the answer starts with yes or no as a word)
+        are shares of all answers in per cent.
         """
         result: dict[str, Estimate] = {}
         scores: dict[str, Estimate] = {}
         for category in sums.groups:
             n = sums[category, "questions"]
-            accuracy = 100 * ratio(sums[category, "correct"], n)
-            accuracy_plus = 100 * ratio(sums[category, "both"], sums[category, "images"])
+            accuracy, accuracy_plus = (100 * share for share in category_shares(sums, category))
             scores[category] = Estimate(accuracy + accuracy_plus, n)
             result[f"{category}/accuracy"] = Estimate(accuracy, n)
             result[f"{category}/accuracy_plus"] = Estimate(accuracy_plus, sums[category, "images"])
             result[f"{category}/score"] = scores[category]
-        for part, categories in _PARTS.items():
+        for part, categories in PARTS.items():
             if present := [scores[category] for category in categories if category in scores]:
                 result[part] = _sum(present)
         result["total"] = _sum(list(scores.values()))
         n = result["total"].n
-        for name in ("yes", "other"):
-            share = 100 * ratio(np.sum([sums[category, name] for category in sums.groups], axis=0), n)
-            result["yes_ratio" if name == "yes" else name] = Estimate(share, n)
-        return result
+        return result | {name: Estimate(100 * share, n) for name, share in answer_shares(sums).items()}
 
     def notes(self, questions: Sequence[Question]) -> list[str]:
         """Says which official categories are absent and which categories are not MME's."""
         present = dict.fromkeys(question.group for question in questions)
         notes = [
             f"{part} is the sum of {len(found)} of {len(categories)} official categories: {', '.join(found)}"
-            for part, categories in _PARTS.items()
+            for part, categories in PARTS.items()
             if 0 < len(found := [category for category in categories if category in present]) < len(categories)
         ]
         if other := [category for category in present if category not in PERCEPTION + COGNITION]:
             notes.append(f"counted in total alone, being no categories of MME: {', '.join(other)}")
         return notes
+
+
+def category_shares(sums: Sums, category: str) -> tuple[np.ndarray, np.ndarray]:
+    """The official tool's acc and acc_plus of a category, 0 to 1: right answers, and images with both right."""
+    return (
+        ratio(sums[category, "correct"], sums[category, "questions"]),
+        ratio(sums[category, "both"], sums[category, "images"]),
+    )
+
+
+def answer_shares(sums: Sums) -> dict[str, np.ndarray]:
+    """yes_ratio, other and format, each a share of all answers, 0 to 1."""
+    counts = {"yes_ratio": "yes", "other": "other", "format": "compliant"}
+    n = _over_categories(sums, "questions")
+    return {name: ratio(_over_categories(sums, count), n) for name, count in counts.items()}
+
+
+def _over_categories(sums: Sums, count: str) -> np.ndarray:
+    return np.sum([sums[category, count] for category in sums.groups], axis=0)
 
 
 def _sum(estimates: Sequence[Estimate]) -> Estimate:
@@ -161,6 +185,6 @@ def _lines(path: Path) -> list[tuple[str, str]]:
                 f"{path}, line {number}: expected a question, a tab and Yes or No, found {line[:80]!r}"
             )
         questions.append((fields[0], fields[1]))
-    if len(questions) != _QUESTIONS_AN_IMAGE:
-        raise BenchmarkError(f"{path}: {len(questions)} questions, MME has {_QUESTIONS_AN_IMAGE} an image")
+    if len(questions) != QUESTIONS_AN_IMAGE:
+        raise BenchmarkError(f"{path}: {len(questions)} questions, MME has {QUESTIONS_AN_IMAGE} an image")
     return questions

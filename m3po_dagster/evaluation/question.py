@@ -73,7 +73,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise BenchmarkError(f"{path}: no such file; correct the benchmark's path in the study") from None
+        raise BenchmarkError(f"{path}: no such file: correct its path") from None
     except UnicodeDecodeError as error:
         raise BenchmarkError(f"{path}: not UTF-8: {error}") from None
     except OSError as error:

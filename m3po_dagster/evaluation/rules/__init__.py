@@ -1,0 +1,1 @@
+"""How each public tool reads an answer: plain functions from text to text."""
