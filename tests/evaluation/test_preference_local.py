@@ -72,13 +72,13 @@ def test_grade_and_comparison_are_made_of_the_calibrated_value(folder):
     questions = plain.load()[:6]
     keys = [one.question_id for one in questions]
     true, wrong = ({key: given[key] for key in keys} for given in (true, wrong))
-    mapped = preference(folder, scorer={"calibration": Linear(low=0.5, high=1.5)})
+    mapped = preference(folder, scorer={"calibration": Linear(low=-1, high=1)})
     scores = plain.settings.judge.build().score([(one.prompt(), [true[one.question_id]]) for one in questions])
-    for benchmark, low in ((plain, 0.0), (mapped, 0.5)):
+    for benchmark, value in ((plain, lambda raw: raw), (mapped, lambda raw: (raw + 1) / 2)):
         rows = benchmark.judge_answers(questions, true, None).to_pylist()
         assert [row["component"] for row in rows] == [GRADE] * 6
         for row, (score,) in zip(rows, scores, strict=True):
-            assert row["score"] == pytest.approx(1 + 4 * (score.value - low), abs=1e-5) and row["words"] == score.words
+            assert row["score"] == pytest.approx(1 + 4 * value(score.value), abs=1e-5) and row["words"] == score.words
     # A margin above every difference leaves ties alone.
     wide = preference(folder, margin=0.9).judge_answers(questions, true, None, wrong).to_pylist()
     assert {row["score"] for row in wide if row["component"] != GRADE} == {0.5}
