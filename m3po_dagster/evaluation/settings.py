@@ -39,4 +39,19 @@ class ChairSettings(Settings):
     image_root: Path = Field(description="folder that the image paths are relative to")
 
 
-BenchmarkSettings = Annotated[PopeSettings | MmeSettings | ChairSettings, Field(discriminator="kind")]
+class IftSettings(Settings):
+    """IFT: instructions with constraints that rules check."""
+
+    kind: Literal["ift"] = Field("ift", description="instruction following, checked by rules without a judge")
+    path: Path = Field(
+        description='JSON lines {"question_id": id, "image": path, "text": instruction, "constraints": [{"kind": '
+        '"max_words", "n": 10}, ...]}'
+    )
+    image_root: Path = Field(description="folder that the image paths are relative to")
+    say_constraints: bool = Field(
+        True,
+        description="add a sentence for each constraint to the instruction; false: the text says all there is to say",
+    )
+
+
+BenchmarkSettings = Annotated[PopeSettings | MmeSettings | ChairSettings | IftSettings, Field(discriminator="kind")]
