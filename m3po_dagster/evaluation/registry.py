@@ -3,12 +3,13 @@
 from m3po_dagster.evaluation.benchmark import Benchmark
 from m3po_dagster.evaluation.chair import Chair
 from m3po_dagster.evaluation.ift import Ift
+from m3po_dagster.evaluation.mia_bench import MiaBench
 from m3po_dagster.evaluation.mme import Mme
 from m3po_dagster.evaluation.pope import Pope
 from m3po_dagster.evaluation.question import Question
 from m3po_dagster.evaluation.settings import BenchmarkSettings
 
-BENCHMARKS: dict[str, type[Benchmark]] = {item.kind: item for item in (Pope, Mme, Chair, Ift)}
+BENCHMARKS: dict[str, type[Benchmark]] = {item.kind: item for item in (Pope, Mme, Chair, Ift, MiaBench)}
 """Benchmark of each kind."""
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from m3po_dagster.method.alignment.judge_settings import ServedJudgeSettings
 from m3po_dagster.settings import Settings
 
 Split = Literal["random", "popular", "adversarial"]
@@ -54,4 +55,20 @@ class IftSettings(Settings):
     )
 
 
-BenchmarkSettings = Annotated[PopeSettings | MmeSettings | ChairSettings | IftSettings, Field(discriminator="kind")]
+class MiaBenchSettings(Settings):
+    """MIA-Bench: instructions of weighted components, scored by a served judge."""
+
+    kind: Literal["mia_bench"] = Field("mia_bench", description="MIA-Bench, layered instructions scored by a judge")
+    path: Path = Field(description="instruction_benchmark_all.json as MIA-Bench publishes it")
+    image_root: Path = Field(
+        description="folder with the images, downloaded before, each named by the last part of its address"
+    )
+    judge: ServedJudgeSettings = Field(description="the served model that scores the components")
+    skip_missing_images: bool = Field(
+        False, description="leave out records whose image is not there, which the notes count; false: an error"
+    )
+
+
+BenchmarkSettings = Annotated[
+    PopeSettings | MmeSettings | ChairSettings | IftSettings | MiaBenchSettings, Field(discriminator="kind")
+]
