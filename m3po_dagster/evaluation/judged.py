@@ -33,7 +33,7 @@ JUDGEMENTS = pa.schema(
 """A row for each thing that is judged of an answer. Without a score `status` says why, and `words` what was said."""
 
 
-def _silent(done: int, of: int) -> None:
+def silent(done: int, of: int) -> None:
     """Progress that nobody looks at."""
 
 
@@ -54,7 +54,7 @@ class JudgedBenchmark(Benchmark):
         answers: Mapping[str, str],
         account: "Account | None",
         against: Mapping[str, str] | None = None,
-        advance: Callable[[int, int], None] = _silent,
+        advance: Callable[[int, int], None] = silent,
     ) -> pa.Table:
         """A table of JUDGEMENTS about these answers, by question_id; `against` holds those they are compared with.
 

@@ -2,6 +2,8 @@
 
 from m3po_dagster.evaluation.benchmark import Benchmark
 from m3po_dagster.evaluation.chair import Chair
+from m3po_dagster.evaluation.ift import Ift
+from m3po_dagster.evaluation.mia_bench import MiaBench
 from m3po_dagster.evaluation.mme import Mme
 from m3po_dagster.evaluation.pope import Pope
 from m3po_dagster.evaluation.preference import Preference
@@ -9,7 +11,7 @@ from m3po_dagster.evaluation.preference_settings import PreferenceSettings
 from m3po_dagster.evaluation.question import Question
 from m3po_dagster.evaluation.settings import BenchmarkSettings
 
-BENCHMARKS: dict[str, type[Benchmark]] = {item.kind: item for item in (Pope, Mme, Chair, Preference)}
+BENCHMARKS: dict[str, type[Benchmark]] = {item.kind: item for item in (Pope, Mme, Chair, Ift, MiaBench, Preference)}
 """Benchmark of each kind."""
 
 

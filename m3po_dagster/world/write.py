@@ -7,6 +7,7 @@
     <folder>/benchmarks/{validation,test}/mme/{existence,count,position,color}/*.{png,txt}
     <folder>/benchmarks/{validation,test}/chair.jsonl
     <folder>/benchmarks/{validation,test}/preference.jsonl
+    <folder>/benchmarks/{validation,test}/ift.jsonl
     <folder>/known_pairs.jsonl, known_pairs/*.png      answers whose order a judge must get right
     <folder>/manifest.json                             what it was made from; written last
 
@@ -25,6 +26,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from m3po_dagster.world.ift_set import write_ift
 from m3po_dagster.world.known_pairs import write_known_pairs
 from m3po_dagster.world.language import Kind, Question, true_answer
 from m3po_dagster.world.lessons import draw_question
@@ -145,7 +147,8 @@ def code_version() -> str:
     """Hash of the modules that decide what a written world holds."""
     digest = hashlib.sha256()
     modules = (
-        "tiles", "scenes", "negatives", "language", "lessons", "judge_card", "known_pairs", "preference_set", "write",
+        "tiles", "scenes", "negatives", "language", "lessons", "judge_card", "known_pairs", "ift_set", "preference_set",
+        "write",
     )  # fmt: skip
     for module in modules:
         digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
@@ -195,7 +198,7 @@ def _defects(images: Path, records: list[dict]) -> list[dict]:
 
 
 def _write_benchmarks(folder: Path, split: Split, number: int, seed: np.random.SeedSequence) -> dict[str, int]:
-    scene_seed, question_seed = seed.spawn(2)
+    scene_seed, question_seed, ift_seed = seed.spawn(3)
     scenes = draw_scenes(split, number, scene_seed)
     rng = np.random.default_rng(question_seed)
     names = [f"{split}_{number:04d}.png" for number in range(len(scenes))]
@@ -220,6 +223,7 @@ def _write_benchmarks(folder: Path, split: Split, number: int, seed: np.random.S
         "mme_questions": mme,
         "chair_images": len(rows),
         "preference_questions": len(open_instructions),
+        "ift_questions": write_ift(folder, scenes, names, ift_seed),
     }
 
 

@@ -143,8 +143,14 @@ def request_key(body: Mapping[str, Any], image_sha256: str, revision: str) -> st
 def request_version() -> str:
     """Hash of all that a request says beside settings, image and texts: the rubric, the schema, their layout."""
     sample = Prompt("", None, (Message("user", "question"),))
-    first = chat_request({"response_format": response_format(1)}, request_texts(sample, {"A": "answer"}), {"url": ""})
-    return _hash([first, repair(first, "", {"A": "problem"})])[:16]
+    return version_of(
+        chat_request({"response_format": response_format(1)}, request_texts(sample, {"A": "answer"}), {"url": ""})
+    )
+
+
+def version_of(sample: Mapping[str, Any]) -> str:
+    """Hash of the request `sample`, which stands for its kind, and of what follows a reply that can't be used."""
+    return _hash([sample, repair(sample, "", {"A": "problem"})])[:16]
 
 
 def _hash(value: object) -> str:

@@ -35,6 +35,13 @@ def other_language(question: str, settings: LanguageFilter) -> Dropped | None:
     return Dropped(OTHER_LANGUAGE, f"{name} by {probability:.2f}, {', '.join(settings.languages)} by {accepted:.3f}")
 
 
+def likeliest_language(text: str) -> str | None:
+    """Code of the likeliest language; None for a text without letters, or of which the model knows no word."""
+    words = _words(text[:READ_CHARACTERS])
+    likeliest = _guesses(words, 1)[0] if words else _guesses("", 1)[0]
+    return None if likeliest == _guesses("", 1)[0] else likeliest[0]
+
+
 def _words(text: str) -> str:
     """The words in lower case, without punctuation and digits, which the model takes for parts of words."""
     kept = (character if _is_of_a_word(character) else " " for character in text)
