@@ -60,7 +60,7 @@ def test_a_judge_that_picks_the_pairs_is_refused_unless_the_study_says_so(tmp_pa
     notes = benchmark(made.benchmarks["preference"]).notes([])
     assert any("picked the pairs" in note for note in notes)
     other = benchmark(study(tmp_path, {"judge": {**SERVED, "model": "other"}}, scorers).benchmarks["preference"])
-    assert other.notes([]) == []
+    assert other.notes([]) == ["in place of people judges other"]
 
 
 @pytest.mark.parametrize(

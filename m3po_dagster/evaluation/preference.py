@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from m3po_dagster.evaluation.benchmark import Headline, results_table
 from m3po_dagster.evaluation.intervals import Estimate, Sums, ratio
-from m3po_dagster.evaluation.judged import JUDGEMENTS, JudgedBenchmark
+from m3po_dagster.evaluation.judged import JUDGEMENTS, JudgedBenchmark, silent
 from m3po_dagster.evaluation.preference_judging import GRADE, SAME, SHOWN_FIRST, SHOWN_SECOND, ask_served, score_here
-from m3po_dagster.evaluation.preference_request import request_version
+from m3po_dagster.evaluation.preference_request import preference_request_version
 from m3po_dagster.evaluation.preference_settings import PreferenceSettings
 from m3po_dagster.evaluation.question import (
     BenchmarkError,
@@ -77,7 +77,7 @@ class Preference(JudgedBenchmark):
         if self.served_judge is None:
             return {**self.settings.judge.identity(), "margin": self.settings.margin}
         settings = self.served_judge.model_dump(mode="json", exclude=set(HOW_REQUESTS_TRAVEL))
-        return {"settings": settings, "request": request_version()}
+        return {"settings": settings, "request": preference_request_version()}
 
     def judge_answers(
         self,
@@ -85,11 +85,12 @@ class Preference(JudgedBenchmark):
         answers: Mapping[str, str],
         account: Account | None,
         against: Mapping[str, str] | None = None,
-        advance: Callable[[int, int], None] = lambda done, of: None,
+        advance: Callable[[int, int], None] = silent,
     ) -> pa.Table:
         """A grade for each answer, and with `against`, the base model's answers, two comparisons or that both are one.
 
-        Raises as `JudgedBenchmark.judge_answers`; FileNotFoundError and ValueError for a local judge that can't load.
+        Raises as `JudgedBenchmark.judge_answers`; ValueError for a served judge without an account, and as the scorer
+        does that can't be loaded.
         """
         check_answers(questions, answers)
         if against is not None:
@@ -98,6 +99,8 @@ class Preference(JudgedBenchmark):
         if self.served_judge is None:
             calibration = self.settings.judge.resolved_calibration()
             rows = score_here(self._scorer, calibration, self.settings.margin, *about)
+        elif account is None:
+            raise ValueError(f"judge '{self.served_judge.name}' is served: it is asked through an account")
         else:
             rows = ask_served(self.served_judge, account, *about)
         return pa.Table.from_pylist(rows, JUDGEMENTS)
@@ -195,9 +198,12 @@ class Preference(JudgedBenchmark):
         judge, said = self.settings.judge, []
         if self.served_judge is None:
             said.append(
-                f"{judge.name} is loaded here and scores each answer by itself: it knows no order, so its consistency "
-                f"is 100 and its first-position rate 50 by construction; values within {self.settings.margin:g} tie"
+                f"in place of people judges {judge.name}, which is loaded here and scores each answer by itself: it knows "
+                "no order, so its consistency is 100 and its first-position rate 50 by construction; values within "
+                f"{self.settings.margin:g} tie"
             )
+        else:
+            said.append(f"in place of people judges {judge.model}")
         if self.settings.allow_same_judge:
             said.append("the judge is one of the scorers that picked the pairs: it prefers what it was followed in")
         return said

@@ -4,7 +4,6 @@ Evidence comes first: a model that has to name what is right and wrong before it
 untrusted text, so they travel as JSON and the task says that they are material.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -15,7 +14,14 @@ from m3po_dagster.evaluation.question import Question
 from m3po_dagster.method.alignment.inquiry import Inquiry
 from m3po_dagster.method.alignment.judge_image import JudgeImage
 from m3po_dagster.method.alignment.judge_reply import Evidence
-from m3po_dagster.method.alignment.judge_request import HIGHEST, LOWEST, reply_entry, reply_format
+from m3po_dagster.method.alignment.judge_request import (
+    HIGHEST,
+    LOWEST,
+    chat_request,
+    reply_entry,
+    reply_format,
+    version_of,
+)
 from m3po_dagster.method.alignment.judge_settings import ServedJudgeSettings
 
 ANSWER, PAIR = "answer", "pair"
@@ -133,10 +139,12 @@ class PairInquiry(Inquiry):
         return None if found is None else {"first": 1.0, "tie": 0.5, "second": 0.0}[found.better]
 
 
-def request_version() -> str:
+def preference_request_version() -> str:
     """Hash of all that the requests say beside settings, image and texts."""
-    said = json.dumps([GRADE_TASK, GRADE_FORMAT, PAIR_TASK, PAIR_FORMAT], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    return "-".join(
+        version_of(chat_request({"response_format": layout}, (task,), {"url": ""}))
+        for task, layout in ((GRADE_TASK, GRADE_FORMAT), (PAIR_TASK, PAIR_FORMAT))
+    )
 
 
 def _instruction(question: Question) -> str:

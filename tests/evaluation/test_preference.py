@@ -13,7 +13,7 @@ from m3po_dagster.evaluation.judged import JUDGEMENTS
 from m3po_dagster.evaluation.leaderboard import leaderboard, markdown
 from m3po_dagster.evaluation.preference import Preference
 from m3po_dagster.evaluation.preference_judging import GRADE, SAME, SHOWN_FIRST, SHOWN_SECOND
-from m3po_dagster.evaluation.preference_request import ANSWER, PAIR, request_version
+from m3po_dagster.evaluation.preference_request import ANSWER, PAIR, preference_request_version
 from m3po_dagster.evaluation.preference_settings import PreferenceSettings, ServedAssessorSettings
 from m3po_dagster.evaluation.question import BenchmarkError
 from m3po_dagster.method.alignment.account import Account
@@ -241,6 +241,14 @@ def test_the_budget_stops_the_judge_and_what_was_paid_is_kept(world, tmp_path):
         assert served.requests == len(world.true)
 
 
+def test_a_served_judge_is_asked_through_an_account(world):
+    with PreferenceJudge() as served:
+        benchmark = preference(world, served)
+        with pytest.raises(ValueError, match="judge 'assessor' is served: it is asked through an account"):
+            benchmark.judge_answers(benchmark.load(), world.true, None)
+        assert served.requests == 0
+
+
 def test_an_outage_is_an_error_and_no_row_of_unscored_answers(world, tmp_path):
     with PreferenceJudge() as served:
         served.up = False
@@ -291,7 +299,7 @@ def test_base_has_a_score_alone_and_the_leaderboard_compares_that(world, tmp_pat
 def test_the_identity_is_what_is_asked_and_of_whom(world):
     with PreferenceJudge() as served:
         first = preference(world, served).judge_identity()
-        assert first["request"] == request_version()
+        assert first["request"] == preference_request_version()
         assert (
             preference(world, served, max_parallel=3, timeout=1, prices={"input": 1, "output": 1}).judge_identity()
             == first
