@@ -98,3 +98,14 @@ def test_a_model_of_the_judge_that_is_not_there_is_missing(tmp_path):
     found = missing_paths(made)
     assert found["benchmarks.preference.judge.model"] == str(tmp_path / "nowhere")
     assert {"benchmarks.preference.questions", "benchmarks.preference.image_root"} <= found.keys()
+
+
+def test_the_documented_settings_are_valid(tmp_path):
+    page = (ROOT / "docs" / "benchmarks-preference.md").read_text()
+    examples = [yaml.safe_load(part.split("```")[0])["benchmarks"] for part in page.split("```yaml\n")[1:]]
+    kinds = []
+    for example in examples:
+        text = yaml.safe_dump({"extends": str(ROOT / "studies" / "easy_scenes.yaml"), "benchmarks": example})
+        (tmp_path / "study.yaml").write_text(text)
+        kinds.append(load_study(tmp_path / "study.yaml").benchmarks["preference"].judge.kind)
+    assert kinds == ["served", "scene_judge"]

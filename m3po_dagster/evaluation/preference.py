@@ -199,8 +199,8 @@ class Preference(JudgedBenchmark):
         if self.served_judge is None:
             said.append(
                 f"in place of people judges {judge.name}, which is loaded here and scores each answer by itself: it "
-                "knows no order, so its consistency is 100 and its first-position rate 50 by construction; values within "
-                f"{self.settings.margin:g} tie"
+                "knows no order, so its consistency is 100 and its first-position rate 50 by construction; values "
+                f"within {self.settings.margin:g} tie"
             )
         else:
             said.append(f"in place of people judges {judge.model}")
