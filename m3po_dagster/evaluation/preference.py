@@ -1,6 +1,6 @@
 """Judged preference: how good the answers to open instructions are, and whether they are preferred to the base model's.
 
-The paper's human preference (section 4.1), with a judge in the place of people: each answer is graded 1 to 5, and
+The paper's human preference (section 4.5), with a judge in the place of people: each answer is graded 1 to 5, and
 compared with the base model's answer in both orders. It wins only where both orders say so; where they disagree it is a
 tie. Judges prefer a place as well as an answer, so how often the orders agree is part of the result.
 """

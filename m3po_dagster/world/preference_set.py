@@ -1,4 +1,4 @@
-"""The embedded world's open instructions, whose answers a judge grades and compares (section 4.1)."""
+"""The embedded world's open instructions, whose answers a judge grades and compares (section 4.5)."""
 
 from collections.abc import Sequence
 
