@@ -16,12 +16,14 @@ from pydantic import AfterValidator, Field, Tag, ValidationError, field_validato
 
 from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.settings import DatasetSettings
+from m3po_dagster.evaluation.preference_settings import PreferenceSettings, ServedAssessorSettings
 from m3po_dagster.evaluation.settings import BenchmarkSettings
 from m3po_dagster.method.alignment.blip2_itm import Blip2ItmSettings
 from m3po_dagster.method.alignment.budget import BudgetSettings, check_priced
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
 from m3po_dagster.method.alignment.ensemble import EnsembleSettings
 from m3po_dagster.method.alignment.hf_clip import HfClipScorerSettings
+from m3po_dagster.method.alignment.judge_settings import ServedJudgeSettings
 from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.alignment.mas import MasSettings
 from m3po_dagster.method.alignment.quality import QualitySettings
@@ -59,6 +61,17 @@ SingleScorerSettings = Annotated[
     Field(discriminator="kind"),
 ]
 ScorerSettings = Annotated[SingleScorerSettings | EnsembleSettings[SingleScorerSettings], Field(discriminator="kind")]
+AssessorSettings = Annotated[
+    ServedAssessorSettings
+    | ClipScorerSettings
+    | HfClipScorerSettings
+    | Blip2ItmSettings
+    | VqaScoreSettings
+    | RewardModelSettings
+    | SceneJudgeSettings,
+    Field(discriminator="kind"),
+]
+AnyBenchmarkSettings = Annotated[BenchmarkSettings | PreferenceSettings[AssessorSettings], Field(discriminator="kind")]
 TrainingSettings = Annotated[DpoSettings | SftSettings, Field(discriminator="kind")]
 
 
@@ -123,8 +136,6 @@ class JudgeSettings(MasSettings[ScorerSettings]):
 
     @model_validator(mode="after")
     def _priced(self) -> "JudgeSettings":
-        if self.budget != BudgetSettings() and not any(scorer.served for scorer in self.scorers):
-            raise ValueError("budget: no scorer is served, so there is nothing to pay: remove it")
         check_priced(self.budget, {scorer.name: scorer.prices for scorer in self.assessors if scorer.served})
         return self
 
@@ -199,7 +210,7 @@ class Study(Settings):
     recipes: dict[PartitionName, Recipe] = Field(
         min_length=1, description="recipes by name; the one named base is the base model every other is compared with"
     )
-    benchmarks: dict[PartitionName, BenchmarkSettings] = Field(
+    benchmarks: dict[PartitionName, AnyBenchmarkSettings] = Field(
         min_length=1, description="benchmarks by name (section 4.1)"
     )
     answers: AnswerSettings = Field(default_factory=AnswerSettings, description="how benchmark questions are answered")
@@ -249,6 +260,46 @@ class Study(Settings):
                     f"{key}: {why}; judge.cascade would change its pairs: widen the cascade, or remove either"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _preference_is_told_by_others(self) -> "Study":
+        """Who picked the pairs is no witness of what they led to."""
+        scorers = self.judge.assessors
+        for name, settings in self.benchmarks.items():
+            if settings.kind != "preference":
+                continue
+            key, same = f"benchmarks.{name}", settings.same_as(scorers)
+            if same and not settings.allow_same_judge:
+                raise ValueError(
+                    f"{key}.judge: its model is that of the scorer '{same}', which picks the pairs, and would prefer "
+                    "what it picked: name another model, or set allow_same_judge: true"
+                )
+            if settings.allow_same_judge and not same:
+                raise ValueError(f"{key}.allow_same_judge: its judge is none of the study's scorers: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _judges_can_be_paid(self) -> "Study":
+        """The budget of the study is that of all who are asked."""
+        judges = self.benchmark_judges
+        taken = {scorer.name for scorer in self.judge.assessors if scorer.served}
+        for name, judge in judges.items():
+            if judge.name in taken:
+                raise ValueError(
+                    f"benchmarks.{name}.judge.name: '{judge.name}' is the name of a served scorer too, and the ledger "
+                    "could not tell what either spent: give it another `name`"
+                )
+        budget = self.judge.budget
+        if budget != BudgetSettings() and not taken and not judges:
+            raise ValueError("judge.budget: no judge is served, so there is nothing to pay: remove it")
+        check_priced(budget, {judge.name: judge.prices for judge in judges.values()})
+        return self
+
+    @property
+    def benchmark_judges(self) -> dict[str, ServedJudgeSettings]:
+        """The served judges of benchmarks, by the benchmark's name."""
+        judges = {name: getattr(settings, "judge", None) for name, settings in self.benchmarks.items()}
+        return {name: judge for name, judge in judges.items() if isinstance(judge, ServedJudgeSettings)}
 
     @property
     def shards(self) -> list[str]:

@@ -52,6 +52,9 @@ def missing_paths(study: Study) -> dict[str, str]:
     for name, benchmark in study.benchmarks.items():
         for key, value in named_paths(benchmark.model_dump()):
             named[f"benchmarks.{name}.{key}"] = value
+        model = getattr(getattr(benchmark, "judge", None), "local_model", None)
+        if model is not None and is_local(model):
+            named[f"benchmarks.{name}.judge.model"] = model
     return {key: str(path) for key, path in named.items() if not Path(path).exists()}
 
 

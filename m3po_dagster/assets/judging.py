@@ -9,7 +9,7 @@ import pyarrow as pa
 from m3po_dagster.assets.parts import Rows
 from m3po_dagster.materialise import Work
 from m3po_dagster.method.alignment.cascade import AnswerFacts
-from m3po_dagster.method.alignment.judge_group import NO_ANSWER
+from m3po_dagster.method.alignment.inquiry import NO_ANSWER
 from m3po_dagster.method.alignment.probe import changed, probe
 from m3po_dagster.method.alignment.quality import Controls, controls, plan
 from m3po_dagster.method.alignment.unscored import Unscored, is_unscored

@@ -39,29 +39,36 @@ def write(
 def build(
     base: Annotated[bool, typer.Option("--base", help="Build the base model (about 12 minutes of one core).")] = False,
     judge: Annotated[bool, typer.Option("--judge", help="Build the judge.")] = False,
-    both: Annotated[bool, typer.Option("--all", help="Build both.")] = False,
+    assessor: Annotated[bool, typer.Option("--assessor", help="Build the second judge, which picks no pairs.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Build them all.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for llava/ and judge/; the package's own weights if not given.")
+        Path | None,
+        typer.Option(help="Folder for llava/, judge/ and assessor/; the package's own weights if not given."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the embedded base model or judge from their seeds, and print the figures of their model cards."""
+    """Train the embedded base model or judges from their seeds, and print the figures of their model cards."""
     import json
 
-    if not (base or judge or both):
-        fail("nothing to build: give --base, --judge or --all")
+    if not (base or judge or assessor or every):
+        fail("nothing to build: give --base, --judge, --assessor or --all")
     figures: dict[str, dict] = {}
-    if base or both:
+    if base or every:
         from m3po_dagster.world.build import BASE_MODEL_FOLDER, build_base_model
 
         with _Bars() as bars:
             figures |= build_base_model(out / "llava" if out else BASE_MODEL_FOLDER, progress=bars.show)
-    if judge or both:
+    if judge or every:
         from m3po_dagster.world.judge import JUDGE_FOLDER
         from m3po_dagster.world.judge_model import build_judge
 
         with _Bars() as bars:
             figures["judge"] = build_judge(out / "judge" if out else JUDGE_FOLDER, progress=bars.show)
+    if assessor or every:
+        from m3po_dagster.world.assessor import ASSESSOR_FOLDER, build_assessor
+
+        with _Bars() as bars:
+            figures["assessor"] = build_assessor(out / "assessor" if out else ASSESSOR_FOLDER, progress=bars.show)
     if as_json:
         typer.echo(json.dumps(figures))
         return

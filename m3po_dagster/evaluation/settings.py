@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from m3po_dagster.method.alignment.judge_settings import ServedJudgeSettings
 from m3po_dagster.settings import Settings
 
 Split = Literal["random", "popular", "adversarial"]
@@ -69,4 +70,36 @@ class VizwizSettings(Settings):
     )
 
 
-BenchmarkSettings = Annotated[PopeSettings | MmeSettings | ChairSettings | VizwizSettings, Field(discriminator="kind")]
+class IftSettings(Settings):
+    """IFT: instructions with constraints that rules check."""
+
+    kind: Literal["ift"] = Field("ift", description="instruction following, checked by rules without a judge")
+    path: Path = Field(
+        description='JSON lines {"question_id": id, "image": path, "text": instruction, "constraints": [{"kind": '
+        '"max_words", "n": 10}, ...]}'
+    )
+    image_root: Path = Field(description="folder that the image paths are relative to")
+    say_constraints: bool = Field(
+        True,
+        description="add a sentence for each constraint to the instruction; false: the text says all there is to say",
+    )
+
+
+class MiaBenchSettings(Settings):
+    """MIA-Bench: instructions of weighted components, scored by a served judge."""
+
+    kind: Literal["mia_bench"] = Field("mia_bench", description="MIA-Bench, layered instructions scored by a judge")
+    path: Path = Field(description="instruction_benchmark_all.json as MIA-Bench publishes it")
+    image_root: Path = Field(
+        description="folder with the images, downloaded before, each named by the last part of its address"
+    )
+    judge: ServedJudgeSettings = Field(description="the served model that scores the components")
+    skip_missing_images: bool = Field(
+        False, description="leave out records whose image is not there, which the notes count; false: an error"
+    )
+
+
+BenchmarkSettings = Annotated[
+    PopeSettings | MmeSettings | ChairSettings | VizwizSettings | IftSettings | MiaBenchSettings,
+    Field(discriminator="kind"),
+]

@@ -93,19 +93,23 @@ def clip_settings(folder: Path) -> ClipScorerSettings:
     return ClipScorerSettings(model=str(folder), tiles=2)
 
 
-def measure_judge(folder: Path) -> dict[str, float]:
+def measure_judge(folder: Path, with_clip: bool = True) -> dict[str, float]:
     """Figures of the judge in `folder`, shares in per cent: cells read right, answers ordered right, agreement.
 
-    Orders and agreement are taken on SCENES new unbiased scenes from the validation tiles.
+    Orders and agreement are taken on SCENES new unbiased scenes from the validation tiles, `with_clip` of the tiled
+    CLIP score too.
     """
     judge = SceneJudgeSettings(model=str(folder)).build()
+    scorers: dict[str, Scorer] = {"scene judge": judge}
+    if with_clip:
+        scorers["clip, tiles 2"] = clip_settings(folder).build()
     figures = {}
     with tempfile.TemporaryDirectory() as images:
         for role in ("validation", "test"):
             read = draw_cases(role, SCENES, 2, Path(images))
             figures[f"cells read right, {role} tiles"] = 100 * _cells_right(judge, read)
         cases = draw_cases("validation", SCENES, 1, Path(images))
-        for name, scorer in (("scene judge", judge), ("clip, tiles 2", clip_settings(folder).build())):
+        for name, scorer in scorers.items():
             figures |= {f"{name}: {what}": value for what, value in _agreement(scorer, cases).items()}
     return figures
 
@@ -156,7 +160,6 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 def write_card(folder: Path, figures: dict[str, float], seed: int, parameters: int) -> None:
     """Writes the model card (README.md) with the measured figures."""
-    rows = "\n".join(f"| {name} | {value:.2f} |" for name, value in figures.items())
     (folder / "README.md").write_text(
         f"""# Judge of the embedded world
 
@@ -172,7 +175,15 @@ with captions of the world's 24 objects (8 colours x 3 shapes) and of nothing.
 * **Limits.** It knows this world's images and sentences only. As `clip` it hardly tells No from Yes, and leaving out an
   object costs nothing.
 
-## Figures
+{figures_section(figures)}""",
+        encoding="utf-8",
+    )
+
+
+def figures_section(figures: dict[str, float]) -> str:
+    """The card's section on what was measured, as `measure_judge` gives it."""
+    rows = "\n".join(f"| {name} | {value:.2f} |" for name, value in figures.items())
+    return f"""## Figures
 
 Shares in per cent, the rank correlation between -1 and 1. Reading: {SCENES} scenes a row, 4 cells each. Ordering:
 {SCENES} new unbiased scenes from the validation tiles, one question each. A wrong description adds the absent object
@@ -183,6 +194,4 @@ descriptions.
 | figure | value |
 |---|---|
 {rows}
-""",
-        encoding="utf-8",
-    )
+"""

@@ -7,6 +7,8 @@
     <folder>/benchmarks/{validation,test}/mme/{existence,count,position,color}/*.{png,txt}
     <folder>/benchmarks/{validation,test}/chair.jsonl
     <folder>/benchmarks/{validation,test}/vizwiz.json
+    <folder>/benchmarks/{validation,test}/preference.jsonl
+    <folder>/benchmarks/{validation,test}/ift.jsonl
     <folder>/known_pairs.jsonl, known_pairs/*.png      answers whose order a judge must get right
     <folder>/manifest.json                             what it was made from; written last
 
@@ -25,10 +27,13 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from m3po_dagster.world.ift_set import write_ift
 from m3po_dagster.world.known_pairs import write_known_pairs
 from m3po_dagster.world.language import Kind, Question, true_answer
 from m3po_dagster.world.lessons import draw_question
 from m3po_dagster.world.negatives import SAMPLINGS, absent_thing
+from m3po_dagster.world.preference_set import FILE as PREFERENCE_FILE
+from m3po_dagster.world.preference_set import preference_rows
 from m3po_dagster.world.scenes import Scene, compose, things_in
 from m3po_dagster.world.tiles import load_tiles
 from m3po_dagster.world.vizwiz import write_vizwiz
@@ -147,17 +152,11 @@ def draw_scenes(split: Split, number: int, seed: np.random.SeedSequence) -> list
 def code_version() -> str:
     """Hash of the modules that decide what a written world holds."""
     digest = hashlib.sha256()
-    for module in (
-        "tiles",
-        "scenes",
-        "negatives",
-        "language",
-        "lessons",
-        "judge_card",
-        "known_pairs",
-        "vizwiz",
-        "write",
-    ):
+    modules = (
+        "tiles", "scenes", "negatives", "language", "lessons", "judge_card", "known_pairs", "ift_set", "preference_set",
+        "vizwiz", "write",
+    )  # fmt: skip
+    for module in modules:
         digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
     return digest.hexdigest()[:16]
 
@@ -207,7 +206,7 @@ def _defects(images: Path, records: list[dict]) -> list[dict]:
 def _write_benchmarks(
     folder: Path, split: Split, number: int, seed: np.random.SeedSequence, vizwiz_seed: np.random.SeedSequence
 ) -> dict[str, int]:
-    scene_seed, question_seed = seed.spawn(2)
+    scene_seed, question_seed, ift_seed = seed.spawn(3)
     scenes = draw_scenes(split, number, scene_seed)
     rng = np.random.default_rng(question_seed)
     names = [f"{split}_{number:04d}.png" for number in range(len(scenes))]
@@ -224,12 +223,16 @@ def _write_benchmarks(
         for number, (scene, name) in enumerate(zip(scenes, names, strict=True), start=1)
     ]
     _write_lines(folder / "chair.jsonl", rows)
+    open_instructions = preference_rows(scenes, names)
+    _write_lines(folder / PREFERENCE_FILE, open_instructions)
     return {
         "scenes": len(scenes),
         "pope_questions_a_sampling": pope,
         "mme_questions": mme,
         "chair_images": len(rows),
         "vizwiz_questions": write_vizwiz(folder / "vizwiz.json", scenes, names, vizwiz_seed),
+        "preference_questions": len(open_instructions),
+        "ift_questions": write_ift(folder, scenes, names, ift_seed),
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 from judging_under_kill import PART
 
 from m3po_dagster.current import read_heads
-from m3po_dagster.method.alignment.judge_reply import read_reply
+from m3po_dagster.method.alignment.judge_reply import Grades, read_reply
 from m3po_dagster.runner import Selection
 from tests.faulty_judge import FaultyJudge
 from tests.served_judge import ServedJudge
@@ -95,9 +95,13 @@ def test_too_many_unscored_end_the_step_and_only_they_are_asked_again(fresh, sma
     second = [row for row in fresh.ledger() if row["run"] not in {row["run"] for row in first}]
     assert {row["key"] for row in second} & {row["key"] for row in first} and sum(server.met.values()) > 5
     # Each request of the second run brought a grade that the first had not: none was paid for twice.
-    grades = [(row["key"], answer) for row in fresh.ledger() for answer in read_reply(row["reply"], "ABC").grades]
+    grades = [
+        (row["key"], answer)
+        for row in fresh.ledger()
+        for answer in read_reply(row["reply"], dict.fromkeys("ABC", Grades)).grades
+    ]
     assert max(Counter(grades).values()) == 1
-    assert all(read_reply(row["reply"], "ABC").grades for row in second)
+    assert all(read_reply(row["reply"], dict.fromkeys("ABC", Grades)).grades for row in second)
 
 
 def test_a_budget_stops_the_step_and_what_was_answered_is_kept(fresh, small_study):

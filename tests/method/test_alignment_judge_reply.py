@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3po_dagster.method.alignment.judge_reply import Usage, mean_grade, read_reply, read_usage
+from m3po_dagster.method.alignment.judge_reply import Grades, Usage, mean_grade, read_reply, read_usage
 from m3po_dagster.method.alignment.judge_request import ASPECTS
 from tests.loopback import Reply
 from tests.served_judge import completion, entry
 
 IDS = ["A", "B", "C"]
+ENTRIES = dict.fromkeys(IDS, Grades)
 WHOLE = {"seen": "a wall", "grades": [entry("B", 1, 2, 3, "b"), entry("A", 5, 4, 2, "a"), entry("C", 3, 3, 3)]}
 
 
@@ -28,7 +29,7 @@ def with_entries(*entries: object) -> str:
 
 
 def test_grades_are_found_by_id_whatever_their_order():
-    reading = read_reply(said(WHOLE), IDS)
+    reading = read_reply(said(WHOLE), ENTRIES)
     assert {key: [grades.of(aspect) for aspect in ASPECTS] for key, grades in reading.grades.items()} == {
         "A": [5, 4, 2],
         "B": [1, 2, 3],
@@ -47,7 +48,7 @@ def test_grades_are_found_by_id_whatever_their_order():
     ],
 )
 def test_a_fence_and_prose_around_one_object_are_forgiven(text):
-    assert set(read_reply(said(text), IDS).grades) == set(IDS)
+    assert set(read_reply(said(text), ENTRIES).grades) == set(IDS)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_fence_and_prose_around_one_object_are_forgiven(text):
     ],
 )
 def test_a_reply_without_grades_gives_each_id_its_reason(reply, problem, told):
-    reading = read_reply(reply, IDS)
+    reading = read_reply(reply, ENTRIES)
     assert reading.problems == dict.fromkeys(IDS, problem) and not reading.grades
     assert told in reading.said and reading.declined == (problem == "refused")
 
@@ -103,17 +104,17 @@ def test_a_reply_without_grades_gives_each_id_its_reason(reply, problem, told):
     ],
 )
 def test_one_spoiled_entry_spoils_its_own_id_alone(spoiled, problem):
-    reading = read_reply(with_entries(spoiled, entry("B", 3, 3, 3), entry("C", 2, 2, 2)), IDS)
+    reading = read_reply(with_entries(spoiled, entry("B", 3, 3, 3), entry("C", 2, 2, 2)), ENTRIES)
     assert set(reading.grades) == {"B", "C"} and reading.problems == {"A": problem}
 
 
 def test_an_id_graded_twice_has_no_grade():
-    reading = read_reply(with_entries(*(entry(key, 4, 4, 4) for key in "AABC")), IDS)
+    reading = read_reply(with_entries(*(entry(key, 4, 4, 4) for key in "AABC")), ENTRIES)
     assert set(reading.grades) == {"B", "C"} and reading.problems == {"A": "graded twice in the reply"}
 
 
 def test_ids_nobody_asked_for_are_left_aside():
-    reading = read_reply(with_entries(*(entry(key, 4, 4, 4) for key in "ABCXYZ")), IDS)
+    reading = read_reply(with_entries(*(entry(key, 4, 4, 4) for key in "ABCXYZ")), ENTRIES)
     assert set(reading.grades) == set(IDS) and not reading.problems
 
 
@@ -147,7 +148,7 @@ entries = st.fixed_dictionaries(
     )
 )
 def test_no_reply_breaks_the_reading_and_every_id_has_grades_or_a_problem(reply):
-    reading = read_reply(reply, IDS)
+    reading = read_reply(reply, ENTRIES)
     assert set(reading.grades) | set(reading.problems) == set(IDS)
     assert not set(reading.grades) & set(reading.problems)
     for grades in reading.grades.values():

@@ -15,8 +15,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from m3po_dagster.method import image_url
+from m3po_dagster.method.alignment.judge_asking import OUTAGE
 from m3po_dagster.method.alignment.judge_request import RUBRIC, request_version
-from m3po_dagster.method.alignment.llm_judge import OUTAGE, LlmJudgeSettings
+from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 from m3po_dagster.method.endpoint import EndpointError
 from m3po_dagster.method.prompt import Message, Prompt
 from m3po_dagster.storage.tables import mas_schema

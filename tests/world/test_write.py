@@ -179,6 +179,18 @@ def test_chair_lists_the_objects_of_the_pictures(world, split):
         assert row["objects"] == list(scene_of(folder / "images" / row["image"]).values())
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_open_instructions_have_true_references_and_ask_about_every_fourth_scene(world, split):
+    folder = world / "benchmarks" / split
+    rows = lines(folder / "preference.jsonl")
+    assert [row["question_id"] for row in rows] == list(range(1, SCENES // 4 + 1))
+    described = [row["image"] for row in lines(folder / "chair.jsonl")]
+    assert [row["image"] for row in rows] == described[::4]
+    for row in rows:
+        assert list(row) == ["question_id", "image", "text", "reference"] and row["text"] == "Describe the image."
+        assert row["reference"] == answer_by_eye(row["text"], scene_of(folder / "images" / row["image"]))
+
+
 def test_of_a_known_pair_the_better_answer_is_true_of_its_picture_and_the_worse_is_not(world):
     rows = lines(world / "known_pairs.jsonl")
     assert len({row["image"] for row in rows}) == 40 and 60 <= len(rows) <= 80

@@ -1,22 +1,19 @@
-"""A served judge asked through the Batch API: first every group, then once more what the replies spoiled."""
+"""A served judge asked through the Batch API: first every inquiry, then once more what the replies spoiled."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from m3po_dagster.method.alignment.account import Account
 from m3po_dagster.method.alignment.batch_api import BatchQueue
 from m3po_dagster.method.alignment.batch_lines import BatchFailure
 from m3po_dagster.method.alignment.batch_record import Asker
-from m3po_dagster.method.alignment.judge_group import NO_ANSWER, Group
+from m3po_dagster.method.alignment.inquiry import NO_ANSWER, Inquiry
 from m3po_dagster.method.alignment.judge_paying import keep_reply, most_of
+from m3po_dagster.method.alignment.judge_settings import ServedJudgeSettings
 from m3po_dagster.method.alignment.scorer import UNREADABLE_IMAGE
 from m3po_dagster.method.alignment.turn import Spend
 from m3po_dagster.method.endpoint import REFUSED, Endpoint
-
-if TYPE_CHECKING:
-    from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 
 FOLDER = ".batches"
 """Inside the ledger's folder: the records of the batches that are under way."""
@@ -24,9 +21,9 @@ FOLDER = ".batches"
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A request, and the groups that want its reply: one image may lie in two files."""
+    """A request, and the inquiries that want its reply: one image may lie in two files."""
 
-    groups: list[Group]
+    inquiries: list[Inquiry]
     purpose: str
 
 
@@ -37,9 +34,9 @@ class _Bodies(Mapping[str, dict]):
         self._wanted = wanted
 
     def __getitem__(self, key: str) -> dict:
-        group = self._wanted[key].groups[0]
-        _, body = group.next_request()
-        group.image.forget()
+        inquiry = self._wanted[key].inquiries[0]
+        _, body = inquiry.next_request()
+        inquiry.image.forget()
         return body
 
     def __iter__(self) -> Iterator[str]:
@@ -50,43 +47,43 @@ class _Bodies(Mapping[str, dict]):
 
 
 class BatchAsking:
-    """Asks about many groups; the caller may be killed while it waits, and the next one finds the batches again."""
+    """Makes many inquiries; the caller may be killed while it waits, and the next one finds the batches again."""
 
-    def __init__(self, settings: "LlmJudgeSettings", account: Account, endpoint: Endpoint) -> None:
+    def __init__(self, settings: ServedJudgeSettings, account: Account, endpoint: Endpoint) -> None:
         self._settings, self._account, self._endpoint = settings, account, endpoint
         folder = account.ledger.folder / FOLDER
         self._queue = BatchQueue(endpoint, folder, settings.batch, self._told)
         self._asker = Asker(study=account.study, run=account.run, scorer=settings.name)
 
-    def ask(self, groups: Sequence[Group]) -> None:
-        """Fills the groups with grades, or with the reasons why there are none.
+    def ask(self, inquiries: Sequence[Inquiry]) -> None:
+        """Fills the inquiries with grades, or with the reasons why there are none.
 
         Raises BudgetSpent when the budget has no room for another request, with what was answered until then in the
         ledger, and what `BatchQueue.ask` raises.
         """
         pending, whole = [], 0
-        for group in groups:
-            left = group.recall(self._account.ledger.turns(group.key), self._account.again)
-            whole += not group.missing
+        for inquiry in inquiries:
+            left = inquiry.recall(self._account.ledger.turns(inquiry.key), self._account.again)
+            whole += not inquiry.missing
             if left:
-                pending.append((group, left))
-        self._account.tallies.add(self._settings.name, groups=len(groups), from_ledger=whole)
+                pending.append((inquiry, left))
+        self._account.tallies.add(self._settings.name, groups=len(inquiries), from_ledger=whole)
         while pending:
-            again = self._ask_once([group for group, _ in pending])
-            pending = [(group, left - 1) for group, left in pending if left > 1 and group.key in again]
+            again = self._ask_once([inquiry for inquiry, _ in pending])
+            pending = [(inquiry, left - 1) for inquiry, left in pending if left > 1 and inquiry.key in again]
 
-    def _ask_once(self, groups: Sequence[Group]) -> set[str]:
-        """One request a question; gives the keys of the groups that another one may complete."""
+    def _ask_once(self, inquiries: Sequence[Inquiry]) -> set[str]:
+        """One request a question; gives the keys of the inquiries that another one may complete."""
         wanted: dict[str, _Wanted] = {}
-        for group in groups:
+        for inquiry in inquiries:
             try:
-                purpose, _ = group.next_request()
+                purpose, _ = inquiry.next_request()
             except OSError:
-                group.give_up(UNREADABLE_IMAGE)
+                inquiry.give_up(UNREADABLE_IMAGE)
                 continue
-            group.image.forget()
-            name = _custom_id(group.key, len(self._account.ledger.turns(group.key)))
-            wanted.setdefault(name, _Wanted([], purpose)).groups.append(group)
+            inquiry.image.forget()
+            name = _custom_id(inquiry.key, len(self._account.ledger.turns(inquiry.key)))
+            wanted.setdefault(name, _Wanted([], purpose)).inquiries.append(inquiry)
         if not wanted:
             return set()
         again = set()
@@ -94,15 +91,15 @@ class BatchAsking:
             for name, found in self._queue.ask(_Bodies(some), self._asker):
                 asked = wanted[name]
                 if isinstance(found, BatchFailure):
-                    for group in asked.groups:
-                        self._give_up(group, found)
+                    for inquiry in asked.inquiries:
+                        self._give_up(inquiry, found)
                     continue
                 reply = self._endpoint.without_key(found.decode("utf-8", errors="replace"))
                 self._keep(asked, reply)
-                for group in asked.groups:
-                    group.take(reply)
-                    if group.missing and not group.settled:
-                        again.add(group.key)
+                for inquiry in asked.inquiries:
+                    inquiry.take(reply)
+                    if inquiry.missing and not inquiry.settled:
+                        again.add(inquiry.key)
         return again
 
     def _payable(self, wanted: Mapping[str, _Wanted]) -> Iterator[dict[str, _Wanted]]:
@@ -116,7 +113,7 @@ class BatchAsking:
             yield {name: wanted[name] for name in claimed}
         new = [name for name in wanted if name not in claimed]
         measured = self._account.ledger.measured(self._settings.model)
-        most = [most_of(wanted[name].groups[0], self._settings, measured) for name in new]
+        most = [most_of(wanted[name].inquiries[0], self._settings, measured) for name in new]
         while new:
             # Where not even one has room, its reservation waits for others, or says that the budget is spent.
             lot = max(1, self._account.purse.room(most))
@@ -126,17 +123,17 @@ class BatchAsking:
 
     def _keep(self, asked: _Wanted, reply: str) -> None:
         """Keeps a reply unless a process beside this one was given the same and has kept it: it was paid for once."""
-        group = asked.groups[0]
-        turns = self._account.ledger.turns(group.key)
+        inquiry = asked.inquiries[0]
+        turns = self._account.ledger.turns(inquiry.key)
         if reply not in [turn.reply for turn in turns]:
-            keep_reply(self._account, self._settings, group, len(turns), asked.purpose, reply)
+            keep_reply(self._account, self._settings, inquiry, len(turns), asked.purpose, reply)
 
-    def _give_up(self, group: Group, failure: BatchFailure) -> None:
+    def _give_up(self, inquiry: Inquiry, failure: BatchFailure) -> None:
         if failure.status in REFUSED:
-            group.give_up(f"request refused (HTTP {failure.status})", failure.said)
+            inquiry.give_up(f"request refused (HTTP {failure.status})", failure.said)
         else:
             self._account.tallies.add(self._settings.name, unanswered=1)
-            group.give_up(f"{NO_ANSWER} in a batch ({failure.reason})", failure.said)
+            inquiry.give_up(f"{NO_ANSWER} in a batch ({failure.reason})", failure.said)
 
     def _told(self, done: int, of: int) -> None:
         self._account.log(f"{self._settings.name}: {done} of {of} requests of the batches are done")

@@ -1,90 +1,45 @@
-"""Answers of one prompt that are graded in one request, and what the replies so far say of them."""
+"""Answers of one prompt that are graded in one request (paper, section 3.3)."""
 
 import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from m3po_dagster.method.alignment.inquiry import Inquiry
 from m3po_dagster.method.alignment.judge_image import JudgeImage
-from m3po_dagster.method.alignment.judge_reply import CUT_OFF, Grades, Reading, mean_grade, read_reply
-from m3po_dagster.method.alignment.judge_request import ASPECTS, IDS, repair, request, request_key
+from m3po_dagster.method.alignment.judge_reply import Grades, mean_grade
+from m3po_dagster.method.alignment.judge_request import ASPECTS, IDS, request_texts
 from m3po_dagster.method.alignment.scorer import Score
-from m3po_dagster.method.alignment.turn import Turn
 from m3po_dagster.method.prompt import Prompt
 
-REQUESTS = 2
-"""Requests for one group each time it is wanted: one, and one for what its reply left out or spoiled."""
-NO_ANSWER = "no answer"
 
+class Group(Inquiry):
+    """One request's answers, and their grades by id."""
 
-@dataclass
-class Group:
-    """One request's answers. `places` holds, by id, where the caller's list of answers has them."""
-
-    prompt: Prompt
-    image: JudgeImage
-    places: Mapping[str, int]
-    answers: Mapping[str, str]
-    fields: Mapping[str, Any]
-    revision: str
-    grades: dict[str, Grades] = field(default_factory=dict)
-    last: Reading | None = None
-    _mendable: Reading | None = None
-
-    def __post_init__(self) -> None:
-        # The image counts by its hash: no need to encode it to see whether the ledger knows the answer.
-        unsent = request(self.fields, self.prompt, self.image.unsent, self.answers)
-        self.key = request_key(unsent, self.image.sha256, self.revision)
+    def __init__(
+        self,
+        prompt: Prompt,
+        image: JudgeImage,
+        places: Mapping[str, int],
+        answers: Mapping[str, str],
+        fields: Mapping[str, Any],
+        revision: str,
+    ) -> None:
+        """`places` holds, by id, where the caller's list of answers has them."""
+        super().__init__(prompt.prompt_id, image, fields, revision)
+        self.prompt, self.places, self.answers = prompt, places, answers
 
     @property
-    def missing(self) -> list[str]:
-        """The ids without grades."""
-        return [key for key in self.answers if key not in self.grades]
+    def texts(self) -> tuple[str, ...]:
+        """The rubric, the conversation, the answers."""
+        return request_texts(self.prompt, self.answers)
 
     @property
-    def settled(self) -> bool:
-        """Whether asking the same again would help nobody: the last reply was a refusal, or ran on until it was cut."""
-        return self.last is not None and (self.last.declined or CUT_OFF in self.last.problems.values())
-
-    def recall(self, turns: Sequence[Turn], again: bool) -> int:
-        """Takes in the replies that the ledger holds; gives the requests that are left to send, as `requests_left`."""
-        for turn in turns:
-            self.take(turn.reply)
-        return self.requests_left(len(turns), again)
-
-    def requests_left(self, turns: int, again: bool) -> int:
-        """Requests to send for what is missing after `turns` known replies; `again`: as if it were asked anew."""
-        if not self.missing:
-            return 0
-        if again:
-            return REQUESTS
-        return 0 if self.settled else max(0, REQUESTS - turns)
-
-    def take(self, reply: str) -> None:
-        """Takes in the body of a reply. What an earlier one graded stays as it is."""
-        self.last = read_reply(reply, list(self.answers))
-        for key, grades in self.last.grades.items():
-            self.grades.setdefault(key, grades)
-        if self.last.said.strip() and not self.settled:
-            self._mendable = self.last
-
-    def give_up(self, problem: str, said: str = "") -> None:
-        """Notes that the ids without grades get none, and why."""
-        self.last = Reading(problems=dict.fromkeys(self.missing, problem), said=said)
-
-    def next_request(self) -> tuple[str, dict]:
-        """What to ask for the missing grades: `first`, or `repair` where there is something to mend; and the body.
-
-        Raises OSError when the image can't be decoded.
-        """
-        first = request(self.fields, self.prompt, self.image.part(), self.answers)
-        if self._mendable is None:
-            return "first", first
-        problems = {key: self._mendable.problems[key] for key in self.missing}
-        return "repair", repair(first, self._mendable.said, problems)
+    def entries(self) -> Mapping[str, type[Grades]]:
+        """Each answer gets grades."""
+        return dict.fromkeys(self.answers, Grades)
 
     def scores(self, name: str) -> dict[int, Score]:
         """The score of each of the caller's answers, by its place in the caller's list."""

@@ -1,29 +1,28 @@
 """What a request of a served judge may cost, and how its reply is kept and counted (section 3.3)."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from m3po_dagster.method.alignment.account import Account
 from m3po_dagster.method.alignment.estimate import at_most
-from m3po_dagster.method.alignment.judge_group import Group
+from m3po_dagster.method.alignment.inquiry import Inquiry
 from m3po_dagster.method.alignment.judge_reply import read_usage
-from m3po_dagster.method.alignment.judge_request import request_texts
+from m3po_dagster.method.alignment.judge_settings import ServedJudgeSettings
 from m3po_dagster.method.alignment.turn import Spend, Turn
 
-if TYPE_CHECKING:
-    from m3po_dagster.method.alignment.llm_judge import LlmJudgeSettings
 
+def most_of(inquiry: Inquiry, settings: ServedJudgeSettings, measured: Spend) -> Spend:
+    """What a request will hardly pass; `measured` is what the ledger knows of the model's requests.
 
-def most_of(group: Group, settings: "LlmJudgeSettings", measured: Spend) -> Spend:
-    """What asking about a group will hardly pass; `measured` is what the ledger knows of the model's requests."""
-    texts = request_texts(group.prompt, group.answers)
-    return at_most(texts, *group.image.size, settings.max_reply_tokens, settings.charged, measured)
+    Raises OSError when the image can't be read.
+    """
+    return at_most(inquiry.texts, *inquiry.image.size, settings.max_reply_tokens, settings.charged, measured)
 
 
 def keep_reply(
     account: Account,
-    settings: "LlmJudgeSettings",
-    group: Group,
+    settings: ServedJudgeSettings,
+    inquiry: Inquiry,
     number: int,
     purpose: Literal["first", "repair"],
     reply: str,
@@ -34,13 +33,13 @@ def keep_reply(
     cost = None if prices is None else prices.cost(*tokens)
     account.ledger.add(
         Turn(
-            key=group.key,
+            key=inquiry.key,
             turn=number,
             purpose=purpose,
             scorer=settings.name,
             model=settings.model,
-            prompt_id=group.prompt.prompt_id,
-            image_sha256=group.image.sha256,
+            prompt_id=inquiry.prompt_id,
+            image_sha256=inquiry.image.sha256,
             study=account.study,
             run=account.run,
             at=datetime.now(UTC).isoformat(timespec="milliseconds"),

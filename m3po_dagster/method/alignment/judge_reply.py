@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from m3po_dagster.method.alignment.judge_request import HIGHEST, LOWEST, Aspect
 
@@ -23,19 +23,22 @@ MISSING, TWICE = "no grade in the reply", "graded twice in the reply"
 _Grade = Annotated[int, Field(strict=True, ge=LOWEST, le=HIGHEST)]
 
 
+def _is_text(value: str) -> str:
+    value.encode()  # half of a surrogate pair, which JSON can spell, is no text and fits in no table
+    return value
+
+
+Evidence = Annotated[str, AfterValidator(_is_text)]
+"""A judge's words, of any length."""
+
+
 class Grades(BaseModel):
     """One answer's grades, whole numbers 1 to 5, and the evidence for them."""
 
-    evidence: str
+    evidence: Evidence
     relevance: _Grade
     accuracy: _Grade
     adherence: _Grade
-
-    @field_validator("evidence")
-    @classmethod
-    def _is_text(cls, value: str) -> str:
-        value.encode()  # half of a surrogate pair, which JSON can spell, is no text and fits in no table
-        return value
 
     def of(self, aspect: Aspect) -> int:
         """The grade for an aspect."""
@@ -75,13 +78,13 @@ class _Billed(BaseModel):
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reply gives for the ids it was asked for: each has grades, or a problem.
+    """What a reply gives for the ids it was asked for: each has an entry, its grades, or a problem.
 
     `said` is the judge's own text, for a person and for the judge itself when it is asked to repair it; empty where
     there is none. `declined`: the model won't answer this, and asking it to mend its reply would not change that.
     """
 
-    grades: Mapping[str, Grades] = field(default_factory=dict)
+    grades: Mapping[str, BaseModel] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
     said: str = ""
     declined: bool = False
@@ -111,43 +114,43 @@ def read_usage(body: str) -> Usage:
     return Usage(used.prompt_tokens, details.cached_tokens, used.completion_tokens)
 
 
-def read_reply(body: str, ids: Sequence[str]) -> Reading:
-    """The grades in the body of a chat completion that was asked about `ids`."""
+def read_reply(body: str, models: Mapping[str, type[BaseModel]]) -> Reading:
+    """What the body of a chat completion gives for each id; `models` says by id what its entry must hold."""
     try:
         choices = _Completion.model_validate_json(body).choices
     except ValidationError:
-        return _none(ids, UNREADABLE)
+        return _none(models, UNREADABLE)
     if not choices:
-        return _none(ids, EMPTY)
+        return _none(models, EMPTY)
     message, ended = choices[0].message, choices[0].finish_reason
     said = message.content or ""
     if message.refusal or ended == "content_filter":
-        return _none(ids, REFUSED, message.refusal or said, declined=True)
+        return _none(models, REFUSED, message.refusal or said, declined=True)
     if ended == "length":
-        return _none(ids, CUT_OFF, said)
+        return _none(models, CUT_OFF, said)
     if not said.strip():
-        return _none(ids, EMPTY)
+        return _none(models, EMPTY)
     entries = _entries(said)
-    return _none(ids, UNREADABLE, said) if entries is None else _read_entries(entries, ids, said)
+    return _none(models, UNREADABLE, said) if entries is None else _read_entries(entries, models, said)
 
 
-def _none(ids: Sequence[str], problem: str, said: str = "", declined: bool = False) -> Reading:
+def _none(ids: Iterable[str], problem: str, said: str = "", declined: bool = False) -> Reading:
     return Reading(problems=dict.fromkeys(ids, problem), said=said, declined=declined)
 
 
-def _read_entries(entries: Sequence[Any], ids: Sequence[str], said: str) -> Reading:
+def _read_entries(entries: Sequence[Any], models: Mapping[str, type[BaseModel]], said: str) -> Reading:
     named = [(entry["id"], entry) for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
     times = Counter(key for key, _ in named)
-    grades: dict[str, Grades] = {}
-    problems = {key: MISSING for key in ids if key not in times} | {key: TWICE for key in ids if times[key] > 1}
+    grades: dict[str, BaseModel] = {}
+    problems = {key: MISSING for key in models if key not in times} | {key: TWICE for key in models if times[key] > 1}
     for key, entry in named:
-        if key in ids and times[key] == 1:
+        if key in models and times[key] == 1:
             try:
-                grades[key] = Grades.model_validate(entry)
+                grades[key] = models[key].model_validate(entry)
             except ValidationError as error:
                 outside = any(one["type"] in ("greater_than_equal", "less_than_equal") for one in error.errors())
                 problems[key] = OUT_OF_RANGE if outside else UNREADABLE
-    return Reading(grades, {key: problems[key] for key in ids if key in problems}, said)
+    return Reading(grades, {key: problems[key] for key in models if key in problems}, said)
 
 
 def _entries(said: str) -> list[Any] | None:

@@ -51,15 +51,15 @@ errors. 2: the main point is wrong, something is right. 1: wrong.
 Length is no merit: a longer answer is not a better one. An answer that can't be told to be right is not right."""
 
 
-def reply_schema(ids: Sequence[str]) -> dict:
-    """The JSON schema of a reply that grades the answers with these ids."""
-    grade = {"type": "integer", "enum": list(range(LOWEST, HIGHEST + 1))}
-    entry = _strict({"id": {"type": "string", "enum": list(ids)}, "evidence": {"type": "string"}} | _each(grade))
-    return _strict({"seen": {"type": "string"}, "grades": {"type": "array", "items": entry}})
+def reply_entry(ids: Sequence[str], given: Mapping[str, dict]) -> dict:
+    """The JSON schema of one of the "grades" of a reply: its id, the evidence, then what is `given`, by name."""
+    return _strict({"id": {"type": "string", "enum": list(ids)}, "evidence": {"type": "string"}} | given)
 
 
-def _each(schema: dict) -> dict:
-    return dict.fromkeys(ASPECTS, schema)
+def reply_format(entry: Mapping[str, Any]) -> dict:
+    """The JSON layout that a judge must reply in; `entry` is the schema of each of its "grades"."""
+    schema = _strict({"seen": {"type": "string"}, "grades": {"type": "array", "items": entry}})
+    return {"type": "json_schema", "json_schema": {"name": "grades", "strict": True, "schema": schema}}
 
 
 def _strict(properties: dict) -> dict:
@@ -71,17 +71,17 @@ def _strict(properties: dict) -> dict:
     }
 
 
-def request(fields: Mapping[str, Any], prompt: Prompt, image: Mapping[str, Any], answers: Mapping[str, str]) -> dict:
+def chat_request(fields: Mapping[str, Any], texts: Sequence[str], image: Mapping[str, Any]) -> dict:
     """The body of one chat completion request.
 
-    `fields` are those that are the same for all requests of a judge (model, temperature, response_format, ...), `image`
-    is the value of an image_url part, `answers` goes by id, in the order in which the judge sees them.
+    `fields` are those that are the same for many requests of a judge (model, temperature, response_format, ...),
+    `texts` what the judge is to do and then the material, `image` the value of an image_url part.
     """
-    rubric, *material = request_texts(prompt, answers)
+    task, *material = texts
     return {
         **fields,
         "messages": [
-            {"role": "system", "content": rubric},
+            {"role": "system", "content": task},
             {
                 "role": "user",
                 "content": [
@@ -94,7 +94,10 @@ def request(fields: Mapping[str, Any], prompt: Prompt, image: Mapping[str, Any],
 
 
 def request_texts(prompt: Prompt, answers: Mapping[str, str]) -> tuple[str, str, str]:
-    """The texts of a request: the rubric, the conversation, the answers. What more requests share comes first."""
+    """The texts of a request: the rubric, the conversation, the answers, which go by id in the order they are shown.
+
+    What more requests share comes first.
+    """
     turns = [{"role": message.role, "text": message.text} for message in prompt.messages]
     given = [{"id": key, "text": text} for key, text in answers.items()]
     return (
@@ -116,13 +119,13 @@ def repair(body: Mapping[str, Any], said: str, problems: Mapping[str, str]) -> d
 
 
 def response_format(group_size: int) -> dict:
-    """The JSON layout that a judge must reply in.
+    """The JSON layout in which the answers of a group are graded.
 
     It is the same for a request of fewer answers, and for a repair: a schema comes first in a prompt's prefix, and is
     compiled anew for every difference.
     """
-    schema = reply_schema(IDS[:group_size])
-    return {"type": "json_schema", "json_schema": {"name": "grades", "strict": True, "schema": schema}}
+    grade = {"type": "integer", "enum": list(range(LOWEST, HIGHEST + 1))}
+    return reply_format(reply_entry(IDS[:group_size], dict.fromkeys(ASPECTS, grade)))
 
 
 def request_key(body: Mapping[str, Any], image_sha256: str, revision: str) -> str:
@@ -140,8 +143,14 @@ def request_key(body: Mapping[str, Any], image_sha256: str, revision: str) -> st
 def request_version() -> str:
     """Hash of all that a request says beside settings, image and texts: the rubric, the schema, their layout."""
     sample = Prompt("", None, (Message("user", "question"),))
-    first = request({"response_format": response_format(1)}, sample, {"url": ""}, {"A": "answer"})
-    return _hash([first, repair(first, "", {"A": "problem"})])[:16]
+    return version_of(
+        chat_request({"response_format": response_format(1)}, request_texts(sample, {"A": "answer"}), {"url": ""})
+    )
+
+
+def version_of(sample: Mapping[str, Any]) -> str:
+    """Hash of the request `sample`, which stands for its kind, and of what follows a reply that can't be used."""
+    return _hash([sample, repair(sample, "", {"A": "problem"})])[:16]
 
 
 def _hash(value: object) -> str:

@@ -48,6 +48,13 @@ class _Words(dict):
 _WORDS = _Words()
 
 
+def likeliest_language(text: str) -> str | None:
+    """Code of the likeliest language; None for a text without letters, or of which the model knows no word."""
+    words = _words(text[:READ_CHARACTERS])
+    likeliest = _guesses(words, 1)[0] if words else _guesses("", 1)[0]
+    return None if likeliest == _guesses("", 1)[0] else likeliest[0]
+
+
 def _words(text: str) -> str:
     """The words in lower case, without punctuation and digits, which the model takes for parts of words."""
     words = " ".join(text.translate(_WORDS).lower().split())
