@@ -190,7 +190,7 @@ def test_components_that_were_scored_stay_while_others_are_mended(served, tmp_pa
     assert [row["score"] for row in rows] == [1.0, 3.0, 1.5] and rows[0]["words"] == "first"
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_an_answer_is_unscored_as_a_whole_where_one_component_is(served, tmp_path):
     half = completion(json.dumps({"seen": "", "grades": [{"id": "1", "evidence": "", "score": 4}]}))
     served.instead.extend([half, half])
