@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from m3po_dagster.evaluation.benchmark import Benchmark, Headline, results_table
 from m3po_dagster.evaluation.constraints.constraint import Constraint, met_loosely, met_strictly
-from m3po_dagster.evaluation.constraints.registry import read_constraints
+from m3po_dagster.evaluation.constraints.registry import KINDS, read_constraints
 from m3po_dagster.evaluation.intervals import Estimate, Sums, ratio
 from m3po_dagster.evaluation.question import (
     BenchmarkError,
@@ -29,6 +29,7 @@ _GROUP = "all"
 _MEASURES: dict[str, Callable[[Constraint, str], bool]] = {"strict": met_strictly, "loose": met_loosely}
 # Counts of constraints in the per-question table are named after the kind: "given max_words", "strict max_words".
 _GIVEN = "given "
+_KINDS_OF_FORMAT = {one.model_fields["kind"].default for one in KINDS if one.about == "format"}
 
 
 class Ift(Benchmark):
@@ -100,7 +101,8 @@ class Ift(Benchmark):
         """prompt_strict and prompt_loose, shares of prompts all of whose constraints are met; all in per cent.
 
         constraint_strict and constraint_loose, shares of all constraints, and the same by kind as KIND/constraint_...;
-        format, of the prompts that ask for a format the share whose constraints of format are all strictly met.
+        format, of the prompts that ask for one the share whose constraints of format are all met strictly; there is no
+        such metric where none asks.
         """
         prompts = sums[_GROUP, "questions"]
         found = {f"prompt_{name}": _share(sums[_GROUP, f"prompt_{name}"], prompts) for name in _MEASURES}
@@ -109,7 +111,8 @@ class Ift(Benchmark):
         met = {name: {kind: sums[_GROUP, f"{name} {kind}"] for kind in kinds} for name in _MEASURES}
         for name, by_kind in met.items():
             found[f"constraint_{name}"] = _share(sum(by_kind.values()), sum(given.values()))
-        found["format"] = _share(sums[_GROUP, "compliant"], sums[_GROUP, "formatted"])
+        if _KINDS_OF_FORMAT.intersection(kinds):
+            found["format"] = _share(sums[_GROUP, "compliant"], sums[_GROUP, "formatted"])
         for kind in kinds:
             for name, by_kind in met.items():
                 found[f"{kind}/constraint_{name}"] = _share(by_kind[kind], given[kind])

@@ -166,6 +166,8 @@ def _mean_over_tables(metrics: Metrics, tables: Sequence[pa.Table], weights: np.
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
+    if np.isnan(values).all():
+        return np.nan, np.nan
     tail = (100 - LEVEL) / 2
     # A resample may draw no image of a small group: the metric is undefined there, not 0.
     low, high = np.nanpercentile(values, [tail, 100 - tail])

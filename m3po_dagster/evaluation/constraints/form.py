@@ -114,9 +114,8 @@ class IsJson(_AboutForm):
     keys: tuple[Text, ...] = Field((), description="keys that the object must have; none: any JSON value")
 
     def describe(self) -> str:
-        return (
-            f"Answer with a JSON object with the keys {listed(self.keys, 'and')}." if self.keys else "Answer in JSON."
-        )
+        what = f"a JSON object with {listed(self.keys, 'and')} as its keys" if self.keys else "valid JSON"
+        return f"Answer with {what} and nothing else."
 
     def met(self, answer: str) -> bool:
         try:

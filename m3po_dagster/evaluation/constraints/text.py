@@ -9,7 +9,7 @@ _JOINS = "'’-.,"
 _MARK = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+")
 _BULLET = re.compile(r"^\s*(?:[-*+•])\s+\S")
 # After an end mark and any closing quote or bracket; of Chinese and Japanese marks no space follows.
-_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])[”’」』）]*\s*")
+_END = re.compile(r"(?<=[.!?…])(?P<closing>[\"'”’)\]]*)\s+|(?<=[。！？])[”’」』）]*\s*")
 _NO_END = re.compile(r"(?:\b(?:mr|mrs|ms|dr|prof|st|vs|e\.g|i\.e)|(?-i:\b[A-Z]))\.$", re.IGNORECASE)
 
 
@@ -23,15 +23,17 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences, list marks removed. A line's end ends a sentence; titles, initials and "e.g." do not."""
+    """The sentences, list marks removed. A line's end ends a sentence; titles, initials and "e.g." do not.
+
+    A sentence may open with a small letter, but not after a closing quote or bracket: 'He said "Go!" and left.' is one.
+    """
     found = []
     for line in text.splitlines():
-        begun = ""
-        line = _MARK.sub("", line)
-        start = 0
+        line, start = _MARK.sub("", line), 0
         for end in _END.finditer(line):
             begun = line[start : end.end()].strip()
-            if not _NO_END.search(begun):
+            goes_on = end["closing"] and line[end.end() :][:1].islower()
+            if not goes_on and not _NO_END.search(begun):
                 found.append(begun)
                 start = end.end()
         found.append(line[start:].strip())
