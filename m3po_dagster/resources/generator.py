@@ -23,8 +23,13 @@ class GeneratorResource:
     """Loads the study's base model, alone or with an adapter, and gives the engine that samples from it."""
 
     def load(self, model: ModelSettings, adapter: Path | None = None) -> "LoadedModel":
-        """The model ready to answer. Raises FileNotFoundError naming the folder or hub id that is not there."""
-        return _warm(model, adapter)
+        """The model ready to answer, with the adapter of a folder or none; it is loaded once, adapters take turns.
+
+        Raises FileNotFoundError naming the folder or hub id that is not there.
+        """
+        loaded = _warm(model)
+        loaded.slot.use(adapter)
+        return loaded
 
     def engine(self, study: Study, adapter: "Adapter | None" = None) -> "Engine":
         """What samples candidates and answers benchmarks.
@@ -48,10 +53,10 @@ class GeneratorResource:
 
 
 @lru_cache(maxsize=1)
-def _warm(model: ModelSettings, adapter: Path | None) -> "LoadedModel":
+def _warm(model: ModelSettings) -> "LoadedModel":
     from m3po_dagster.method.generation.model import load_model
 
-    return load_model(model, adapter)
+    return load_model(model)
 
 
 @lru_cache(maxsize=1)

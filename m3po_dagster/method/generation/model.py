@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m3po_dagster.method.generation.adapter_slot import AdapterSlot
 from m3po_dagster.method.generation.memory import MemoryLimits
 from m3po_dagster.method.generation.numerics import of_precision
 from m3po_dagster.method.generation.paths import Paths
@@ -73,6 +74,11 @@ class LoadedModel:
 
         return choose_paths(self)
 
+    @cached_property
+    def slot(self) -> AdapterSlot:
+        """Where a trained adapter is put over the model, and taken away again."""
+        return AdapterSlot(self.model)
+
     @property
     def numerics(self) -> str:
         """Engine and precision: log-probs are comparable only where it is equal."""
@@ -86,7 +92,6 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
     model, when CUDA is asked for and missing, or when quantisation is asked for and its library is missing.
     """
     repair_torchvision()
-    import torch
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
@@ -94,10 +99,6 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
 
     device = device_of(settings)
     model, processor = _load(settings)
-    if adapter is not None:
-        model = _with_adapter(
-            model, adapter, merge=settings.quantization == "none" and model.config.dtype == torch.float32
-        )
     if settings.device_map == "none" and settings.quantization == "none":
         model = model.to(device)
     if processor.tokenizer.pad_token_id is None:
@@ -105,7 +106,7 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
     eos = end_of_sequence(model.generation_config, processor.tokenizer)
     _ask_for_nothing_else(model, eos, processor.tokenizer.pad_token_id)
     dtype = str(model.config.dtype).removeprefix("torch.")
-    return LoadedModel(
+    loaded = LoadedModel(
         model=model.eval(),
         processor=processor,
         precision=precision(dtype, settings),
@@ -115,6 +116,8 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
         image_token_id=getattr(model.config, "image_token_id", None),
         context=getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None),
     )
+    loaded.slot.use(adapter)
+    return loaded
 
 
 def _load(settings: ModelSettings) -> "tuple[PreTrainedModel, ProcessorMixin]":
@@ -175,14 +178,3 @@ def _ask_for_nothing_else(model: "PreTrainedModel", eos: tuple[int, ...], pad_to
                 bos_token_id=published.bos_token_id,
                 decoder_start_token_id=published.decoder_start_token_id,
             )
-
-
-def _with_adapter(model, folder: Path, merge: bool):
-    from peft import PeftModel
-
-    if not (folder / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"adapter folder {folder} has no adapter_config.json: name a folder that PEFT saved")
-    with without_deprecation():
-        adapted = PeftModel.from_pretrained(model, str(folder))
-    # In half precision a merged weight rounds most of a small update away; beside the weight it keeps its own exponent.
-    return adapted.merge_and_unload() if merge else adapted.get_base_model()
