@@ -62,6 +62,19 @@ def _sampling(study: Study, identities: Identities, partition: str) -> dict:
     return {**settings, "engine": study.generator.identity()}
 
 
+def _benchmarking(study: Study) -> dict:
+    """How benchmarks are answered, and who judges the answers of those that need a judge.
+
+    Apart, for another judge judges anew what was answered. Of engines only a server is named.
+    """
+    from m3po_dagster.evaluation.registry import judge_identities
+
+    answers = study.answers.model_dump(mode="json", exclude={"questions_per_batch"})
+    if study.generator.kind == "server":
+        answers["engine"] = study.generator.identity()
+    return {"answers": answers, "judges": judge_identities(study.benchmarks), "max_unscored": study.judge.max_unscored}
+
+
 STAGES: dict[str, Stage] = {
     stage.asset: stage
     for stage in (
@@ -135,15 +148,11 @@ STAGES: dict[str, Stage] = {
             "benchmark_scores",
             ("recipe",),
             ("lora_adapter", "base_model", "benchmark_data"),
-            "1",
-            # Only a server is named: answers asked before there were any stay what they are.
-            lambda study, ids, _: (
-                study.answers.model_dump(mode="json", exclude={"questions_per_batch"})
-                | ({"engine": study.generator.identity()} if study.generator.kind == "server" else {})
-            ),
+            "2",
+            lambda study, ids, _: _benchmarking(study),
             loads_model=True,
         ),
-        Stage("leaderboard", (), ("benchmark_scores", "benchmark_data"), "1", _nothing, fan_in=True),
+        Stage("leaderboard", (), ("benchmark_scores", "benchmark_data"), "2", _nothing, fan_in=True),
     )
 }
 """Every asset, inputs before what is made from them."""

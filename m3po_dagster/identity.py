@@ -157,11 +157,16 @@ class Identities:
             digest = hashlib.sha256(canonical_json(questions).encode()).hexdigest()
             files = {key: self.file_hash(path) for key, path in named_paths(settings.model_dump()) if path.is_file()}
             found[name] = {
-                "settings": portable(settings),
+                # Who judges, and how, is the scores' business: another judge asks no question again.
+                "settings": portable(settings, exclude={"judge", "margin", "allow_same_judge"}),
                 "files": files,
                 "questions": len(questions),
                 "sha256": digest,
             }
+            # But for the files of a judge that is loaded here, which only a look outside can tell.
+            judge = getattr(settings, "judge", None)
+            if getattr(judge, "local_model", None) is not None:
+                found[name]["judge files"] = self._behind(judge)
         return found
 
     def weights(self, model: str) -> dict:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from m3po_dagster.evaluation.benchmark import OFFICIAL
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED
 from m3po_dagster.method.filtering import Leak
 from m3po_dagster.method.generation.diversity import Diversity
@@ -92,7 +93,12 @@ PAIRS_WELL_FORMED = Rule("pairs_well_formed", True, "no pair rejects its chosen 
 PAIR_YIELD = Rule("pair_yield", False, "at least half of the prompts gave a pair")
 WEIGHTS_FINITE = Rule("weights_finite", True, "every adapter weight and every loss is finite")
 LEARNED = Rule("learned", False, "at the end of training most chosen answers have the higher reward")
-ANSWER_FORMAT = Rule("answer_format", False, "at least 90 % of the answers are in the asked format")
+ANSWER_FORMAT = Rule(
+    "answer_format", False, "where a rule reads the form of an answer, at least 90 % are in the asked format"
+)
+UNTRAINED = Rule(
+    "untrained", True, "no image of a benchmark is among those the recipe was trained on, by bytes or by COCO id"
+)
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "judge_probe": (PROBE_ORDER,),
@@ -112,7 +118,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "logprob_table": (CONFIDENCE_FINITE,),
     "preference_pairs": (PAIRS_WELL_FORMED, PAIR_YIELD),
     "lora_adapter": (WEIGHTS_FINITE, LEARNED),
-    "benchmark_scores": (ANSWER_FORMAT,),
+    "benchmark_scores": (ANSWER_FORMAT, UNTRAINED),
 }
 
 
@@ -220,8 +226,15 @@ def learned(accuracies: list[float]) -> Check:
     return LEARNED.outcome(worst > 0.5, f"{worst:.1%} of the pairs for the worst seed", reward_accuracy=worst)
 
 
-def answer_format(scores: pa.Table) -> Check:
-    """A lost answer format must not be read as hallucination."""
-    shares = scores.filter(pc.equal(scores["metric"], "format"))["value"].to_pylist()
+def answer_format(scores: pa.Table, benchmarks: Sequence[str]) -> Check:
+    """A lost answer format must not be read as hallucination; `benchmarks` are those whose rules read the form."""
+    rows = scores.filter(pc.and_(pc.equal(scores["metric"], "format"), pc.equal(scores["rule"], OFFICIAL))).to_pylist()
+    shares = [row["value"] for row in rows if row["benchmark"] in benchmarks]
     worst = min(shares, default=100.0)
     return ANSWER_FORMAT.outcome(worst >= 90, f"{worst:.1f} % in the worst benchmark", format=worst)
+
+
+def trained_on_benchmarks(images: int, hits: Sequence[str]) -> Check:
+    """`images` were trained on, `hits` tell which of them are a benchmark's."""
+    first = f", the first {'; '.join(hits[:EXAMPLES])}" if hits else ""
+    return UNTRAINED.outcome(not hits, f"{len(hits)} of {images} images{first}", images=images, hits=len(hits))

@@ -10,6 +10,9 @@ import pyarrow as pa
 from m3po_dagster.evaluation.intervals import RESAMPLES, Estimate, Metric, Sums, estimate_metrics
 from m3po_dagster.evaluation.question import BenchmarkError, Question
 
+OFFICIAL = "official"
+"""The rule of a benchmark's own publication, which recipes are compared by."""
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -23,11 +26,12 @@ class Benchmark(ABC):
     """One benchmark, bound to its settings (section 4.1).
 
     `rules` names the public tools whose reading of an answer it knows; the first is the default. The metrics have the
-    same names under every rule.
+    same names under every rule. `reads_form` says that an answer in another form than was asked for is a wrong one.
     """
 
     kind: ClassVar[str]
-    rules: ClassVar[tuple[str, ...]] = ("official",)
+    rules: ClassVar[tuple[str, ...]] = (OFFICIAL,)
+    reads_form: ClassVar[bool] = False
     headlines: ClassVar[tuple[Headline, ...]]
 
     @abstractmethod

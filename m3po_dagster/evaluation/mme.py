@@ -38,6 +38,7 @@ class Mme(Benchmark):
     """MME's folder of categories; question ids are category/image/number."""
 
     kind: ClassVar[str] = "mme"
+    reads_form: ClassVar[bool] = True
     rules: ClassVar[tuple[str, ...]] = tuple(MME_RULES)
     headlines: ClassVar[tuple[Headline, ...]] = (Headline("total", "MME total ↑"),)
 

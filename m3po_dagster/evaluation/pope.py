@@ -48,6 +48,7 @@ class Pope(Benchmark):
     """POPE's splits over one folder of images; question ids are split/id, as ids repeat across splits."""
 
     kind: ClassVar[str] = "pope"
+    reads_form: ClassVar[bool] = True
     rules: ClassVar[tuple[str, ...]] = tuple(POPE_RULES)
     headlines: ClassVar[tuple[Headline, ...]] = (
         Headline("accuracy", "POPE accuracy ↑"),

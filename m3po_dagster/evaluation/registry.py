@@ -1,8 +1,11 @@
 """From a study's benchmark settings to the benchmark."""
 
+from collections.abc import Mapping
+
 from m3po_dagster.evaluation.benchmark import Benchmark
 from m3po_dagster.evaluation.chair import Chair
 from m3po_dagster.evaluation.ift import Ift
+from m3po_dagster.evaluation.judged import JudgedBenchmark
 from m3po_dagster.evaluation.mia_bench import MiaBench
 from m3po_dagster.evaluation.mme import Mme
 from m3po_dagster.evaluation.pope import Pope
@@ -21,6 +24,12 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
 def benchmark(settings: BenchmarkSettings | PreferenceSettings) -> Benchmark:
     """The benchmark of the settings' kind; nothing is read yet."""
     return BENCHMARKS[settings.kind](settings)
+
+
+def judge_identities(benchmarks: Mapping[str, BenchmarkSettings | PreferenceSettings]) -> dict[str, dict]:
+    """What decides the judgements of each benchmark that a judge reads, by the benchmark's name, as JSON."""
+    made = {name: benchmark(settings) for name, settings in benchmarks.items()}
+    return {name: item.judge_identity() for name, item in made.items() if isinstance(item, JudgedBenchmark)}
 
 
 def load_questions(settings: BenchmarkSettings | PreferenceSettings) -> list[Question]:

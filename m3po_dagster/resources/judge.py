@@ -32,13 +32,21 @@ class JudgeResource(dg.ConfigurableResource):
         """Who pays for what served scorers are asked, by the rows of their probe; None where none is served."""
         if not any(scorer.served for scorer in study.judge.scorers):
             return None
-        from m3po_dagster.method.alignment.account import Account
-        from m3po_dagster.method.alignment.budget import Purse
-        from m3po_dagster.method.alignment.probe import revisions
+        return _account(study, store, run, probed, log)
 
-        ledger = ledger_of(store)
-        purse = Purse(ledger, study.judge.budget, study.name, run)
-        return Account(ledger, purse, study.name, run, revisions(probed), log=log)
+    def benchmark_account(self, study: Study, store: Path, run: str, log: Callable[[str], None]) -> "Account | None":
+        """Who pays for what the judges of benchmarks are asked; None where none is served."""
+        return _account(study, store, run, (), log) if study.benchmark_judges else None
+
+
+def _account(study: Study, store: Path, run: str, probed: Iterable[Mapping], log: Callable[[str], None]) -> "Account":
+    from m3po_dagster.method.alignment.account import Account
+    from m3po_dagster.method.alignment.budget import Purse
+    from m3po_dagster.method.alignment.probe import revisions
+
+    ledger = ledger_of(store)
+    purse = Purse(ledger, study.judge.budget, study.name, run)
+    return Account(ledger, purse, study.name, run, revisions(probed), log=log)
 
 
 @lru_cache(maxsize=8)

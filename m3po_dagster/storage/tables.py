@@ -178,14 +178,38 @@ ANSWERS = TableSchema(
     ),
 )
 
+_JUDGEMENT = [
+    column("question_id", pa.string(), "the question whose answer is judged"),
+    column("component", pa.string(), "what is judged of the answer"),
+    column("score", pa.float64(), "the judge's score; null when there is none", nullable=True),
+    column("weight", pa.float64(), "weight of the component"),
+    column("status", pa.string(), "scored, or why it is not"),
+    column("words", pa.string(), "what the judge said"),
+]
+
+BENCHMARK_JUDGEMENTS = TableSchema("benchmark_judgements", ("question_id", "component"), pa.schema(_JUDGEMENT))
+
+JUDGEMENTS_OF_RECIPE = TableSchema(
+    "judgements",
+    ("seed", "benchmark", "question_id", "component"),
+    pa.schema(
+        [
+            column("seed", pa.int64(), "training seed of the adapter that answered; 0 for the base model"),
+            column("benchmark", pa.string(), "the benchmark"),
+            *_JUDGEMENT,
+        ]
+    ),
+)
+
 SCORES = TableSchema(
     "benchmark_scores",
-    ("recipe", "seed", "benchmark", "metric"),
+    ("recipe", "seed", "benchmark", "rule", "metric"),
     pa.schema(
         [
             column("recipe", pa.string(), "the recipe"),
             column("seed", pa.int64(), "training seed"),
             column("benchmark", pa.string(), "the benchmark"),
+            column("rule", pa.string(), "whose reading of the answers: official, or that of another public tool"),
             column("metric", pa.string(), "the metric"),
             column("value", pa.float64(), "its value; shares in per cent"),
             column("n", pa.int64(), "number of questions or answers it is computed from"),

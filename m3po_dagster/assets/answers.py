@@ -1,0 +1,114 @@
+"""An adapter's answers to all benchmarks: an object of the store, asked once, resumed part by part."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from m3po_dagster.assets.adapters import BASE_ADAPTER
+from m3po_dagster.evaluation.question import Question
+from m3po_dagster.graph import STAGES
+from m3po_dagster.materialise import Work, reference
+from m3po_dagster.resources.generator import GeneratorResource
+from m3po_dagster.storage.artifact import Artifact
+from m3po_dagster.storage.fingerprint import fingerprint
+from m3po_dagster.storage.tables import ANSWERS
+from m3po_dagster.study import BASE_RECIPE
+
+ANSWERS_ASSET = "benchmark_answers"
+PART_QUESTIONS = 500
+"""Questions a part: what a killed run loses at most, and enough to fill any batch."""
+BASE = {"adapter_id": BASE_ADAPTER, "seed": 0}
+"""The base model, as a row of lora_adapter."""
+
+
+def answered(
+    work: Work, generator: GeneratorResource, adapter: Mapping, questions: Mapping[str, Sequence[Question]]
+) -> Artifact:
+    """One adapter's answers to all benchmarks, from the store or asked now.
+
+    They are an object of their own, so that a seed added to the recipe asks nothing of the others again, and the base
+    model, which every recipe may be compared with, answers once. Raises RuntimeError naming a question that can't be
+    asked.
+    """
+    stage = STAGES["benchmark_scores"]
+    is_base = adapter["adapter_id"] == BASE_ADAPTER
+    part = (ANSWERS_ASSET, f"{BASE_RECIPE if is_base else work.partition}|{adapter['seed']}")
+    settings = stage.settings(work.study, work.identities, work.partition)["answers"]
+    inputs = {name: reference(work.one(name)) for name in ("base_model", "benchmark_data")}
+    if not is_base:
+        inputs["adapter"] = {"asset": "adapter", "partition": part[1]} | {
+            name: adapter[name] for name in ("fingerprint", "data_version")
+        }
+    versions = {name: item["data_version"] for name, item in inputs.items()}
+    key = fingerprint(*part, stage.code_version, settings, versions)
+    found = work.store.find(*part, key)
+    if found is not None:
+        return found
+    with work.open(*part, key) as draft:
+        if draft.committed:
+            return draft.committed
+        pieces = [
+            (name, start) for name, asked in questions.items() for start in range(0, max(1, len(asked)), PART_QUESTIONS)
+        ]
+        done = set(draft.parts(plan=[list(piece) for piece in pieces]))
+        for number, (name, start) in enumerate(pieces):
+            if number not in done:
+                asked = questions[name][start : start + PART_QUESTIONS]
+                draft.write_part(
+                    number, _ask(work, generator, adapter, name, start, asked, len(questions[name])), ANSWERS
+                )
+        return draft.commit(
+            {"data": (draft.read_parts(), ANSWERS)}, code_version=stage.code_version, settings=settings, inputs=inputs
+        )
+
+
+def _ask(
+    work: Work,
+    generator: GeneratorResource,
+    adapter: Mapping,
+    name: str,
+    start: int,
+    questions: Sequence[Question],
+    of: int,
+) -> pa.Table:
+    from m3po_dagster.method.generation.adapter import Adapter
+    from m3po_dagster.method.generation.samples import Failure
+
+    trained, who = None, "the base model"
+    if adapter["adapter_id"] != BASE_ADAPTER:
+        seed, key = adapter["seed"], adapter["fingerprint"]
+        folder = work.store.find("adapter", f"{work.partition}|{seed}", key).path("files")
+        trained, who = Adapter(Path(folder), work.partition, seed, key), f"seed {seed}"
+    settings = work.study.answers
+    with work.progress(f"{who} answering {name}", "question") as advance:
+        prompts = [question.prompt() for question in questions]
+        engine, given = generator.engine(work.study, trained), {}
+        for i, answer in engine.answer(prompts, settings.max_new_tokens, settings.questions_per_batch):
+            given[i] = answer
+            advance(start + len(given), of)
+    failed = [answer.reason for _, answer in sorted(given.items()) if isinstance(answer, Failure)]
+    if failed:
+        raise RuntimeError(f"benchmark {name}: {len(failed)} questions can't be asked, the first: {failed[0]}")
+    rows = [
+        {
+            "seed": adapter["seed"],
+            "benchmark": name,
+            "question_id": question.question_id,
+            "image_uri": question.image_uri,
+            "question": question.text,
+            "expected": question.expected,
+            "answer": given[i].text,
+            "n_tokens": given[i].n_tokens,
+        }
+        for i, question in enumerate(questions)
+    ]
+    return pa.Table.from_pylist(rows, schema=ANSWERS.schema)
+
+
+def answers_to(table: pa.Table, benchmark: str, seed: int) -> dict[str, str]:
+    """One adapter's answers to one benchmark, by question_id."""
+    import pyarrow.compute as pc
+
+    mine = table.filter(pc.and_(pc.equal(table["benchmark"], benchmark), pc.equal(table["seed"], seed)))
+    return dict(zip(mine["question_id"].to_pylist(), mine["answer"].to_pylist(), strict=True))

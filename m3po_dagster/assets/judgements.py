@@ -1,0 +1,111 @@
+"""What a benchmark's judge says of an adapter's answers: an object of the store, asked for once."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from m3po_dagster.assets.answers import answers_to
+from m3po_dagster.evaluation.judged import JudgedBenchmark
+from m3po_dagster.evaluation.question import Question
+from m3po_dagster.graph import STAGES
+from m3po_dagster.materialise import Work, reference
+from m3po_dagster.method.generation.failures import too_many
+from m3po_dagster.resources.judge import JudgeResource
+from m3po_dagster.storage.artifact import Artifact
+from m3po_dagster.storage.fingerprint import fingerprint
+from m3po_dagster.storage.tables import BENCHMARK_JUDGEMENTS
+
+JUDGEMENTS_ASSET = "benchmark_judgements"
+SHOWN_REASONS = 5
+
+
+class TooFewJudged(RuntimeError):
+    """So many answers were not judged that the benchmark would say little; the message counts the reasons."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """A benchmark, its questions, and the answers to judge: an artifact of benchmark_answers and a seed.
+
+    `against` holds the base model's answers, None where these are the base model's own.
+    """
+
+    name: str
+    item: JudgedBenchmark
+    questions: Sequence[Question]
+    answers: Artifact
+    seed: int
+    against: Artifact | None
+
+
+def judged(work: Work, judge: JudgeResource, judging: Judging) -> Artifact:
+    """The judgements, from the store or asked for now.
+
+    Raises TooFewJudged when more than judge.max_unscored of them have no score: nothing is kept as a result then, what
+    was answered stays in the ledger, and a re-run asks for the rest. Raises as `JudgedBenchmark.judge_answers` does.
+    """
+    stage = STAGES["benchmark_scores"]
+    settings = {
+        "judge": judging.item.judge_identity(),
+        "files": work.identities.benchmarks(work.study)[judging.name].get("judge files"),
+    }
+    part = (JUDGEMENTS_ASSET, f"{judging.answers.manifest.partition}|{judging.name}")
+    inputs = {"answers": reference(judging.answers)}
+    if judging.against is not None:
+        inputs["against"] = reference(judging.against)
+    versions = {name: item["data_version"] for name, item in inputs.items()}
+    key = fingerprint(*part, stage.code_version, settings, versions)
+    found = work.store.find(*part, key)
+    if found is not None:
+        return found
+    with work.open(*part, key) as draft:
+        if draft.committed:
+            return draft.committed
+        table = _ask(work, judge, judging)
+        _refuse_few(judging.name, table, work.study.judge.max_unscored)
+        return draft.commit(
+            {"data": (table, BENCHMARK_JUDGEMENTS)}, code_version=stage.code_version, settings=settings, inputs=inputs
+        )
+
+
+def _ask(work: Work, judge: JudgeResource, judging: Judging) -> pa.Table:
+    answers = answers_to(judging.answers.table(), judging.name, judging.seed)
+    against = None
+    if judging.against is not None:
+        against = answers_to(judging.against.table(), judging.name, 0)
+    account = judge.benchmark_account(work.study, work.store.root, work.run_id, work.log)
+    with work.progress(f"judging {judging.name}", "request") as advance:
+        return judging.item.judge_answers(judging.questions, answers, account, against, advance)
+
+
+def _refuse_few(name: str, table: pa.Table, max_unscored: float) -> None:
+    rows = table.select(["score", "status"]).to_pylist()
+    reasons = Counter(row["status"] for row in rows if row["score"] is None)
+    if too_many(reasons.total(), len(rows), max_unscored):
+        shown = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(SHOWN_REASONS))
+        raise TooFewJudged(
+            f"benchmark {name}: {reasons.total()} of {len(rows)} judgements have no score, more than "
+            f"judge.max_unscored = {max_unscored:g} allows: {shown}. What was answered is in the ledger. Mend the cause "
+            "and run it again, which asks for the rest; or raise judge.max_unscored to go on without them."
+        )
+
+
+def with_columns(table: pa.Table, seed: int, benchmark: str) -> pa.Table:
+    """Judgements with the columns that tell them apart among all of a recipe's."""
+    seeds = pa.array([seed] * len(table), pa.int64())
+    return table.add_column(0, "benchmark", pa.array([benchmark] * len(table))).add_column(0, "seed", seeds)
+
+
+def bound(item: JudgedBenchmark, table: pa.Table, seed: int, benchmark: str) -> JudgedBenchmark:
+    """The benchmark with those of a recipe's judgements that are of this seed and benchmark."""
+    import pyarrow.compute as pc
+
+    mine = table.filter(pc.and_(pc.equal(table["benchmark"], benchmark), pc.equal(table["seed"], seed)))
+    return item.judged(mine.drop_columns(["seed", "benchmark"]))
+
+
+def judges_of(suite: Mapping[str, object]) -> list[str]:
+    """Names of the benchmarks that a judge reads."""
+    return [name for name, item in suite.items() if isinstance(item, JudgedBenchmark)]

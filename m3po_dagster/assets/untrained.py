@@ -1,0 +1,36 @@
+"""Whether a recipe was trained on what it is measured with."""
+
+from m3po_dagster.assets.checks import Check, trained_on_benchmarks
+from m3po_dagster.materialise import Work
+from m3po_dagster.method.known_images.known import coco_id
+from m3po_dagster.storage.errors import StoreError
+
+PROMPTS = "filtered_instructions"
+
+
+def untrained(work: Work) -> Check:
+    """Compares the images that the recipe's adapters were trained on with those of the study's benchmarks.
+
+    By bytes, and by COCO id where names have one: what passed the filters of then may be a benchmark's of now. Raises
+    StoreError when the store no longer holds the prompts.
+    """
+    images = work.one("benchmark_data").table("images").to_pylist()
+    bytes_of = {row["image_sha256"]: f"{row['image_uri']} of {row['benchmark']}" for row in images}
+    ids = {coco_id(row["image_uri"]): f"{row['image_uri']} of {row['benchmark']}" for row in images}
+    ids.pop(None, None)
+    hits: dict[str, str] = {}
+    trained = set()
+    for reference in work.one("lora_adapter").manifest.inputs.values():
+        if reference.asset != PROMPTS:
+            continue
+        artifact = work.store.find(PROMPTS, reference.partition, reference.fingerprint)
+        if artifact is None:
+            raise StoreError(
+                f"the store {work.store.root} no longer holds {PROMPTS}[{reference.partition}] as trained on"
+            )
+        for row in artifact.table(columns=["image_sha256", "image_uri"]).to_pylist():
+            trained.add(row["image_sha256"])
+            same = bytes_of.get(row["image_sha256"]) or ids.get(coco_id(row["image_uri"]))
+            if same is not None:
+                hits[row["image_sha256"]] = f"{row['image_uri']} is {same}"
+    return trained_on_benchmarks(len(trained), list(hits.values()))
