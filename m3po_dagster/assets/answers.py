@@ -54,10 +54,7 @@ def answered(
         done = set(draft.parts(plan=[list(piece) for piece in pieces]))
         for number, (name, start) in enumerate(pieces):
             if number not in done:
-                asked = questions[name][start : start + PART_QUESTIONS]
-                draft.write_part(
-                    number, _ask(work, generator, adapter, name, start, asked, len(questions[name])), ANSWERS
-                )
+                draft.write_part(number, _ask(work, generator, adapter, name, start, questions[name]), ANSWERS)
         return draft.commit(
             {"data": (draft.read_parts(), ANSWERS)}, code_version=stage.code_version, settings=settings, inputs=inputs
         )
@@ -70,8 +67,8 @@ def _ask(
     name: str,
     start: int,
     questions: Sequence[Question],
-    of: int,
 ) -> pa.Table:
+    """The answers to one part of a benchmark's questions."""
     from m3po_dagster.method.generation.adapter import Adapter
     from m3po_dagster.method.generation.samples import Failure
 
@@ -80,7 +77,8 @@ def _ask(
         seed, key = adapter["seed"], adapter["fingerprint"]
         folder = work.store.find("adapter", f"{work.partition}|{seed}", key).path("files")
         trained, who = Adapter(Path(folder), work.partition, seed, key), f"seed {seed}"
-    settings = work.study.answers
+    settings, of = work.study.answers, len(questions)
+    questions = questions[start : start + PART_QUESTIONS]
     with work.progress(f"{who} answering {name}", "question") as advance:
         prompts = [question.prompt() for question in questions]
         engine, given = generator.engine(work.study, trained), {}

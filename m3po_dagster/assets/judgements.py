@@ -87,8 +87,8 @@ def _refuse_few(name: str, table: pa.Table, max_unscored: float) -> None:
         shown = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(SHOWN_REASONS))
         raise TooFewJudged(
             f"benchmark {name}: {reasons.total()} of {len(rows)} judgements have no score, more than "
-            f"judge.max_unscored = {max_unscored:g} allows: {shown}. What was answered is in the ledger. Mend the cause "
-            "and run it again, which asks for the rest; or raise judge.max_unscored to go on without them."
+            f"judge.max_unscored = {max_unscored:g} allows: {shown}. What was answered is in the ledger. Mend the "
+            "cause and run it again, which asks for the rest; or raise judge.max_unscored to go on without them."
         )
 
 

@@ -1,5 +1,6 @@
 """Whether a recipe was trained on what it is measured with."""
 
+from m3po_dagster.assets.adapters import BASE_ADAPTER
 from m3po_dagster.assets.checks import Check, trained_on_benchmarks
 from m3po_dagster.materialise import Work
 from m3po_dagster.method.known_images.known import coco_id
@@ -20,14 +21,15 @@ def untrained(work: Work) -> Check:
     ids.pop(None, None)
     hits: dict[str, str] = {}
     trained = set()
-    for reference in work.one("lora_adapter").manifest.inputs.values():
-        if reference.asset != PROMPTS:
+    adapters = work.one("lora_adapter")
+    is_base = adapters.table()["adapter_id"].to_pylist() == [BASE_ADAPTER]
+    for reference in adapters.manifest.inputs.values():
+        if is_base or reference.asset != PROMPTS:
             continue
         artifact = work.store.find(PROMPTS, reference.partition, reference.fingerprint)
         if artifact is None:
-            raise StoreError(
-                f"the store {work.store.root} no longer holds {PROMPTS}[{reference.partition}] as trained on"
-            )
+            lost = f"{PROMPTS}[{reference.partition}] as the recipe was trained on"
+            raise StoreError(f"the store {work.store.root} no longer holds {lost}: train the recipe again")
         for row in artifact.table(columns=["image_sha256", "image_uri"]).to_pylist():
             trained.add(row["image_sha256"])
             same = bytes_of.get(row["image_sha256"]) or ids.get(coco_id(row["image_uri"]))

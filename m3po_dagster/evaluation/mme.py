@@ -34,6 +34,12 @@ PARTS = {"perception": PERCEPTION, "cognition": COGNITION}
 QUESTIONS_AN_IMAGE = 2
 
 
+NOISE = (
+    "MME is noisy: an answer turned moves a category of few images by several points, and totals of one model move by "
+    "20 between set-ups; read differences by their intervals"
+)
+
+
 class Mme(Benchmark):
     """MME's folder of categories; question ids are category/image/number."""
 
@@ -121,7 +127,7 @@ class Mme(Benchmark):
         return result | {name: Estimate(100 * share, n) for name, share in answer_shares(sums).items()}
 
     def notes(self, questions: Sequence[Question]) -> list[str]:
-        """Says which official categories are absent and which categories are not MME's."""
+        """Says how far MME can be trusted, which official categories are absent and which are not MME's."""
         present = dict.fromkeys(question.group for question in questions)
         notes = [
             f"{part} is the sum of {len(found)} of {len(categories)} official categories: {', '.join(found)}"
@@ -130,7 +136,7 @@ class Mme(Benchmark):
         ]
         if other := [category for category in present if category not in PERCEPTION + COGNITION]:
             notes.append(f"counted in total alone, being no categories of MME: {', '.join(other)}")
-        return notes
+        return [NOISE, *notes]
 
 
 def category_shares(sums: Sums, category: str) -> tuple[np.ndarray, np.ndarray]:
