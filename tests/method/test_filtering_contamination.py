@@ -35,7 +35,10 @@ def own(*rows):
 
 
 BENCHMARK = own(
-    ("gone.png", ImageFacts()), ("val/1.png", image("one", phash=TELLING)), ("blank.png", image("blank", phash=1))
+    ("gone.png", ImageFacts()),
+    ("val/1.png", image("one", phash=TELLING)),
+    ("blank.png", image("blank", phash=1)),
+    ("faint.png", image("faint", phash=0b1111)),
 )
 
 
@@ -95,6 +98,12 @@ def test_an_image_that_one_row_names_is_known_in_the_others():
         (image("other", phash=NOT_SO_NEAR), None, None),
         (image("blank"), "benchmark image (same file)", "the same bytes as blank.png of chair"),
         (image("other blank", phash=1), None, None),
+        (image("nearly faint", phash=0b111), None, None),
+        (
+            image("as faint", phash=0b11111),
+            "benchmark image (looks the same)",
+            "looks like faint.png of chair: 1 of 64",
+        ),
     ],
 )
 def test_images_of_the_studys_own_benchmarks_go_by_bytes_and_by_looks(facts, reason, detail):
