@@ -20,6 +20,9 @@ from m3po_dagster.study import ScorerSettings, Study
 NO_WEIGHTS = ("README.md", CALIBRATION_FILE)
 """Files of a model folder that are no part of the model; a calibration counts by its own version."""
 
+NO_IMAGES = frozenset({".txt", ".json", ".jsonl", ".csv", ".parquet", ".arrow", ".tar", ".zip", ".gz", ".md"})
+"""What may lie among a dataset's images and is none."""
+
 FileHash = Callable[[Path], str]
 
 
@@ -181,18 +184,22 @@ class Identities:
 
 
 def _listing(name: str, source: AnySource) -> str:
-    """Hash of name, size and time of the images in a source's folders; what is hidden is no part of it."""
+    """Hash of name, size and time of the images in a source's folders.
+
+    What is hidden, or plainly something else, is no part of it. A folder of a prefix that isn't there holds no images:
+    downloads in parts are usual.
+    """
     from m3po_dagster.datasets.images import image_folders, writes_images
 
     images = []
     for prefix, folder in image_folders(source).items():
-        if not (writes_images(source) and not prefix):
-            existing(folder, f"dataset.sources.{name}.{'folders' if prefix else 'image_root'}")
+        if not prefix and not writes_images(source):
+            existing(folder, f"dataset.sources.{name}.image_root")
         for place, folders, files in os.walk(folder):
             folders[:] = [child for child in folders if not child.startswith(".")]
             for file in files:
                 path = Path(place, file)
-                if not file.startswith(".") and path.is_file():
+                if not file.startswith(".") and path.suffix.lower() not in NO_IMAGES and path.is_file():
                     status = path.stat()
                     images.append((prefix, str(path.relative_to(folder)), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(canonical_json(sorted(images)).encode()).hexdigest()

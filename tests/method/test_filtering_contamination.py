@@ -196,3 +196,24 @@ def test_nothing_is_left_of_what_was_filtered(made):
     result = run(*rows, benchmarks=BENCHMARK)
     assert contaminated(pa.Table.from_pylist(result.kept, KEPT), NAMES, BENCHMARK) == []
     assert len(result.kept) + len(result.dropped) == len(rows)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_image_that_looks_like_one_known_by_its_id_goes_with_it(order):
+    """Visual Genome has many of COCO's images under numbers of its own."""
+    pictures = [
+        row(record=0, uri="vg/VG_100K/2354786.jpg", facts=image("vg", phash=NEAR)),
+        row(record=1, uri=f"coco/train2017/{POPE:012}.jpg", facts=image("coco", phash=TELLING)),
+        row(record=2, uri="vg/VG_100K/1.jpg", facts=image("other", phash=TELLING ^ (2**20 - 1))),
+    ][::order]
+    chosen = FilterSettings(contamination={"distance": 4})
+    result = filter_rows(pictures, chosen, turns="first")
+    assert [kept["image_uri"] for kept in result.kept] == ["vg/VG_100K/1.jpg"]
+
+
+def test_an_image_inside_a_file_is_known_by_what_the_record_calls_it():
+    packed = row(uri=".m3po/unpacked/42/42.png", facts=image("one"), name=f"COCO_val2014_{POPE:012}.png")
+    assert reasons(run(packed)) == [("toy#0", "benchmark image (COCO id)")]
+    (kept,) = filter_rows([packed], FilterSettings(contamination=False), turns="first").kept
+    (leak,) = contaminated(pa.Table.from_pylist([kept], KEPT), NAMES, None)
+    assert f"COCO_val2014_{POPE:012}.png is image {POPE} of POPE" in leak.detail
