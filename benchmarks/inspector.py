@@ -138,6 +138,7 @@ def write_shard(made: Made, shard: str, prompts: int, candidates: int, images: S
                         "source": ["made"] * prompts,
                         "source_id": ids,
                         "turn": np.zeros(prompts, np.int32),
+                        "image_name": [images[i % len(images)] for i in range(prompts)],
                     }
                 ),
                 FILTERED_INSTRUCTIONS,

@@ -6,6 +6,7 @@ content being the same, nothing follows.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from m3po_dagster.study import ScorerSettings, Study
 
 NO_WEIGHTS = ("README.md", CALIBRATION_FILE)
 """Files of a model folder that are no part of the model; a calibration counts by its own version."""
+
+NO_IMAGES = frozenset({".txt", ".json", ".jsonl", ".csv", ".parquet", ".arrow", ".tar", ".zip", ".gz", ".md"})
+"""What may lie among a dataset's images and is none."""
 
 FileHash = Callable[[Path], str]
 
@@ -70,16 +74,21 @@ class Identities:
         return self._known[name]
 
     def _dataset(self, study: Study) -> dict:
+        from m3po_dagster.datasets.images import generation
         from m3po_dagster.datasets.readers import source_files
 
         sources = {}
         for name, source in study.dataset.sources.items():
             existing(source.path, f"dataset.sources.{name}.path")
-            files = {str(index): self.file_hash(path) for index, path in enumerate(source_files(source))}
-            sources[name] = {"settings": portable(source), "files": files, "images": _listing(name, source)}
-        # Which turns are asked is the filter's business; how much memory a record may take is nobody's.
-        settings = portable(study.dataset, exclude={"sources", "turns", "max_record_megabytes"})
-        return {"settings": settings, "sources": sources}
+            sources[name] = {
+                "settings": portable(source),
+                "files": {str(index): self.file_hash(path) for index, path in enumerate(source_files(source))},
+                "images": _listing(name, source),
+                "written": generation(source),
+            }
+        # Of duplicates the first is kept, so the order counts. Which turns are asked is the filter's business.
+        settings = portable(study.dataset, exclude={"sources", "turns"})
+        return {"settings": settings, "order": list(sources), "sources": sources}
 
     def _model(self, study: Study) -> dict:
         settings = portable(study.model, exclude={"device", "device_map", "path"})
@@ -179,25 +188,26 @@ class Identities:
         return {str(file.relative_to(folder)): self.file_hash(file) for file in files}
 
 
-def _listing(name: str, source: AnySource) -> str | None:
-    """Hash of name, size and time of the images below a source's folders; None where its own files hold them.
+def _listing(name: str, source: AnySource) -> str:
+    """Hash of name, size and time of the images in a source's folders.
 
-    Images that were fetched are no part of it: they come to be while the dataset is read.
+    What is hidden, or plainly something else, is no part of it. A folder of a prefix that isn't there holds no images:
+    downloads in parts are usual.
     """
-    from m3po_dagster.datasets.images import FETCHED, image_folders
+    from m3po_dagster.datasets.images import image_folders, writes_images
 
-    folders = list(image_folders(source))
     images = []
-    for number, folder in enumerate(folders):
-        if not source.fetch_from:
-            existing(folder, f"dataset.sources.{name}.{'folders' if number else 'image_root'}")
-        for file in folder.rglob("*"):
-            relative = file.relative_to(folder)
-            fetched = bool(source.fetch_from) and relative.parts[0] == FETCHED
-            if not fetched and file.is_file():
-                status = file.stat()
-                images.append((number, str(relative), status.st_size, status.st_mtime_ns))
-    return hashlib.sha256(canonical_json(sorted(images)).encode()).hexdigest() if folders else None
+    for prefix, folder in image_folders(source).items():
+        if not prefix and not writes_images(source):
+            existing(folder, f"dataset.sources.{name}.image_root")
+        for place, folders, files in os.walk(folder):
+            folders[:] = [child for child in folders if not child.startswith(".")]
+            for file in files:
+                path = Path(place, file)
+                if not file.startswith(".") and path.suffix.lower() not in NO_IMAGES and path.is_file():
+                    status = path.stat()
+                    images.append((prefix, str(path.relative_to(folder)), status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(canonical_json(sorted(images)).encode()).hexdigest()
 
 
 def _asked(scorer: ScorerSettings) -> dict:

@@ -160,12 +160,21 @@ class Runner:
         # Dagster turns Ctrl-C and SIGTERM into a failed step; going on with the next run is not what they ask for.
         if any(event.event_specific_data.error.cls_name in INTERRUPTIONS for event in failed_steps):
             raise KeyboardInterrupt
-        failures = [_sentence(event) for event in failed_steps]
+        refused = [one for one in result.get_asset_check_evaluations() if one.blocking and not one.passed]
+        failures = [_sentence(event) for event in failed_steps if not _is_check(event)]
+        failures += [
+            f"{one.asset_key.to_user_string()}: check {one.check_name} failed: {one.description}" for one in refused
+        ]
         error = None if result.success else "\n".join(failures) or "the run failed"
         # A failed blocking check leaves a materialisation behind that nothing may build on.
         stopped = {event.step_key for event in failed_steps}
         failed = tuple(name for name in names if name in stopped or name not in made)
         return Outcome(tuple(names), partition, time.monotonic() - started, reused, failed, error, result.run_id)
+
+
+def _is_check(event: dg.DagsterEvent) -> bool:
+    """Whether a step failed for a blocking check alone, of which its outcome says more."""
+    return event.event_specific_data.error.cls_name == "DagsterAssetCheckFailedError"
 
 
 def _sentence(event: dg.DagsterEvent) -> str:

@@ -15,7 +15,8 @@ def first_prompts(study: Study, n: int) -> list[Prompt]:
     """
     images = DatasetImages(study.dataset)
     found: dict[str, Prompt] = {}
-    with DatasetIndex(study.dataset) as index:
+    # A batch no larger than wanted: nothing is fetched for a look at a few prompts that nobody asked for.
+    with DatasetIndex(study.dataset, batch=n) as index:
         for record in index.rows():
             for row in filter_rows([record], study.filters, turns=study.dataset.turns).kept:
                 path = images.locate(row["source"], row["image_uri"])

@@ -77,6 +77,7 @@ def prompts_table(*uris: str) -> pa.Table:
             "source": "easy_scenes",
             "source_id": str(number),
             "turn": 0,
+            "image_name": None,
             "image_uri": uri,
             "image_sha256": "0" * 64,
             "width": 8,

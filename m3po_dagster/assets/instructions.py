@@ -66,7 +66,7 @@ def filter_shard(work: Work) -> Built:
 
     dataset, settings, source = work.study.dataset, work.study.filters, work.one("source_dataset")
     files = {shard: records_file(source, shard) for shard in work.study.shards}
-    others = settings.near_duplicate is not False
+    others = settings.near_duplicate is not False or settings.contamination is not False
     benchmarks = BenchmarkImages(
         **{
             field: work.one("benchmark_data").table("images")[column].to_pylist()

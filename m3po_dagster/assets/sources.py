@@ -1,6 +1,7 @@
 """What lies outside the graph, each with a data version: dataset files, base model, judge, benchmarks, recipes."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from itertools import islice
 
 import dagster as dg
@@ -118,10 +119,12 @@ def read_dataset(work: Work) -> Built:
     from m3po_dagster.datasets.shards import write_shards
 
     dataset = work.study.dataset
-    memory = FileFacts.beside(work.store.root)
-    with DatasetIndex(dataset, memory) as index, work.progress("reading", "record") as advance:
+    with (
+        closing(FileFacts.beside(work.store.root)) as memory,
+        DatasetIndex(dataset, memory) as index,
+        work.progress("reading", "record") as advance,
+    ):
         counted = write_shards(index.rows(advance), work.draft.folder(RECORDS), dataset.shards)
-    memory.close()
     rows = [{"shard": name, **found} for name, found in counted.items()]
     return Built({"data": (pa.Table.from_pylist(rows, SOURCE_SHARDS.schema), SOURCE_SHARDS)})
 
@@ -145,18 +148,17 @@ def describe_dataset(artifact: Artifact, work: Work) -> Mapping[str, object]:
 
 def look_at_benchmarks(work: Work) -> Built:
     """The identity of the benchmarks, and a hash of the bytes and of the looks of each of their images."""
-    from m3po_dagster.datasets.index import ImageLooks
+    from m3po_dagster.datasets.image_looks import ImageLooks
+    from m3po_dagster.datasets.settings import MOST_MEGAPIXELS
     from m3po_dagster.evaluation.registry import load_questions
 
-    memory = FileFacts.beside(work.store.root)
     rows = []
-    with ImageLooks(memory, work.study.dataset.max_megapixels) as looks:
+    with closing(FileFacts.beside(work.store.root)) as memory, ImageLooks(memory, MOST_MEGAPIXELS) as looks:
         for name, settings in work.study.benchmarks.items():
             uris = {question.image_path: question.image_uri for question in load_questions(settings)}
             for path, facts in looks.at(uris).items():
                 row = {"benchmark": name, "image_uri": uris[path], "image_sha256": facts.sha256, "phash": facts.phash}
                 rows.append(row)
-    memory.close()
     images = pa.Table.from_pylist(rows, BENCHMARK_IMAGES.schema)
     return Built({**identity(work).tables, "images": (images, BENCHMARK_IMAGES)})
 
@@ -197,6 +199,7 @@ def describe_benchmarks(artifact: Artifact, work: Work) -> Mapping[str, object]:
     """The facts, and the first questions of each benchmark with their images."""
     from m3po_dagster.evaluation.registry import benchmark
 
+    images = artifact.table("images")
     loaded = {name: benchmark(settings).load() for name, settings in work.study.benchmarks.items()}
     asked = [
         (question.image_path, (name, question.text, question.expected or ""))
@@ -205,6 +208,8 @@ def describe_benchmarks(artifact: Artifact, work: Work) -> Mapping[str, object]:
     ]
     return {
         **describe(artifact, work),
+        "images": len(images),
+        "images without a perceptual hash": images["phash"].null_count,
         "questions by benchmark": counts({name: len(questions) for name, questions in loaded.items()}),
         "questions": gallery(("benchmark", "question", "expected"), asked),
     }

@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+import re
 import struct
+import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -36,23 +40,47 @@ _DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
-KIND = "image 1"
+KIND = "image 2"
 """Which facts are found, and how: another way of finding them needs another name, or old ones count."""
 
 
-def look_at(path: Path, uri: str, max_megapixels: float) -> ImageFacts:
+def look_at(path: Path, max_megapixels: float, room: "PixelRoom | None" = None) -> ImageFacts:
     """Hash, upright size and perceptual hash of an image file; what passes here opens later.
 
-    An image whose header promises more than `max_megapixels` million pixels is not decoded. Never raises for what the
-    file holds; `uri` names it in the detail.
+    An image whose header promises more than `max_megapixels` million pixels is not decoded; others wait for `room`.
+    Never raises for what the file holds. No detail names the file: it is a fact about the content, wherever that lies.
     """
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            return _decoded(file, sha256, uri, max_megapixels)
+            return _decoded(file, sha256, max_megapixels, room or PixelRoom(1 << 62))
     except OSError as error:
-        return ImageFacts(problem=IMAGE_MISSING, detail=f"{uri} can't be read: {error.strerror or error}")
+        return ImageFacts(problem=IMAGE_MISSING, detail=f"can't be read: {error.strerror or type(error).__name__}")
+
+
+class PixelRoom:
+    """Lets several threads decode at once as long as all their pixels together stay within a bound.
+
+    An image larger than the bound is decoded alone.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._bound, self._held = pixels, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        """Waits until there is room for so many pixels."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._held == 0 or self._held + pixels <= self._bound)
+            self._held += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= pixels
+                self._changed.notify_all()
 
 
 def to_json(facts: ImageFacts) -> str:
@@ -65,7 +93,7 @@ def from_json(text: str) -> ImageFacts:
     return ImageFacts(**json.loads(text))
 
 
-def _decoded(file: BinaryIO, sha256: str, uri: str, max_megapixels: float) -> ImageFacts:
+def _decoded(file: BinaryIO, sha256: str, max_megapixels: float, room: PixelRoom) -> ImageFacts:
     from PIL import Image, ImageOps
 
     try:
@@ -73,15 +101,26 @@ def _decoded(file: BinaryIO, sha256: str, uri: str, max_megapixels: float) -> Im
             # The size that Pillow warns of is checked below, before any pixel is decoded.
             warnings.simplefilter("ignore")
             with Image.open(file, formats=FORMATS) as image:
-                if image.width * image.height > max_megapixels * 1e6:
-                    detail = f"{uri} promises {image.width}x{image.height} pixels, max_megapixels is {max_megapixels}"
+                pixels = image.width * image.height
+                if pixels > max_megapixels * 1e6:
+                    detail = f"promises {image.width}x{image.height} pixels, max_megapixels is {max_megapixels:g}"
                     return ImageFacts(sha256, problem=IMAGE_TOO_LARGE, detail=detail)
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-                return ImageFacts(sha256, *upright.size, perceptual_hash(upright))
-    except Image.DecompressionBombError as error:
-        return ImageFacts(sha256, problem=IMAGE_TOO_LARGE, detail=f"{uri}: {error}")
+                with room.of(pixels):
+                    # In place, and converted only where that changes something: copies of a large image are gigabytes.
+                    ImageOps.exif_transpose(image, in_place=True)
+                    upright = image if image.mode == "RGB" else image.convert("RGB")
+                    upright.load()
+                    return ImageFacts(sha256, *upright.size, perceptual_hash(upright))
+    except Image.DecompressionBombError:
+        return ImageFacts(sha256, problem=IMAGE_TOO_LARGE, detail="promises more pixels than any image is read with")
     except _DECODE_ERRORS as error:
-        return ImageFacts(sha256, problem=IMAGE_UNDECODABLE, detail=f"{uri}: {type(error).__name__}: {error}")
+        return ImageFacts(sha256, problem=IMAGE_UNDECODABLE, detail=_told(error))
+
+
+def _told(error: Exception) -> str:
+    """What a decoder says, but for the file's name, which is no fact about its content."""
+    said = re.sub(r"<[^>]*>|'[^']*'", "it", str(error).split("\n")[0])
+    return f"{type(error).__name__}: {said[:200]}" if said else type(error).__name__
 
 
 def perceptual_hash(image: "Image.Image") -> int:

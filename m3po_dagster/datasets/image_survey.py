@@ -29,9 +29,8 @@ class Looked:
     def row(self, source: str) -> SourceRow:
         """The record as the filters take it."""
         record, uri = self.record, self.record.image or self.facts.sha256
-        return SourceRow(
-            source, record.record, record.source_id, record.sha256, None, record.conversation, uri, self.facts
-        )
+        given = (record.record, record.source_id, record.sha256, None, record.conversation, record.image)
+        return SourceRow(source, *given, uri, self.facts)
 
 
 class ImageSurvey:
@@ -102,7 +101,9 @@ class ImageSurvey:
     def decode(self) -> None:
         """Decodes the sample."""
         for record, path in self._sample.items():
-            facts = look_at(path, record.image or f"of record {record.record}", self._max_megapixels)
+            facts = look_at(path, self._max_megapixels)
+            if facts.problem is not None:
+                facts = replace(facts, detail=f"{record.image or f'of record {record.record}'}: {facts.detail}")
             self.looked.append(Looked(record, facts, facts.problem is None and _is_turned(path)))
 
     @property

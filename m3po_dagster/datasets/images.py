@@ -1,13 +1,17 @@
 """Where the images of a dataset's sources lie: paths below their folders, unpacked ones, fetched ones."""
 
-from collections.abc import Iterator
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from m3po_dagster.datasets.settings import PACKED, AnySource, DatasetSettings
 from m3po_dagster.image_files import ImageFolders, ImageOutsideRoot
 
-FETCHED = "fetched"
-"""Folder below the image root that images from URLs are kept in."""
+OWN = ".m3po"
+"""Folder below an image root for what is written there: images unpacked from a dataset's files, images fetched.
+
+Hidden, as what is hidden is no part of a dataset: writing there makes it no other one.
+"""
 
 
 class DatasetImages:
@@ -31,8 +35,26 @@ class DatasetImages:
         return self._sources[source].locate(uri)
 
 
-def image_folders(source: AnySource) -> Iterator[Path]:
-    """The folders whose files are the source's images; none for a format whose own files hold them."""
-    if source.format not in PACKED:
-        yield source.image_root
-        yield from source.folders.values()
+def image_folders(source: AnySource) -> dict[str, Path]:
+    """The folders that the source's images lie in, by the prefix of their paths; '' is the image root."""
+    return {"": source.image_root, **source.folders}
+
+
+def writes_images(source: AnySource) -> bool:
+    """Whether reading the source writes images below its image root."""
+    return source.format in PACKED or bool(source.fetch_from)
+
+
+def generation(source: AnySource) -> str | None:
+    """Names the images written below the image root, until they are removed; None where none are written.
+
+    It is part of what the dataset is: images that are gone, or a root elsewhere, must be written again. Raises OSError
+    when the root can't be written to.
+    """
+    if not writes_images(source):
+        return None
+    path = source.image_root / OWN / "generation"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError), path.open("x") as file:
+        file.write(uuid.uuid4().hex)
+    return path.read_text()

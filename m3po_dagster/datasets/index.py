@@ -5,16 +5,15 @@ found is remembered, so a dataset that grew is read again but its old images are
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from m3po_dagster.datasets.fetching import Fetcher, NotFetched, is_url
 from m3po_dagster.datasets.image_looks import ImageLooks, Memory
 from m3po_dagster.datasets.images import DatasetImages
 from m3po_dagster.datasets.readers import read_source
-from m3po_dagster.datasets.record import Malformed, Record
+from m3po_dagster.datasets.record import DatasetError, Malformed, Record
 from m3po_dagster.datasets.row import (
     IMAGE_MISSING,
     IMAGE_NOT_FETCHED,
@@ -24,13 +23,13 @@ from m3po_dagster.datasets.row import (
     ImageFacts,
     SourceRow,
 )
-from m3po_dagster.datasets.settings import PACKED, AnySource, DatasetSettings
+from m3po_dagster.datasets.settings import AnySource, DatasetSettings
 from m3po_dagster.datasets.subset import Subset
 from m3po_dagster.datasets.unpacking import unpack
 from m3po_dagster.image_files import ImageOutsideRoot
 
-BATCH = 256
-"""Records whose images are looked at together."""
+BATCH, BYTES_HELD = 256, 32 << 20
+"""Records whose images are looked at together, and the bytes at which there are enough of them."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,21 @@ class _Placed:
     uri: str | None = None
     path: Path | None = None
     trouble: ImageFacts = UNKNOWN
+    for_now: str = ""
+
+
+class NotFetchedYet(DatasetError):
+    """Images whose servers did not answer; what was fetched is kept, so another run asks for these alone."""
 
 
 class DatasetIndex:
-    """Reads a dataset's rows; one is used by one thread."""
+    """Reads a dataset's rows; one is used by one thread. `batch` records have their images looked at together."""
 
-    def __init__(self, dataset: DatasetSettings, memory: Memory | None = None) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: DatasetSettings, memory: Memory | None = None, batch: int = BATCH) -> None:
+        self._dataset, self._batch_records = dataset, batch
         self._images = DatasetImages(dataset)
         self._looks = ImageLooks(memory, dataset.max_megapixels)
+        self._for_now: list[str] = []
 
     def __enter__(self) -> "DatasetIndex":
         self._looks.__enter__()
@@ -61,18 +66,22 @@ class DatasetIndex:
         """Every record of every source, malformed ones included; of a source with `take`, those that it takes.
 
         An image outside its folders is never opened. `progress` is told the records done and 0, their number being
-        unknown. Raises DatasetError for a broken file, naming it and the position, and OSError where an image can't be
-        unpacked.
+        unknown. Raises DatasetError for a broken file, naming it and the position; at the end NotFetchedYet where a
+        server did not answer; and OSError where an image can't be written.
         """
         done = 0
         for name, source in self._dataset.sources.items():
-            fetcher = Fetcher(source.fetch_from, source.image_root)
-            records = self._records(source)
-            while batch := list(islice(records, BATCH)):
-                yield from self._batch(name, source, fetcher, batch)
-                done += len(batch)
-                if progress:
-                    progress(done, 0)
+            with Fetcher(source.fetch_from, source.image_root) as fetcher:
+                for batch in self._batches(source):
+                    yield from self._looked_up(name, source, fetcher, batch)
+                    done += len(batch)
+                    if progress:
+                        progress(done, 0)
+        if self._for_now:
+            raise NotFetchedYet(
+                f"{len(self._for_now)} images could not be fetched for now, the first: {self._for_now[0]}. What was "
+                "fetched is kept: run it again once the server answers, or take its host out of fetch_from"
+            )
 
     def _records(self, source: AnySource) -> Iterator[Record | Malformed]:
         max_bytes = int(self._dataset.max_record_megabytes * 1e6)
@@ -81,21 +90,44 @@ class DatasetIndex:
         subset = Subset.of(read_source(source, max_bytes), source.take, source.seed)
         return subset.of_those(read_source(source, max_bytes))
 
-    def _batch(
+    def _batches(self, source: AnySource) -> Iterator[list[Record | Malformed]]:
+        """Records by the number, or fewer that hold many bytes: an image may be as large as a batch of texts."""
+        batch, held = [], 0
+        for item in self._records(source):
+            batch.append(item)
+            if isinstance(item, Record):
+                held += len(item.image_bytes or b"") + sum(len(text) for _, text in item.conversation)
+            if len(batch) == self._batch_records or held >= BYTES_HELD:
+                yield batch
+                batch, held = [], 0
+        if batch:
+            yield batch
+
+    def _looked_up(
         self, name: str, source: AnySource, fetcher: Fetcher, batch: Sequence[Record | Malformed]
     ) -> Iterator[SourceRow]:
-        # Waiting for a server, or writing what was packed, is done side by side; a look at a path is too short for that.
-        waits = source.fetch_from or source.format in PACKED
-        each = self._looks.threads.map if waits else map
-        placed = list(each(lambda item: self._place(name, source, fetcher, item), batch))
-        facts = self._looks.at({place.path: place.uri for place in placed if place.path is not None})
+        # Waiting for a server is done side by side, each address once; a look at a path is too short for that.
+        records = [item for item in batch if isinstance(item, Record) and item.image_bytes is None]
+        urls = list(dict.fromkeys(item.image for item in records if is_url(item.image or "")))
+        answers = self._looks.threads.map(lambda url: _fetched(url, source, fetcher), urls)
+        fetched = dict(zip(urls, answers, strict=True))
+        self._for_now += [place.for_now for place in fetched.values() if place.for_now]
+        placed = [self._place(name, source, fetched, item) for item in batch]
+        facts = self._looks.at(place.path for place in placed if place.path is not None)
         for item, place in zip(batch, placed, strict=True):
             found = place.trouble if place.path is None else facts[place.path]
-            refused = item.detail if isinstance(item, Malformed) else None
-            turns = None if isinstance(item, Malformed) else item.conversation
-            yield SourceRow(name, item.record, item.source_id, item.sha256, refused, turns, place.uri, found)
+            if place.path is not None and found.problem is not None:
+                found = replace(found, detail=f"{item.image or place.uri}: {found.detail}")
+            refused, turns, image = None, None, None
+            if isinstance(item, Malformed):
+                refused = item.detail
+            else:
+                turns, image = item.conversation, item.image
+            yield SourceRow(name, item.record, item.source_id, item.sha256, refused, turns, image, place.uri, found)
 
-    def _place(self, name: str, source: AnySource, fetcher: Fetcher, item: Record | Malformed) -> _Placed:
+    def _place(
+        self, name: str, source: AnySource, fetched: Mapping[str, "_Placed"], item: Record | Malformed
+    ) -> _Placed:
         if isinstance(item, Malformed):
             return _Placed()
         if item.image_bytes is not None:
@@ -103,8 +135,8 @@ class DatasetIndex:
             return _Placed(uri, source.image_root / uri)
         if item.image is None:
             return _Placed()
-        if is_url(item.image):
-            return _fetched(item.image, source, fetcher)
+        if item.image in fetched:
+            return fetched[item.image]
         uri = str(PurePosixPath(item.image))
         try:
             path = self._images.locate(name, uri)
@@ -125,7 +157,8 @@ def _fetched(url: str, source: AnySource, fetcher: Fetcher) -> _Placed:
     try:
         uri = fetcher.fetch(url)
     except NotFetched as error:
-        return _Placed(url, trouble=ImageFacts(problem=IMAGE_NOT_FETCHED, detail=str(error)))
+        trouble = ImageFacts(problem=IMAGE_NOT_FETCHED, detail=str(error))
+        return _Placed(url, trouble=trouble, for_now=str(error) if error.for_now else "")
     return _Placed(uri, source.image_root / uri)
 
 

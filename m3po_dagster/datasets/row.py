@@ -19,6 +19,7 @@ ROWS = pa.schema(
         _field("record_sha256", pa.string(), "hash of the record as read", nullable=False),
         _field("refused", pa.string(), "why the reader refused the record; null when it is well formed"),
         _field("conversation", _TURNS, "the turns; null for a refused record"),
+        _field("image_name", pa.string(), "what the record calls its image: a path, a URL, a name inside the file"),
         _field("image_uri", pa.string(), "image path relative to the source's image folders; null for text only"),
         _field("image_sha256", pa.string(), "hash of the image file's bytes; null when it can't be read"),
         _field("width", pa.int32(), "upright width in pixels; null when it can't be decoded"),
@@ -43,7 +44,7 @@ class ImageFacts:
     """What is known of an image file once it was decoded as a prompt opens it, or why it is no good.
 
     `phash` is an unsigned 64-bit perceptual hash of the upright RGB image; sizes are upright, in pixels. `problem` is
-    one of the IMAGE_ reasons; nothing but perhaps `sha256` is known then.
+    one of the IMAGE_ reasons, `detail` says more without naming the file; nothing but perhaps `sha256` is known then.
     """
 
     sha256: str | None = None
@@ -60,7 +61,10 @@ UNKNOWN = ImageFacts()
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One record of one source with its image's facts; `refused` says why a malformed one is none."""
+    """One record of one source with its image's facts; `refused` says why a malformed one is none.
+
+    `image_name` is what the record calls its image, `image_uri` where it lies.
+    """
 
     source: str
     record: int
@@ -68,6 +72,7 @@ class SourceRow:
     record_sha256: str
     refused: str | None
     conversation: tuple[tuple[str, str], ...] | None
+    image_name: str | None
     image_uri: str | None
     image: ImageFacts = UNKNOWN
 
@@ -81,6 +86,7 @@ class SourceRow:
             "record_sha256": self.record_sha256,
             "refused": self.refused,
             "conversation": None if turns is None else [{"speaker": who, "text": text} for who, text in turns],
+            "image_name": self.image_name,
             "image_uri": self.image_uri,
             **{column: getattr(self.image, name) for name, column in _COLUMN.items()},
         }
@@ -90,12 +96,13 @@ class SourceRow:
         """The row of a dict in ROWS' columns."""
         turns = row["conversation"]
         return cls(
-            **{name: row[name] for name in ("source", "record", "source_id", "record_sha256", "refused", "image_uri")},
+            **{name: row[name] for name in _PLAIN},
             conversation=None if turns is None else tuple((turn["speaker"], turn["text"]) for turn in turns),
             image=ImageFacts(**{name: row[column] for name, column in _COLUMN.items()}),
         )
 
 
+_PLAIN = ("source", "record", "source_id", "record_sha256", "refused", "image_name", "image_uri")
 _COLUMN = {
     "sha256": "image_sha256",
     "width": "width",

@@ -92,6 +92,9 @@ AnySource = Annotated[
     Field(discriminator="format"),
 ]
 
+MOST_MEGAPIXELS = 178.0
+"""More make a decompression bomb for Pillow, which refuses to open it."""
+
 PACKED = ("rlaif_v", "huggingface", "webdataset")
 """Formats whose files hold the images."""
 
@@ -109,7 +112,7 @@ class DatasetSettings(Settings):
     )
     shards: int = Field(8, ge=1, le=99, description="number of shards; all records of an image share a shard")
     max_megapixels: float = Field(
-        80.0, gt=0, le=1000, description="images that promise more million pixels are never decoded"
+        80.0, gt=0, le=MOST_MEGAPIXELS, description="images that promise more million pixels are never decoded"
     )
     max_record_megabytes: float = Field(
         16.0, gt=0, le=1024, description="a record of more text is refused; memory holds one at a time"

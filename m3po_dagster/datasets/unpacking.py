@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from m3po_dagster.datasets.images import OWN
+
 _SIGNATURES = (
     (b"\xff\xd8\xff", ".jpg"),
     (b"\x89PNG\r\n\x1a\n", ".png"),
@@ -22,7 +24,7 @@ def unpack(content: bytes, root: Path) -> str:
     written. Raises OSError naming the path when it can't be written.
     """
     digest = hashlib.sha256(content).hexdigest()
-    uri = f"{digest[:2]}/{digest}{_suffix(content)}"
+    uri = f"{OWN}/unpacked/{digest[:2]}/{digest}{_suffix(content)}"
     write_once(root / uri, content)
     return uri
 

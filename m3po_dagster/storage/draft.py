@@ -181,6 +181,7 @@ class Draft:
             for name, (table, schema) in (tables or {}).items()
         }
         table_entries = {name: self._commit_table(name, table) for name, table in checked.items()}
+        counted = {name for name, (_, schema) in (tables or {}).items() if schema.counts}
         file_entries = {path: entry for name in sorted(self._folders) for path, entry in self._commit_folder(name)}
         if not table_entries and not file_entries:
             raise StoreError(f"{self.key} has nothing to commit: give tables or put files into a folder")
@@ -189,7 +190,7 @@ class Draft:
             partition=self.key.partition,
             fingerprint=self.key.fingerprint,
             data_version=content_version(
-                {name: entry.hash for name, entry in table_entries.items()},
+                {name: entry.hash for name, entry in table_entries.items() if name in counted},
                 {path: entry.sha256 for path, entry in file_entries.items()},
             ),
             code_version=code_version,

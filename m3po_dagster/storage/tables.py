@@ -16,11 +16,16 @@ def column(name: str, kind: pa.DataType, description: str, nullable: bool = Fals
 
 @dataclass(frozen=True)
 class TableSchema:
-    """A table's name, its columns, and the columns that identify a row."""
+    """A table's name, its columns, and the columns that identify a row.
+
+    One that does not count is a record of how a result came to be: nothing is made from it, so it is no part of the
+    result's data version.
+    """
 
     name: str
     key: tuple[str, ...]
     schema: pa.Schema
+    counts: bool = True
 
     def describe(self) -> dict[str, str]:
         """Column name -> description."""
@@ -61,6 +66,12 @@ FILTERED_INSTRUCTIONS = TableSchema(
     pa.schema(
         [
             column("prompt_id", pa.string(), "hash of the image's bytes and the conversation"),
+            column(
+                "image_name",
+                pa.string(),
+                "what the record calls its image: a path, a URL, a name in its file",
+                nullable=True,
+            ),
             column("image_uri", pa.string(), "image path relative to its source's image folders"),
             column("image_sha256", pa.string(), "hash of the image file's bytes"),
             column("width", pa.int32(), "upright width in pixels"),
@@ -84,6 +95,8 @@ DROPPED = TableSchema(
             column("detail", pa.string(), "file, field or value that led to it", nullable=True),
         ]
     ),
+    # It holds positions in the dataset's files, which one more record in front moves.
+    counts=False,
 )
 
 CANDIDATES = TableSchema(

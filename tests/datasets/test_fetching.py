@@ -6,6 +6,7 @@ import pytest
 
 from m3po_dagster.datasets import fetching
 from m3po_dagster.datasets.fetching import Fetcher, NotFetched, fetched_path, is_url
+from m3po_dagster.datasets.index import NotFetchedYet
 from m3po_dagster.datasets.row import IMAGE_NOT_FETCHED, IMAGE_URL
 from m3po_dagster.identity import Identities
 from m3po_dagster.study import load_study
@@ -20,7 +21,7 @@ class Pictures(LoopbackServer):
 
     def __init__(self, content: bytes) -> None:
         super().__init__()
-        self.content, self.asked = content, []
+        self.content, self.asked, self.down = content, [], True
 
     @property
     def host(self) -> str:
@@ -39,6 +40,8 @@ class Pictures(LoopbackServer):
             return Reply(302, headers={"Location": "/round"})
         if path == "/gone":
             return Reply(404)
+        if path == "/down" and self.down:
+            return Reply(503, headers={"Retry-After": "3600"})
         if path == "/busy" and len(self.asked) < 2:
             return Reply(503)
         return Reply(body=self.content)
@@ -114,6 +117,25 @@ def test_a_dataset_fetches_what_it_may_and_drops_the_rest_with_a_reason(tmp_path
     assert [row.image.problem for row in rows] == [None, IMAGE_NOT_FETCHED, IMAGE_URL, None]
     assert rows[0].image_uri == rows[3].image_uri == fetched_path(urls[0]) and rows[0].image.width == 24
     assert "404" in rows[1].image.detail and "fetch_from" in rows[2].image.detail
+
+
+def test_a_server_that_is_down_ends_the_step_and_costs_no_record(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr("urllib3.util.Retry.DEFAULT_BACKOFF_MAX", 0)
+    urls = [pictures.url("a.png"), pictures.url("down"), pictures.url("a.png")]
+    settings = dataset(tmp_path, [record(n, url) for n, url in enumerate(urls)], fetch_from=[pictures.host])
+    with pytest.raises(NotFetchedYet, match=r"1 images could not be fetched for now.*answers 503"):
+        rows_of(settings)
+    assert [path for path, _ in pictures.asked].count("/a.png") == 1, "an address that stands twice is asked once"
+    pictures.down = False
+    assert [row.image.problem for row in rows_of(settings)] == [None] * 3
+    assert [path for path, _ in pictures.asked].count("/a.png") == 1
+
+
+def test_a_server_that_drips_is_left(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr(fetching, "_SECONDS_IN_ALL", -1)
+    with pytest.raises(NotFetched, match="takes more than") as error:
+        Fetcher((pictures.host,), tmp_path).fetch(pictures.url("a.png"))
+    assert error.value.for_now
 
 
 def test_what_was_fetched_does_not_make_the_dataset_another_one(tmp_path, pictures):

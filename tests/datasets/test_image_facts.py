@@ -1,8 +1,10 @@
 import hashlib
 import io
 import struct
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import imagehash
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from m3po_dagster.datasets.image_facts import look_at
+from m3po_dagster.datasets.image_facts import PixelRoom, look_at
 from m3po_dagster.datasets.row import IMAGE_TOO_LARGE, IMAGE_UNDECODABLE, ImageFacts
 from m3po_dagster.method.prompt import Message, Prompt
 
@@ -59,9 +61,9 @@ def test_hostile_images_are_told_by_their_problem(tmp_path, content, expected):
     (tmp_path / "bad.png").write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        facts = look_at(tmp_path / "bad.png", "x/bad.png", MEGAPIXELS)
+        facts = look_at(tmp_path / "bad.png", MEGAPIXELS)
     assert facts == ImageFacts(sha256=hashlib.sha256(content).hexdigest(), problem=expected, detail=facts.detail)
-    assert facts.detail.startswith("x/bad.png")
+    assert facts.detail and str(tmp_path) not in facts.detail
 
 
 @given(st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
@@ -72,7 +74,7 @@ def test_no_bytes_are_an_error(tmp_path_factory, tail, at, value):
     content = bytearray(buffer.getvalue() + tail)
     content[at % len(content)] = value
     path.write_bytes(bytes(content))
-    facts = look_at(path, "a.png", MEGAPIXELS)
+    facts = look_at(path, MEGAPIXELS)
     assert facts.sha256 == hashlib.sha256(content).hexdigest()
     assert (facts.problem is None) == (facts.phash is not None) == (facts.width is not None)
 
@@ -88,7 +90,7 @@ def test_what_passes_opens_as_a_prompt_with_the_stated_size_and_looks(tmp_path):
     upright.convert("CMYK").save(tmp_path / "cmyk.jpg")
     sizes = {}
     for name in ("turned.jpg", "gray.png", "alpha.png", "palette.gif", "cmyk.jpg"):
-        facts = look_at(tmp_path / name, name, MEGAPIXELS)
+        facts = look_at(tmp_path / name, MEGAPIXELS)
         image = Prompt("0" * 32, tmp_path / name, (Message("user", "?"),)).open_image()
         assert (image.mode, image.size) == ("RGB", (facts.width, facts.height))
         assert facts.phash == int(str(imagehash.phash(image)), 16)
@@ -100,4 +102,30 @@ def test_what_passes_opens_as_a_prompt_with_the_stated_size_and_looks(tmp_path):
 @pytest.mark.parametrize(("megapixels", "problem"), [(200e-6, None), (199e-6, IMAGE_TOO_LARGE)])
 def test_the_bound_of_pixels_is_inclusive(tmp_path, megapixels, problem):
     Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
-    assert look_at(tmp_path / "a.png", "a.png", megapixels).problem == problem
+    assert look_at(tmp_path / "a.png", megapixels).problem == problem
+
+
+def test_what_is_known_of_a_file_does_not_depend_on_where_it_lies(tmp_path):
+    for name, content in (("text", b"no image"), ("cut", truncated("PNG")), ("bomb", promising(12_000, 12_000))):
+        found = []
+        for place in ("a", "some/where/else"):
+            (tmp_path / place).mkdir(parents=True, exist_ok=True)
+            path = tmp_path / place / f"{place[0]}{name}.png"
+            path.write_bytes(content)
+            found.append(look_at(path, MEGAPIXELS))
+        assert found[0] == found[1] and found[0].problem
+
+
+def test_large_images_wait_for_room_and_one_larger_than_all_goes_alone():
+    room, inside, most = PixelRoom(100), [], []
+
+    def decode(pixels: int) -> None:
+        with room.of(pixels):
+            inside.append(pixels)
+            most.append(sum(inside))
+            time.sleep(0.005)
+            inside.remove(pixels)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(decode, [60, 40, 60, 10, 250, 30, 90, 5] * 3))
+    assert max(one for one in most if one != 250) <= 100 and most.count(250) == 3

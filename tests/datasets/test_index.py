@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3po_dagster.datasets import image_looks
+from m3po_dagster.datasets import image_looks, index
+from m3po_dagster.datasets.image_looks import ImageLooks
 from m3po_dagster.datasets.index import shard_names, shard_of
+from m3po_dagster.datasets.record import Record
 from m3po_dagster.datasets.row import IMAGE_MISSING, IMAGE_OUTSIDE, IMAGE_URL
 from m3po_dagster.storage.file_facts import FileFacts
 from tests.datasets.dataset_files import TURNS, dataset, picture, record, rows_of
@@ -133,6 +135,27 @@ def test_take_is_a_seeded_subset_whatever_the_order_of_the_file(folder):
     assert len(rows_of(dataset(folder, records, take=1000))) == 60
     equal = [records[0]] * 10
     assert len(rows_of(dataset(folder, equal, take=3))) == 3
+
+
+def test_few_bytes_wait_however_large_the_images_inside_the_files_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "BYTES_HELD", 1000)
+    content = picture(tmp_path / "one.png", 1).read_bytes()
+    settings = dataset(tmp_path, [])
+    held = []
+
+    def packed(source, max_bytes):
+        for number in range(12):
+            turns = (("human", "What?"),)
+            yield Record(number, str(number), f"{number}.png", turns, "0", content + bytes(400) + bytes([number]))
+
+    monkeypatch.setattr(index, "read_source", packed)
+    real = ImageLooks.at
+    monkeypatch.setattr(
+        ImageLooks, "at", lambda looks, paths: held.append(len(paths := list(paths))) or real(looks, paths)
+    )
+    rows = rows_of(settings)
+    assert [row.image_name for row in rows] == [f"{number}.png" for number in range(12)]
+    assert max(held) <= 3 and sum(held) == 12
 
 
 def test_a_broken_file_says_where(folder):

@@ -155,6 +155,18 @@ def test_records_before_the_break_are_given_and_the_rest_of_the_file_is_not_read
         next(reader)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 1 << 20])
+@pytest.mark.parametrize("bad", [b"\xff", b"\xe2\x82", b"\xe2\x82\x28", b"\xed\xa0\xbd"])
+def test_the_byte_that_is_not_utf8_is_named_and_the_records_before_it_are_given(tmp_path, bad, chunk):
+    path = tmp_path / "a.json"
+    start = '["é", "€", "'.encode()
+    path.write_bytes(start + bad)
+    reader = read_array(path, LIMIT, chunk)
+    assert [next(reader), next(reader)] == ["é", "€"]
+    with pytest.raises(DatasetError, match=rf"a\.json, byte {len(start)}: record 2 is not UTF-8"):
+        next(reader)
+
+
 def test_other_encodings_and_missing_files_are_errors_that_name_the_file(tmp_path):
     path = tmp_path / "latin.json"
     path.write_bytes('["caf\xe9"]'.encode("latin-1"))

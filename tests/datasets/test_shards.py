@@ -14,7 +14,7 @@ from m3po_dagster.datasets.shards import columns_of, read_shard, write_shards
 def row(number: int, picture: int | None = None, text: str = "Why?", **changes) -> SourceRow:
     facts = ImageFacts() if picture is None else ImageFacts(f"{picture:064x}", 4, 3, 2**64 - 1 - picture)
     uri = None if picture is None else f"{picture}.png"
-    fields = {"refused": None, "conversation": (("human", text),), "image_uri": uri, "image": facts}
+    fields = {"refused": None, "conversation": (("human", text),), "image_name": uri, "image_uri": uri, "image": facts}
     return SourceRow("toy", number, f"id{number}", f"{number:064x}", **{**fields, **changes})
 
 

@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+import tracemalloc
 
 import pytest
 import webdataset
@@ -234,3 +235,15 @@ def test_a_sparse_member_of_a_terabyte_is_not_read(tmp_path):
         file.addfile(info)
     (bad,) = read([tmp_path / "a.tar"], LIMIT)
     assert bad.detail == "a.tar, 'a': its jpg is a link, a device or a sparse file, which is never followed"
+
+
+def test_memory_holds_no_more_for_more_samples(tmp_path):
+    path = tar(tmp_path / "a.tar", *((f"{number}.json", ASKED) for number in range(3000)))
+    tracemalloc.start()
+    try:
+        count = sum(isinstance(record, Record) for record in read([path], LIMIT))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 3000
+    assert most < 2_000_000  # a member is kept as some 1,700 bytes

@@ -183,6 +183,7 @@ class MadeStudy:
                 "source": "made",
                 "source_id": item.prompt_id,
                 "turn": 0,
+                "image_name": None,
             }
             for item in prompts
         ]

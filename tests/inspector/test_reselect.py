@@ -46,7 +46,13 @@ def stored(made_study, table: pa.Table):
     """The table as a shard of the store."""
     ids = pc.unique(table["prompt_id"]).to_pylist()
     prompt = {"image_uri": "red.png", "image_sha256": "0", "width": 1, "height": 1, "reference": None}
-    prompt |= {"messages": [{"role": "user", "text": "?"}], "source": "made", "source_id": "1", "turn": 0}
+    prompt |= {
+        "messages": [{"role": "user", "text": "?"}],
+        "source": "made",
+        "source_id": "1",
+        "turn": 0,
+        "image_name": None,
+    }
     prompts = pa.Table.from_pylist([{"prompt_id": name, **prompt} for name in ids], schema=FILTERED_INSTRUCTIONS.schema)
     size = table.num_rows
     common = {name: table[name] for name in ("candidate_id", "prompt_id", "n_tokens", "sum_logp")}

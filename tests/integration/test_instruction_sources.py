@@ -44,10 +44,15 @@ def sources(project, small_study) -> dict:
     (folder / "lines.jsonl").write_text(
         json.dumps(line) + "\n{broken\n" + json.dumps({**line, "image": "no.png"}) + "\n"
     )
+    noise = io.BytesIO()
+    Image.effect_noise((64, 64), 80).convert("RGB").save(noise, "PNG")
     with tarfile.open(folder / "shard.tar", "w") as tar:
         for name, content in (
             ("a/1.png", (folder / "images" / names[2]).read_bytes()),
             ("a/1.json", json.dumps({"question": "Describe the image."}).encode()),
+            # An image of POPE, by the name that COCO gave it.
+            ("a/COCO_val2014_000000310196.png", noise.getvalue()),
+            ("a/COCO_val2014_000000310196.json", json.dumps({"question": "Describe the image."}).encode()),
         ):
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -89,7 +94,8 @@ def test_sources_of_several_formats_are_asked_turn_by_turn(fresh, small_study, m
         ("turns", 1, 3),
     ]
     assert rows[3]["messages"][1] == {"role": "assistant", "text": "There is a red circle."}
-    assert [row["reason"] for row in artifact.table("dropped").to_pylist()] == ["malformed record", "image missing"]
+    reasons = [row["reason"] for row in artifact.table("dropped").to_pylist()]
+    assert reasons == ["malformed record", "image missing", "benchmark image (COCO id)"]
     assert {prompt.prompt_id: len(prompt.messages) for prompt in asked} == {
         row["prompt_id"]: len(row["messages"]) for row in rows
     }
@@ -131,7 +137,9 @@ def test_a_benchmark_s_image_is_dropped_and_with_the_filter_off_it_blocks(copy_o
     changed["filters"]["contamination"] = False
     project.write(changed)
     outcomes = project.run(Selection(assets=("filtered_instructions", "candidates")))
-    assert any("uncontaminated" in outcome.error for outcome in outcomes if outcome.error)
+    said = " ".join(outcome.error for outcome in outcomes if outcome.error)
+    assert "check uncontaminated failed: no kept prompt shows an image of a known benchmark" in said
+    assert "is image 310196 of POPE" in said and "dagster._core" not in said
     blocked = [
         found for found in filtered(project) if not found.manifest.metadata["checks"]["uncontaminated"]["passed"]
     ]

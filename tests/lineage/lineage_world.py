@@ -155,6 +155,7 @@ class World:
                 "reference": None,
                 "source": wanted.dataset,
                 "turn": 0,
+                "image_name": None,
             }
             for row in kept
         ]

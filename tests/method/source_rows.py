@@ -27,6 +27,7 @@ def row(
     facts: ImageFacts | None = None,
     source: str = "toy",
     refused: str | None = None,
+    name: str | None = None,
 ) -> SourceRow:
     """A record that asks a question, or holds a conversation, about the image at `uri`."""
     conversation = said(question, "A bus.") if isinstance(question, str) else question
@@ -37,6 +38,7 @@ def row(
         record_sha256="0" * 64,
         refused=refused,
         conversation=None if refused else conversation,
+        image_name=name or uri,
         image_uri=uri,
         image=facts or (ImageFacts() if uri is None else image(uri)),
     )

@@ -41,6 +41,7 @@ def test_a_kept_row_is_a_row_of_the_table():
     canonical = json.dumps([sha256, [["user", "What is it?"]]], separators=(",", ":"))
     assert kept == {
         "prompt_id": hashlib.sha256(canonical.encode()).hexdigest()[:32],
+        "image_name": "a.png",
         "image_uri": "a.png",
         "image_sha256": sha256,
         "width": 640,

@@ -35,7 +35,10 @@ def own(*rows):
 
 
 BENCHMARK = own(
-    ("gone.png", ImageFacts()), ("val/1.png", image("one", phash=TELLING)), ("blank.png", image("blank", phash=1))
+    ("gone.png", ImageFacts()),
+    ("val/1.png", image("one", phash=TELLING)),
+    ("blank.png", image("blank", phash=1)),
+    ("faint.png", image("faint", phash=0b1111)),
 )
 
 
@@ -95,6 +98,12 @@ def test_an_image_that_one_row_names_is_known_in_the_others():
         (image("other", phash=NOT_SO_NEAR), None, None),
         (image("blank"), "benchmark image (same file)", "the same bytes as blank.png of chair"),
         (image("other blank", phash=1), None, None),
+        (image("nearly faint", phash=0b111), None, None),
+        (
+            image("as faint", phash=0b11111),
+            "benchmark image (looks the same)",
+            "looks like faint.png of chair: 1 of 64",
+        ),
     ],
 )
 def test_images_of_the_studys_own_benchmarks_go_by_bytes_and_by_looks(facts, reason, detail):
@@ -187,3 +196,24 @@ def test_nothing_is_left_of_what_was_filtered(made):
     result = run(*rows, benchmarks=BENCHMARK)
     assert contaminated(pa.Table.from_pylist(result.kept, KEPT), NAMES, BENCHMARK) == []
     assert len(result.kept) + len(result.dropped) == len(rows)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_image_that_looks_like_one_known_by_its_id_goes_with_it(order):
+    """Visual Genome has many of COCO's images under numbers of its own."""
+    pictures = [
+        row(record=0, uri="vg/VG_100K/2354786.jpg", facts=image("vg", phash=NEAR)),
+        row(record=1, uri=f"coco/train2017/{POPE:012}.jpg", facts=image("coco", phash=TELLING)),
+        row(record=2, uri="vg/VG_100K/1.jpg", facts=image("other", phash=TELLING ^ (2**20 - 1))),
+    ][::order]
+    chosen = FilterSettings(contamination={"distance": 4})
+    result = filter_rows(pictures, chosen, turns="first")
+    assert [kept["image_uri"] for kept in result.kept] == ["vg/VG_100K/1.jpg"]
+
+
+def test_an_image_inside_a_file_is_known_by_what_the_record_calls_it():
+    packed = row(uri=".m3po/unpacked/42/42.png", facts=image("one"), name=f"COCO_val2014_{POPE:012}.png")
+    assert reasons(run(packed)) == [("toy#0", "benchmark image (COCO id)")]
+    (kept,) = filter_rows([packed], FilterSettings(contamination=False), turns="first").kept
+    (leak,) = contaminated(pa.Table.from_pylist([kept], KEPT), NAMES, None)
+    assert f"COCO_val2014_{POPE:012}.png is image {POPE} of POPE" in leak.detail

@@ -111,6 +111,25 @@ def test_all_accepted_languages_count_together():
     assert (refused("no"), refused("da"), refused("no", "da")) == (True, True, False)
 
 
+def test_unlikely_languages_count_too():
+    unlikely = tuple(code for code, _ in language._guesses("a cat", 176)[8:])
+    assert other_language("A cat?", LanguageFilter(languages=unlikely)) is None
+    assert other_language("A cat?", LanguageFilter(languages=unlikely, min_probability=0.9)) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("What's THIS,\n2 dogs?", "what's this dogs"),
+        ("यह क्या है?", "यह क्या है"),
+        ("นี่คืออะไร", "นี่คืออะไร"),
+        ("' 12 '", ""),
+    ],
+)
+def test_letters_and_their_marks_are_words_and_nothing_else_is(text, words):
+    assert language._words(text) == words
+
+
 def test_the_languages_are_those_of_the_model():
     model = language._detector()._get_model(low_memory=True)
     labels, _ = model.predict("zz", k=1000, threshold=-1.0)

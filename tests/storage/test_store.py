@@ -103,6 +103,7 @@ def test_nested_columns_survive_parts_and_commit(store):
             "source": "s",
             "source_id": "1",
             "turn": 0,
+            "image_name": None,
         }
         for index in range(3)
     ]

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from m3po_dagster.method.filtering.hamming import first_within
+from m3po_dagster.method.filtering.images_seen import ImagesSeen
 from m3po_dagster.method.filtering.near_duplicate import is_telling
 from m3po_dagster.method.filtering.result import Dropped
 from m3po_dagster.method.filtering.row import SourceRow, is_usable
@@ -59,18 +60,28 @@ class Leak:
 class Contamination:
     """The prompts of some rows that show or ask what a benchmark does."""
 
-    def __init__(self, rows: Iterable[SourceRow], settings: ContaminationFilter, benchmarks: BenchmarkImages | None):
-        """Of these rows. An image that a row names by its COCO id is known in all rows that have the same bytes."""
+    def __init__(
+        self,
+        rows: Iterable[SourceRow],
+        settings: ContaminationFilter,
+        benchmarks: BenchmarkImages | None,
+        seen: ImagesSeen,
+    ):
+        """Of these rows. An image that a record names by its COCO id is known under other names, too.
+
+        In all rows that have the same bytes, and where `seen`, the dataset's images, hold one by its id that looks the
+        same: Visual Genome has many of COCO's images under numbers of its own.
+        """
         known = known_benchmarks(settings.known)
-        # Two sources may have an image of one name each.
-        usable = {(row.image_uri, row.image.sha256): row.image.phash for row in rows if is_usable(row.image)}
+        usable = {(row.image_name, row.image.sha256): row.image.phash for row in rows if is_usable(row.image)}
         by_id: dict[str, Dropped] = {}
-        for uri, sha256 in usable:
-            if uri is not None and (why := _known_id(uri, known.values())) is not None:
+        for name, sha256 in usable:
+            if name is not None and (why := _known_id(name, known.values())) is not None:
                 by_id.setdefault(sha256, why)
         hashes = {sha256: phash for (_, sha256), phash in usable.items() if sha256 not in by_id}
+        alike = _own(hashes, _by_id(seen, known.values()), settings.distance)
         own = _own(hashes, benchmarks, settings.distance) if settings.images and benchmarks is not None else {}
-        self._images = {**own, **by_id}
+        self._images = {**alike, **own, **by_id}
         self._templates = (
             [(one.name, template) for one in known.values() for template in one.templates] if settings.templates else []
         )
@@ -95,14 +106,15 @@ def contaminated(kept: pa.Table, known: Sequence[str], benchmarks: BenchmarkImag
     """
     lists = known_benchmarks(known)
     leaks = []
-    for row in kept.select(["prompt_id", "image_uri", "image_sha256"]).to_pylist():
-        number = coco_id(row["image_uri"])
+    for row in kept.select(["prompt_id", "image_name", "image_uri", "image_sha256"]).to_pylist():
+        name = row["image_name"] or row["image_uri"]
+        number = coco_id(name)
         of = [one.name for one in lists.values() if number in one.coco_ids]
         if of:
-            leaks.append(Leak(row["prompt_id"], COCO_ID, f"{row['image_uri']} is image {number} of {', '.join(of)}"))
+            leaks.append(Leak(row["prompt_id"], COCO_ID, f"{name} is image {number} of {', '.join(of)}"))
         elif benchmarks is not None and row["image_sha256"] in benchmarks.by_sha256:
             same = benchmarks.name(benchmarks.by_sha256[row["image_sha256"]])
-            leaks.append(Leak(row["prompt_id"], SAME_FILE, f"{row['image_uri']} has the bytes of {same}"))
+            leaks.append(Leak(row["prompt_id"], SAME_FILE, f"{name} has the bytes of {same}"))
     return leaks
 
 
@@ -110,6 +122,19 @@ def _known_id(uri: str, known: Iterable[KnownBenchmark]) -> Dropped | None:
     number = coco_id(uri)
     name = next((one.name for one in known if number in one.coco_ids), None)
     return None if name is None else Dropped(COCO_ID, f"{uri} is image {number} of {name}")
+
+
+def _by_id(seen: ImagesSeen, known: Iterable[KnownBenchmark]) -> BenchmarkImages:
+    """The dataset's own images that are known benchmarks' by their names."""
+    benchmark_of = {number: one.name for one in known for number in one.coco_ids}
+    named = [(row, name, coco_id(name)) for row, name in enumerate(seen.name.to_pylist()) if name is not None]
+    found = [(row, name, benchmark_of[number]) for row, name, number in named if number in benchmark_of]
+    return BenchmarkImages(
+        [benchmark for _, _, benchmark in found],
+        [name for _, name, _ in found],
+        [seen.sha256[row].as_py() for row, _, _ in found],
+        [int(seen.phash[row]) for row, _, _ in found],
+    )
 
 
 def _own(hashes: dict[str, int], benchmarks: BenchmarkImages, distance: int) -> dict[str, Dropped]:

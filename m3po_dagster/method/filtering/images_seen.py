@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from m3po_dagster.method.filtering.row import SourceRow, is_usable
 
-COLUMNS = ("source", "record", "image_sha256", "width", "height", "phash", "image_problem")
+COLUMNS = ("source", "record", "image_name", "image_sha256", "width", "height", "phash", "image_problem")
 _FACTS = ("image_sha256", "width", "height", "phash")
 
 
@@ -17,12 +17,14 @@ _FACTS = ("image_sha256", "width", "height", "phash")
 class ImagesSeen:
     """Each usable image of a dataset once, in dataset order; all columns have one length.
 
-    `source` (strings) and `record` (int64) name the first record with the image, `sha256` (strings) its bytes, `width`
-    and `height` (int64) its upright size in pixels, `phash` (uint64) its perceptual hash.
+    `source` (strings) and `record` (int64) name the first record with the image, `name` (strings, null where there is
+    none) what it calls it, `sha256` (strings) its bytes, `width` and `height` (int64) its upright size in pixels,
+    `phash` (uint64) its perceptual hash.
     """
 
     source: pa.Array
     record: np.ndarray
+    name: pa.Array
     sha256: pa.Array
     width: np.ndarray
     height: np.ndarray
@@ -51,6 +53,7 @@ class ImagesSeen:
         return cls(
             table["source"].combine_chunks(),
             table["record"].to_numpy(),
+            table["image_name"].combine_chunks(),
             table["image_sha256"].combine_chunks(),
             table["width"].to_numpy().astype(np.int64),
             table["height"].to_numpy().astype(np.int64),
@@ -68,6 +71,7 @@ class ImagesSeen:
         return cls(
             pa.array([row.source for row in first.values()], pa.string()),
             np.array([row.record for row in first.values()], np.int64),
+            pa.array([row.image_name for row in first.values()], pa.string()),
             pa.array(list(first), pa.string()),
             np.array([image.width for image in images], np.int64),
             np.array([image.height for image in images], np.int64),

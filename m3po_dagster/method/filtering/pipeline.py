@@ -154,7 +154,8 @@ def _filters(
         similar = NearDuplicates(mine, ImagesSeen.of_rows(rows) if images is None else images, settings)
         yield Filter("near_duplicate", (NEAR_DUPLICATE,), lambda it: similar(it.row.image.sha256))
     if settings.contamination is not False:
-        known = Contamination(rows, settings.contamination, benchmarks)
+        seen = ImagesSeen.of_rows(rows) if images is None else images
+        known = Contamination(rows, settings.contamination, benchmarks, seen)
         yield Filter(
             "contamination",
             (COCO_ID, SAME_FILE, LOOKS_SAME, QUESTION),
@@ -177,6 +178,7 @@ def _kept(prompt: Asked) -> dict:
     row, question = prompt.row, prompt.question
     return {
         "prompt_id": prompt_id(row.image.sha256, question.messages),
+        "image_name": row.image_name,
         "image_uri": row.image_uri,
         "image_sha256": row.image.sha256,
         "width": row.image.width,

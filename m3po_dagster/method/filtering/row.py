@@ -15,13 +15,14 @@ class ImageFacts(Protocol):
 
 
 class SourceRow(Protocol):
-    """A record of a source; `refused` says why a malformed one is none."""
+    """A record of a source; `refused` says why a malformed one is none, `image_name` what it calls its image."""
 
     source: str
     record: int
     source_id: str
     refused: str | None
     conversation: tuple[tuple[str, str], ...] | None
+    image_name: str | None
     image_uri: str | None
     image: ImageFacts
 
