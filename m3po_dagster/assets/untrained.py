@@ -30,9 +30,10 @@ def untrained(work: Work) -> Check:
         if artifact is None:
             lost = f"{PROMPTS}[{reference.partition}] as the recipe was trained on"
             raise StoreError(f"the store {work.store.root} no longer holds {lost}: train the recipe again")
-        for row in artifact.table(columns=["image_sha256", "image_uri"]).to_pylist():
+        for row in artifact.table(columns=["image_sha256", "image_name", "image_uri"]).to_pylist():
             trained.add(row["image_sha256"])
-            same = bytes_of.get(row["image_sha256"]) or ids.get(coco_id(row["image_uri"]))
+            name = row["image_name"] or row["image_uri"]
+            same = bytes_of.get(row["image_sha256"]) or ids.get(coco_id(name))
             if same is not None:
-                hits[row["image_sha256"]] = f"{row['image_uri']} is {same}"
+                hits[row["image_sha256"]] = f"{name} is {same}"
     return trained_on_benchmarks(len(trained), list(hits.values()))
