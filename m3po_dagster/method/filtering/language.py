@@ -19,6 +19,13 @@ _FIRST_GUESSES = 5
 _APOSTROPHES = "'’"
 
 
+def likeliest_language(text: str) -> str | None:
+    """Code of the likeliest language; None for a text without letters, or of which the model knows no word."""
+    words = _words(text[:READ_CHARACTERS])
+    likeliest = _guesses(words, 1)[0] if words else _guesses("", 1)[0]
+    return None if likeliest == _guesses("", 1)[0] else likeliest[0]
+
+
 def other_language(question: str, settings: LanguageFilter) -> Dropped | None:
     """Why the question is dropped: the accepted languages together are less probable than min_probability.
 
@@ -33,13 +40,6 @@ def other_language(question: str, settings: LanguageFilter) -> Dropped | None:
         return None
     name = LANGUAGES[likeliest]
     return Dropped(OTHER_LANGUAGE, f"{name} by {probability:.2f}, {', '.join(settings.languages)} by {accepted:.3f}")
-
-
-def likeliest_language(text: str) -> str | None:
-    """Code of the likeliest language; None for a text without letters, or of which the model knows no word."""
-    words = _words(text[:READ_CHARACTERS])
-    likeliest = _guesses(words, 1)[0] if words else _guesses("", 1)[0]
-    return None if likeliest == _guesses("", 1)[0] else likeliest[0]
 
 
 def _words(text: str) -> str:
