@@ -8,17 +8,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, create_model
 
-from m3po_dagster.method.alignment.inquiry import Inquiry
-from m3po_dagster.method.alignment.judge_reply import Evidence
-from m3po_dagster.method.alignment.judge_request import chat_request, reply_entry, reply_format, version_of
-
-if TYPE_CHECKING:
-    from m3po_dagster.method.alignment.judge_image import JudgeImage
-    from m3po_dagster.method.alignment.judge_settings import ServedJudgeSettings
+from m3po_dagster.method.judging import (
+    Evidence,
+    Inquiry,
+    JudgeImage,
+    ServedJudgeSettings,
+    chat_request,
+    reply_entry,
+    reply_format,
+    version_of,
+)
 
 TASK = """\
 You score how far a response that a vision-language model gave follows each component of an instruction about an \
@@ -50,11 +53,11 @@ class ComponentInquiry(Inquiry):
     def __init__(
         self,
         question_id: str,
-        image: "JudgeImage",
+        image: JudgeImage,
         instruction: str,
         components: Sequence[Component],
         response: str,
-        judge: "ServedJudgeSettings",
+        judge: ServedJudgeSettings,
         revision: str,
     ) -> None:
         fields = judge.fields_of(_reply_format([component.weight for component in components]))

@@ -7,18 +7,13 @@ table, and from then on the benchmark scores like any other, as often as wanted,
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import pyarrow as pa
 
 from m3po_dagster.evaluation.benchmark import Benchmark
 from m3po_dagster.evaluation.question import BenchmarkError, Question
-from m3po_dagster.method.alignment.scorer import SCORED
-
-if TYPE_CHECKING:
-    from m3po_dagster.method.alignment.account import Account
-    from m3po_dagster.method.alignment.inquiry import Inquiry
-    from m3po_dagster.method.alignment.judge_settings import ServedJudgeSettings
+from m3po_dagster.method.judging import SCORED, Account, Inquiry, ServedJudgeSettings
 
 JUDGEMENTS = pa.schema(
     [
@@ -44,7 +39,7 @@ class JudgedBenchmark(Benchmark):
 
     @property
     @abstractmethod
-    def served_judge(self) -> "ServedJudgeSettings | None":
+    def served_judge(self) -> ServedJudgeSettings | None:
         """The judge that is asked over a network, which needs an account; None for one that runs here."""
 
     @abstractmethod
@@ -52,7 +47,7 @@ class JudgedBenchmark(Benchmark):
         self,
         questions: Sequence[Question],
         answers: Mapping[str, str],
-        account: "Account | None",
+        account: Account | None,
         against: Mapping[str, str] | None = None,
         advance: Callable[[int, int], None] = silent,
     ) -> pa.Table:
@@ -104,7 +99,7 @@ def unscored(question_id: str, component: str, reason: str, weight: float = 1.0,
     return _row(question_id, component, None, weight, reason, words)
 
 
-def unscored_of(inquiry: "Inquiry", key: str, question_id: str, component: str, weight: float = 1.0) -> dict:
+def unscored_of(inquiry: Inquiry, key: str, question_id: str, component: str, weight: float = 1.0) -> dict:
     """The row for an id that a served judge's replies give nothing for."""
     return unscored(question_id, component, inquiry.last.problems[key], weight, inquiry.last.said)
 

@@ -7,7 +7,7 @@ where a record has a type twice, and an answer that can't be judged is unscored,
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -18,13 +18,16 @@ from m3po_dagster.evaluation.judged import JUDGEMENTS, JudgedBenchmark, judgemen
 from m3po_dagster.evaluation.mia_files import read_records
 from m3po_dagster.evaluation.question import BenchmarkError, Question, check_answers
 from m3po_dagster.evaluation.settings import MiaBenchSettings
-from m3po_dagster.method.alignment.judge_asking import ask_all, revision_of
-from m3po_dagster.method.alignment.judge_image import JudgeImage
-from m3po_dagster.method.alignment.judge_settings import HOW_REQUESTS_TRAVEL, ServedJudgeSettings
-from m3po_dagster.method.alignment.scorer import SCORED, UNREADABLE_IMAGE
-
-if TYPE_CHECKING:
-    from m3po_dagster.method.alignment.account import Account
+from m3po_dagster.method.judging import (
+    HOW_REQUESTS_TRAVEL,
+    SCORED,
+    UNREADABLE_IMAGE,
+    Account,
+    JudgeImage,
+    ServedJudgeSettings,
+    ask_all,
+    revision_of,
+)
 
 EMPTY = "the answer is empty: no component is followed"
 # Counts of components in the per-question table are named after their type: "given describe", "followed describe".
@@ -64,7 +67,7 @@ class MiaBench(JudgedBenchmark):
         self,
         questions: Sequence[Question],
         answers: Mapping[str, str],
-        account: "Account | None",
+        account: Account | None,
         against: Mapping[str, str] | None = None,
         advance: Callable[[int, int], None] = silent,
     ) -> pa.Table:
@@ -192,7 +195,7 @@ class MiaBench(JudgedBenchmark):
         ]
         return questions, left_out
 
-    def _inquiry(self, question: Question, answer: str, account: "Account") -> ComponentInquiry | None:
+    def _inquiry(self, question: Question, answer: str, account: Account) -> ComponentInquiry | None:
         """What is asked about an answer; None when there is no image file any more."""
         judge = self.settings.judge
         try:

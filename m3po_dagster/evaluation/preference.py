@@ -28,9 +28,7 @@ from m3po_dagster.evaluation.question import (
     read_json_lines,
     text_field,
 )
-from m3po_dagster.method.alignment.account import Account
-from m3po_dagster.method.alignment.judge_settings import HOW_REQUESTS_TRAVEL, ServedJudgeSettings
-from m3po_dagster.method.alignment.scorer import SCORED, Scorer
+from m3po_dagster.method.judging import HOW_REQUESTS_TRAVEL, SCORED, Account, Scorer, ServedJudgeSettings
 
 _GROUP = "all"
 _COMPARED = ("compared", "wins", "losses", "same", "in_both_orders", "consistent", "verdict_ties", "verdict_firsts")

@@ -10,15 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 from m3po_dagster.evaluation.judged import judgement, unscored, unscored_of
 from m3po_dagster.evaluation.preference_request import ANSWER, PAIR, GradeInquiry, PairInquiry
 from m3po_dagster.evaluation.question import Question
-from m3po_dagster.method.alignment.account import Account
-from m3po_dagster.method.alignment.calibration import Calibration
-from m3po_dagster.method.alignment.inquiry import Inquiry
-from m3po_dagster.method.alignment.judge_asking import ask_all, revision_of
-from m3po_dagster.method.alignment.judge_image import JudgeImage
-from m3po_dagster.method.alignment.judge_request import HIGHEST, LOWEST
-from m3po_dagster.method.alignment.judge_settings import ServedJudgeSettings
-from m3po_dagster.method.alignment.rounds import TOGETHER
-from m3po_dagster.method.alignment.scorer import UNREADABLE_IMAGE, Score, Scorer, calibrated
+from m3po_dagster.method.judging import (
+    HIGHEST,
+    LOWEST,
+    TOGETHER,
+    UNREADABLE_IMAGE,
+    Account,
+    Calibration,
+    Inquiry,
+    JudgeImage,
+    Score,
+    Scorer,
+    ServedJudgeSettings,
+    ask_all,
+    calibrated,
+    revision_of,
+)
 
 GRADE, SHOWN_FIRST, SHOWN_SECOND = "grade", "shown first", "shown second"
 """Components of a judgement: the answer by itself, and against the other one from either place."""

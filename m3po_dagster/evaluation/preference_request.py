@@ -11,18 +11,18 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from m3po_dagster.evaluation.question import Question
-from m3po_dagster.method.alignment.inquiry import Inquiry
-from m3po_dagster.method.alignment.judge_image import JudgeImage
-from m3po_dagster.method.alignment.judge_reply import Evidence
-from m3po_dagster.method.alignment.judge_request import (
+from m3po_dagster.method.judging import (
     HIGHEST,
     LOWEST,
+    Evidence,
+    Inquiry,
+    JudgeImage,
+    ServedJudgeSettings,
     chat_request,
     reply_entry,
     reply_format,
     version_of,
 )
-from m3po_dagster.method.alignment.judge_settings import ServedJudgeSettings
 
 ANSWER, PAIR = "answer", "pair"
 """The id of the one entry of a reply."""

@@ -6,8 +6,7 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from m3po_dagster.method.alignment.judge_settings import ServedJudgeSettings
-from m3po_dagster.method.alignment.scorer import ScorerSettings
+from m3po_dagster.method.judging import ScorerSettings, ServedJudgeSettings
 from m3po_dagster.settings import Settings
 
 

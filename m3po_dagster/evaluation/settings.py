@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from m3po_dagster.method.alignment.judge_settings import ServedJudgeSettings
+from m3po_dagster.method.judging import ServedJudgeSettings
 from m3po_dagster.settings import Settings
 
 Split = Literal["random", "popular", "adversarial"]

@@ -36,7 +36,7 @@ class EndsWith(_AboutForm):
     text: Text = Field(description="the text")
 
     def describe(self) -> str:
-        return f'End the answer with "{self.text}".'
+        return f'End the answer with "{self.text}" and write nothing after it.'
 
     def met(self, answer: str) -> bool:
         return answer.strip().casefold().endswith(self.text.casefold())
