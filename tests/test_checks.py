@@ -92,8 +92,11 @@ def test_the_other_thresholds():
     assert checks.pair_yield(1, 1).passed and not checks.pair_yield(1, 2).passed
     assert checks.learned([0.9, 0.6]).passed and not checks.learned([0.9, 0.5]).passed and checks.learned([]).passed
     assert not checks.weights_finite(False).passed
-    scores = pa.table({"metric": ["format", "accuracy"], "value": [89.0, 10.0]})
-    assert not checks.answer_format(scores).passed
+    columns = {"benchmark": ["pope", "pope", "vizwiz"], "rule": ["official"] * 3}
+    scores = pa.table({**columns, "metric": ["format", "accuracy", "format"], "value": [89.0, 10.0, 20.0]})
+    assert not checks.answer_format(scores, ["pope"]).passed and checks.answer_format(scores, ["mme"]).passed
+    assert checks.answer_format(scores, ["pope", "vizwiz"]).figures == {"format": 20.0}
+    assert checks.trained_on_benchmarks(3, []).passed and not checks.trained_on_benchmarks(3, ["a is b"]).passed
 
 
 def test_every_rule_is_declared_once_and_evaluated():

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from m3po_dagster.evaluation.question import BenchmarkError, Question
-from m3po_dagster.evaluation.registry import benchmark
+from m3po_dagster.evaluation.benchmark import Benchmark
+from m3po_dagster.evaluation.question import BenchmarkError
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.kept import Kept
 from m3po_dagster.inspector.query import QueryError
+from m3po_dagster.inspector.readings import bound_benchmark, question_of, readings
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.study import BASE_RECIPE, Study
 
@@ -76,12 +77,16 @@ class AnswerQuery:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one recipe answered; `right` is None where the benchmark has no right or wrong, or can't be scored."""
+    """What one recipe answered; `right` is None where the benchmark has no right or wrong, or can't be scored.
+
+    `readings` are what the benchmark's rules make of it.
+    """
 
     recipe: str
     text: str
     right: bool | None
     differs: bool
+    readings: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,7 @@ class AnswerLists:
         problems: list[str] = []
         seeds: set[int] = set()
         columns: list[tuple[str, dict[str, int], pa.Table, np.ndarray | None]] = []
+        readers = []
         for recipe in (BASE_RECIPE, *(name for name in query.recipes if name != BASE_RECIPE)):
             artifact = catalogue.scores.get(recipe)
             if artifact is None:
@@ -142,6 +148,7 @@ class AnswerLists:
                 problems.append(problem)
             ids = {name: row for row, name in enumerate(table["question_id"].to_pylist())}
             columns.append((recipe, ids, table, right))
+            readers.append(bound_benchmark(catalogue.study, query.benchmark, artifact, seed))
         if not columns or columns[0][0] != BASE_RECIPE:
             return AnswerPage([], 0, 1, 1, tuple(sorted(seeds)), tuple(problems), False)
         _, _, base, base_right = columns[0]
@@ -152,17 +159,18 @@ class AnswerLists:
         page = min(max(1, page), pages)
         shown = numbers[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
         texts = [table["answer"] for _, _, table, _ in columns]
+        root = image_root(catalogue.study, query.benchmark)
         questions = []
         for row, record in zip(shown, base.take(pa.array(shown)).to_pylist(), strict=True):
-            answers = []
-            for (recipe, _, _, right), places, answer in zip(columns, rows, texts, strict=True):
+            answers, question = [], question_of(record, root)
+            for (recipe, _, _, right), places, answer, item in zip(columns, rows, texts, readers, strict=True):
                 at = int(places[row])
                 if at < 0:
                     continue
                 text = answer[at].as_py()
-                answers.append(
-                    Answer(recipe, text, None if right is None else bool(right[at]), text != record["answer"])
-                )
+                is_right = None if right is None else bool(right[at])
+                read_as = readings(item, question, text)
+                answers.append(Answer(recipe, text, is_right, text != record["answer"], read_as))
             named = ("question_id", "image_uri", "question", "expected")
             questions.append(AnsweredQuestion(**{name: record[name] for name in named}, answers=tuple(answers)))
         return AnswerPage(
@@ -188,7 +196,7 @@ class AnswerLists:
             except pa.ArrowException as error:
                 raise ValueError(f"{path} can't be read or is damaged ({error}): remove its folder, then run") from None
             try:
-                return table, _right(study, name, table), ""
+                return table, _right(bound_benchmark(study, name, artifact, seed), image_root(study, name), table), ""
             except (BenchmarkError, OSError) as error:
                 return table, None, f"Right and wrong can't be told: {error}"
 
@@ -206,20 +214,17 @@ def _seeds(artifact: Artifact) -> list[int]:
     return sorted(pc.unique(column).to_pylist())
 
 
-def _right(study: Study, name: str, table: pa.Table) -> np.ndarray | None:
+def _right(item: Benchmark, root: Path, table: pa.Table) -> np.ndarray | None:
     """Whether each answer is right by the benchmark's own rule: a description is right when it invents nothing.
 
     None for a benchmark that has no such rule. Raises BenchmarkError.
     """
     if not table.num_rows:
         return None
-    root = image_root(study, name)
-    questions = [
-        Question(row["question_id"], root / row["image_uri"], row["image_uri"], row["question"], row["expected"])
-        for row in table.select(["question_id", "image_uri", "question", "expected"]).to_pylist()
-    ]
+    rows = table.select(["question_id", "image_uri", "question", "expected"]).to_pylist()
+    questions = [question_of(row, root) for row in rows]
     answers = dict(zip(table["question_id"].to_pylist(), table["answer"].to_pylist(), strict=True))
-    counted = benchmark(study.benchmarks[name]).per_question(questions, answers)
+    counted = item.per_question(questions, answers)
     names = set(counted.column_names)
     if {"tp", "tn"} <= names:
         right = pc.add(counted["tp"], counted["tn"])

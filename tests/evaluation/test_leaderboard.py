@@ -52,7 +52,7 @@ def results(benchmarks):
                     answers[question.question_id] = "A dog and a cat." if bad else "A dog."
             per_question[recipe, seed, name] = item.per_question(questions, answers)
             for metric in item.score(questions, answers, resamples=50):
-                rows.append({"recipe": recipe, "seed": seed, "benchmark": name, **vars(metric)})
+                rows.append({"recipe": recipe, "seed": seed, "benchmark": name, "rule": "official", **vars(metric)})
     return pa.Table.from_pylist(rows, SCORES.schema), per_question
 
 

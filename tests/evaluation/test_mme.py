@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3po_dagster.evaluation.mme import COGNITION, PERCEPTION, Mme
+from m3po_dagster.evaluation.mme import COGNITION, NOISE, PERCEPTION, Mme
 from m3po_dagster.evaluation.question import BenchmarkError
 from m3po_dagster.evaluation.settings import MmeSettings
 
@@ -51,7 +51,7 @@ def test_a_constant_answer_scores_50_a_category(tmp_path, constant):
     found = values(mme, questions, {question.question_id: constant for question in questions})
     assert all(found[f"{category}/score"] == 50 for category in PERCEPTION + COGNITION)
     assert (found["perception"], found["cognition"], found["total"]) == (500, 200, 700)
-    assert mme.notes(questions) == []
+    assert mme.notes(questions) == [NOISE]
 
 
 def test_right_answers_score_2000_and_800(tmp_path):
@@ -127,6 +127,7 @@ def test_a_category_that_mme_does_not_know_counts_in_total_alone_and_is_said(tmp
     assert (found["perception"], found["total"]) == (200, 400)
     assert "cognition" not in found
     assert mme.notes(questions) == [
+        NOISE,
         "perception is the sum of 1 of 10 official categories: existence",
         "counted in total alone, being no categories of MME: corners",
     ]

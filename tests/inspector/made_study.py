@@ -273,7 +273,15 @@ class MadeStudy:
             for seed, texts in answers.items()
             for question, text in zip(questions, texts, strict=True)
         ]
-        figures = {"benchmark": "pope", "metric": "accuracy", "value": 50.0, "n": 1, "ci_low": None, "ci_high": None}
+        figures = {
+            "benchmark": "pope",
+            "rule": "official",
+            "metric": "accuracy",
+            "value": 50.0,
+            "n": 1,
+            "ci_low": None,
+            "ci_high": None,
+        }
         scores = [{"recipe": recipe, "seed": seed, **figures} for seed in answers]
         tables = {
             "data": (pa.Table.from_pylist(scores, schema=SCORES.schema), SCORES),
