@@ -36,7 +36,7 @@ class Ift(Benchmark):
     """Instructions with constraints, in a file of JSON lines."""
 
     kind: ClassVar[str] = "ift"
-    headlines: ClassVar[tuple[Headline, ...]] = (Headline("prompt_strict", "IFT ↑"), Headline("format", "IFT format ↑"))
+    headlines: ClassVar[tuple[Headline, ...]] = (Headline("prompt_strict", "IFT ↑"),)
 
     def __init__(self, settings: IftSettings):
         self.settings = settings

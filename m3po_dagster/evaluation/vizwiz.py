@@ -37,7 +37,6 @@ class Vizwiz(Benchmark):
     rules: ClassVar[tuple[str, ...]] = tuple(VQA_RULES)
     headlines: ClassVar[tuple[Headline, ...]] = (
         Headline("accuracy", "VizWiz accuracy ↑"),
-        Headline("unanswerable_rate", "VizWiz unanswerable"),
         Headline("format", "VizWiz format ↑"),
     )
 
