@@ -68,6 +68,7 @@ def inspect(
     from m3po_dagster.datasets.inspection_facts import facts_of
     from m3po_dagster.datasets.record import DatasetError
     from m3po_dagster.method.filtering import FilterSettings
+    from m3po_dagster.method.known_images.known import known_benchmarks
 
     loaded = _study(study)
     with explained(DatasetError, status=1):
@@ -77,8 +78,15 @@ def inspect(
         found = {name: _inspected(source, which, sample, settings) for name, source in sources.items()}
     filters = loaded.filters if loaded else FilterSettings()
     sifted = {name: sift(name, one, filters, which) for name, one in found.items()}
+    lists = known_benchmarks()
     facts = {
-        name: facts_of(found[name], source) | {"filters on the sample": sifted[name].facts()}
+        name: facts_of(found[name], source)
+        | {
+            "ids of benchmarks are from": {
+                benchmark: lists[benchmark].source for benchmark in sorted(found[name].known)
+            },
+            "filters on the sample": sifted[name].facts(),
+        }
         for name, source in sources.items()
     }
     may_be_elsewhere = file is not None and image_root is None and not folder

@@ -92,6 +92,8 @@ def _record_rows(one: dict) -> Iterable[tuple[str, str]]:
     yield "answer characters", _counts(one["answer characters"]) or "there are no answers"
     yield "languages (sample)", _counts(one["languages of a sample"], SHOWN)
     yield "of benchmarks", _counts(one["images of benchmarks"]) or "no image is known by its COCO id"
+    for name, source in one["ids of benchmarks are from"].items():
+        yield f"  {name}", f"ids from {source}"
 
 
 def _image_rows(images: dict) -> Iterable[tuple[str, str]]:

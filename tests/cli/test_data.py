@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from m3po_dagster.cli.main import app
 from m3po_dagster.datasets.settings import DatasetSettings
+from m3po_dagster.method.known_images.known import known_benchmarks
 from m3po_dagster.study import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,7 @@ def test_everything_about_a_file_as_json(folder):
     ]
     assert facts["prompts"] == {"turns": "each", "with an image in place": 4, "first": 4, "last": 4, "each": 5}
     assert facts["images of benchmarks"] == {"pope": 1}
+    assert facts["ids of benchmarks are from"] == {"pope": known_benchmarks()["pope"].source}
     images = facts["images"]
     assert images["distinct"] == {"number": 4, "exact": True} and images["missing"]["records"] == 1
     prefixes = {one["prefix"]: (one["records"], one["missing"], one["folder"]) for one in images["prefixes"]}
@@ -183,6 +185,7 @@ def test_the_tables_say_the_same(folder):
         "with turns first, 2 with an image in place",
         "nowhere: give --image-root or --folder",
         "pope: 1",
+        "ids from THUDM/CogVLM coco_pope_random.json",
         "GPU-hours sampling",
         "decode_efficiency",
         "write this into your study:",

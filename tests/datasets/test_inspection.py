@@ -69,7 +69,7 @@ def test_turns_prompts_and_lengths_are_counted_exactly(tmp_path):
     assert found.malformed.counts == {kind: 2, "id is missing": 1}
     assert [example[:2] for example in found.malformed.examples[kind]] == [(4, "id4"), (5, "id5")]
     asked = ["What is it?", "Which colour?", "Sure?", "Describe it.", "Where is  it?"]
-    assert found.questions.number == 5 and found.questions.characters == sum(map(len, asked))
+    assert found.questions.number == 5 and found.questions.bytes == sum(map(len, asked))
     answered = ["A bus.", "Red.", "A red bus stands there."]
     assert found.answers.number == 3 and found.answers.bytes == sum(map(len, answered))
     # What stands before the second and the third question of the first record.

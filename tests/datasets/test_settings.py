@@ -51,6 +51,26 @@ def test_every_record_on_the_page_is_one(tmp_path):
         ({"format": "huggingface", "conversation_column": "c", "answer_column": "a"}, "answer_column goes with"),
     ],
 )
-def test_settings_refuse_what_they_do_not_mean(more, said):
+def test_a_source_refuses_what_it_does_not_mean(more, said):
     with pytest.raises(ValidationError, match=said):
         TypeAdapter(AnySource).validate_python({"path": "a", "image_root": "b", **more})
+
+
+JSON = {"format": "llava_instruct", "path": "a.json", "image_root": "b"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"shards": 0}, "greater than or equal to 1"),
+        ({"shards": 100}, "less than or equal to 99"),
+        ({"turns": "all"}, "Input should be 'first', 'last' or 'each'"),
+        ({"sources": {}}, "at least 1 item"),
+        ({"sources": {"": JSON}}, "should match pattern"),
+        ({"pages": 1}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_dataset_refuses_what_it_does_not_mean(bad, said):
+    assert DatasetSettings.model_validate({"sources": {"one": JSON}}).shards == 8
+    with pytest.raises(ValidationError, match=said):
+        DatasetSettings.model_validate({"sources": {"one": JSON}, **bad})
