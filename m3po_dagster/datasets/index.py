@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from m3po_dagster.datasets.fetching import Fetcher, NotFetched, is_url
 from m3po_dagster.datasets.image_looks import ImageLooks, Memory
 from m3po_dagster.datasets.images import DatasetImages
-from m3po_dagster.datasets.readers import read_source
 from m3po_dagster.datasets.record import Malformed, Record
 from m3po_dagster.datasets.row import (
     IMAGE_MISSING,
@@ -25,7 +24,7 @@ from m3po_dagster.datasets.row import (
     SourceRow,
 )
 from m3po_dagster.datasets.settings import PACKED, AnySource, DatasetSettings
-from m3po_dagster.datasets.subset import Subset
+from m3po_dagster.datasets.subset import records_of
 from m3po_dagster.datasets.unpacking import unpack
 from m3po_dagster.image_files import ImageOutsideRoot
 
@@ -67,19 +66,12 @@ class DatasetIndex:
         done = 0
         for name, source in self._dataset.sources.items():
             fetcher = Fetcher(source.fetch_from, source.image_root)
-            records = self._records(source)
+            records = records_of(source, int(self._dataset.max_record_megabytes * 1e6))
             while batch := list(islice(records, BATCH)):
                 yield from self._batch(name, source, fetcher, batch)
                 done += len(batch)
                 if progress:
                     progress(done, 0)
-
-    def _records(self, source: AnySource) -> Iterator[Record | Malformed]:
-        max_bytes = int(self._dataset.max_record_megabytes * 1e6)
-        if source.take is None:
-            return read_source(source, max_bytes)
-        subset = Subset.of(read_source(source, max_bytes), source.take, source.seed)
-        return subset.of_those(read_source(source, max_bytes))
 
     def _batch(
         self, name: str, source: AnySource, fetcher: Fetcher, batch: Sequence[Record | Malformed]

@@ -5,7 +5,20 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from m3po_dagster.datasets.readers import read_source
 from m3po_dagster.datasets.record import Malformed, Record
+from m3po_dagster.datasets.settings import AnySource
+
+
+def records_of(source: AnySource, max_record_bytes: int) -> Iterator[Record | Malformed]:
+    """The records of a source, of one with `take` those that it takes, in their order; malformed ones included.
+
+    With `take` the files are read twice. Raises DatasetError as `read_source` does.
+    """
+    if source.take is None:
+        return read_source(source, max_record_bytes)
+    subset = Subset.of(read_source(source, max_record_bytes), source.take, source.seed)
+    return subset.of_those(read_source(source, max_record_bytes))
 
 
 class Subset:
