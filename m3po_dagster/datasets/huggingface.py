@@ -45,8 +45,8 @@ def read(source: HuggingFaceSource, max_record_bytes: int) -> Iterator[Record | 
     folder = _saved_folder(source)
     batches = batches_of(source_files(source), columns) if folder is None else named(folder, _saved(folder, columns))
 
-    def id_of(raw: dict, position: int) -> str:
-        return str(position) if source.id_column is None else source_id_of(raw[source.id_column], source.id_column)
+    def id_of(raw: dict) -> str | None:
+        return None if source.id_column is None else source_id_of(raw[source.id_column], source.id_column)
 
     def content_of(raw: dict) -> tuple[str | None, Conversation]:
         image = image_of(raw[source.image_column], source.image_column)

@@ -20,10 +20,13 @@ class SourceSettings(Settings):
         default_factory=dict,
         description="folders of image paths that begin so, by prefix: sam/images: /data/sam; the longest prefix counts",
     )
-    take: int | None = Field(None, ge=1, description="number of records to take, a seeded subset; all without it")
+    take: int | None = Field(
+        None, ge=1, description="number of well-formed records to take, a seeded subset; all without it"
+    )
     by: Literal["id-hash"] = Field(
         "id-hash",
-        description="which records `take` takes: those whose id has the smallest hash, whatever the file's order",
+        description="which records `take` takes: those whose id has the smallest hash, whatever the file's order; a "
+        "record without an id goes by its content",
     )
     seed: int = Field(0, ge=0, description="seed of `take`: another seed is another subset")
     fetch_from: tuple[Annotated[str, Field(min_length=1)], ...] = Field(

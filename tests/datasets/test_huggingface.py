@@ -98,8 +98,8 @@ def test_conversations_of_both_kinds(tmp_path, turns, way):
         (tmp_path / "data").rename(tmp_path / "data.parquet")
     path = tmp_path / ("data" if way == "saved" else "data.parquet")
     one, two = read(path, conversation_column="talk")
-    assert one == Record(0, "0", "a.jpg", (("human", "What?"), ("gpt", "That.")), one.sha256)
-    assert two == Record(1, "1", "b.jpg", (("human", "What?"),), two.sha256)
+    assert one == Record(0, "0", "a.jpg", (("human", "What?"), ("gpt", "That.")), one.sha256, own_id=False)
+    assert two == Record(1, "1", "b.jpg", (("human", "What?"),), two.sha256, own_id=False)
 
 
 @pytest.mark.parametrize(
