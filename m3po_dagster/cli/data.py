@@ -134,10 +134,14 @@ def _sources(
             fail(f"--folder {given}: write it as PREFIX=DIR, for example sam/images=/data/sam")
     # As a study will have it: absolute, wherever it lies.
     source = detect(file.absolute(), image_root.absolute() if image_root else None, only)
-    changes = {"folders": dict(given.split("=", 1) for given in folders), "take": take}
-    changes["folders"] = {prefix: Path(target).absolute() for prefix, target in changes["folders"].items()}
+    changes: dict[str, object] = {} if take is None else {"take": take}
+    if folders:
+        if "folders" not in type(source).model_fields:
+            fail(f"--folder: {READERS[source.format].name} hold their images; --image-root is where they are unpacked")
+        pairs = dict(given.split("=", 1) for given in folders)
+        changes["folders"] = {prefix: Path(target).absolute() for prefix, target in pairs.items()}
     try:
-        source = type(source).model_validate({**source.model_dump(), **changes})
+        source = type(source).model_validate({**source.model_dump(exclude_unset=True), **changes})
     except ValidationError as error:
         fail("; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()))
     return {_name(file): source}

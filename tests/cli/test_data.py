@@ -289,12 +289,13 @@ def test_a_broken_record_late_in_the_file_is_named(folder):
         (("FILE", "--format", "csv"), "there is no such format"),
         (("FILE", "--folder", "sam"), "PREFIX=DIR"),
         (("FILE", "--folder", "../sam=/x"), "no prefix of a relative path"),
+        (("TAR", "--folder", "sam=/x"), "--folder: WebDataset tar shards hold their images"),
         (("--study", "STUDY", "--take", "3"), "are for a FILE"),
         (("--study", "nowhere.yaml"), "no such study file"),
     ],
 )
 def test_options_that_can_t_be_used_have_status_2(folder, arguments, said):
-    places = {"FILE": folder / "mix.json", "STUDY": ROOT / "studies" / "llava15_7b.yaml"}
+    places = {"FILE": folder / "mix.json", "TAR": webdataset(folder), "STUDY": ROOT / "studies" / "llava15_7b.yaml"}
     result = run(*(places.get(argument, argument) for argument in arguments), code=2)
     assert said in result.stderr and not result.stdout
 
