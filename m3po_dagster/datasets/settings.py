@@ -86,7 +86,9 @@ class HuggingFaceSource(NamedImages):
     """A Hugging Face dataset on disk, Parquet or Arrow, with an image column."""
 
     format: Literal["huggingface"] = Field(description="a folder of save_to_disk, or Parquet or Arrow files")
-    split: str = Field("train", min_length=1, description="split of a dataset that has several")
+    split: str | None = Field(
+        None, min_length=1, description="split to read; the only one there is without it, several are an error"
+    )
     image_column: str = Field("image", min_length=1, description="column with the image: an image feature, or a path")
     question_column: str | None = Field(None, description="column with the question, where a row asks one")
     answer_column: str | None = Field(None, description="column with its answer, where there is one")
