@@ -61,7 +61,7 @@ def write_shards(rows: Iterable[SourceRow], folder: Path, shards: int) -> dict[s
     """Writes every shard's rows, in their order, to `folder`/<shard>.parquet.
 
     Gives for each shard its records, how many the reader refused, how many are text only, its distinct usable images,
-    and how many records' images are no good. Raises OSError when a file can't be written. Whatever is raised, here or by
+    and how many records' images are no good. Raises OSError when a file can't be written. Whatever is raised, also by
     `rows`, no file is left open.
     """
     files = {name: _Shard(folder / f"{name}.parquet") for name in shard_names(shards)}
