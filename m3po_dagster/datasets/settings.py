@@ -66,7 +66,7 @@ class JsonArraySource(NamedImages):
     """LLaVA-Instruct's layout, which ShareGPT4V shares: a JSON array of {id, image, conversations}."""
 
     format: Literal["llava_instruct", "sharegpt4v"] = Field(
-        "llava_instruct", description="layout of the file; both names read the same one"
+        description="layout of the file; both names read the same one"
     )
 
 

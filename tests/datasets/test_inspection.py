@@ -34,6 +34,10 @@ def a_record(number: int, image: str | None, *texts: str, first: str = "human", 
     return Record(number, f"id{number}", image, tuple(zip(speakers, texts, strict=True)), f"sha{number}", **more)
 
 
+def a_source(**settings) -> JsonArraySource:
+    return JsonArraySource(format="llava_instruct", **settings)
+
+
 def picture(path: Path, size=(40, 30), turned: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", size, "red")
@@ -44,7 +48,7 @@ def picture(path: Path, size=(40, 30), turned: bool = False) -> None:
 
 
 def looked_over(tmp_path, *records, **options) -> Inspection:
-    source = options.pop("source", None) or JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path)
+    source = options.pop("source", None) or a_source(path=tmp_path / "a.json", image_root=tmp_path)
     return inspect_records(iter(records), source, questions, **options)
 
 
@@ -108,9 +112,7 @@ def test_images_are_counted_by_folder_and_only_the_sample_is_opened(tmp_path):
     for name in ("coco/train2017/1.jpg", "coco/train2017/2.jpg"):
         picture(tmp_path / name)
     picture(tmp_path / "elsewhere" / "3.jpg", size=(64, 20))
-    source = JsonArraySource(
-        path=tmp_path / "mix.json", image_root=tmp_path, folders={"sam/images": tmp_path / "elsewhere"}
-    )
+    source = a_source(path=tmp_path / "mix.json", image_root=tmp_path, folders={"sam/images": tmp_path / "elsewhere"})
     images = ["coco/train2017/1.jpg"] * 3 + ["coco/train2017/2.jpg", "sam/images/3.jpg", "sam/images/4.jpg"]
     images += ["vg/VG_100K/5.jpg", "../out.jpg", "/etc/hostname", "6.jpg"]
     records = [a_record(n, image, "What?") for n, image in enumerate(images)]
@@ -153,7 +155,7 @@ def test_no_image_of_a_sample_of_none_is_opened(tmp_path, monkeypatch):
 
 
 def test_urls_are_counted_by_host_and_usable_where_the_study_allows_them(tmp_path):
-    source = JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path, fetch_from=("Good.example",))
+    source = a_source(path=tmp_path / "a.json", image_root=tmp_path, fetch_from=("Good.example",))
     urls = ["https://good.example/a.jpg", "http://bad.example:8080/b.jpg", "http://[broken", "data:image/png;base64,AA"]
     found = looked_over(tmp_path, *(a_record(n, url, "What?") for n, url in enumerate(urls)), source=source)
     assert found.images.hosts.counts == {"good.example": 1, "bad.example": 1, "(no host)": 1, "data:": 1}
@@ -210,7 +212,7 @@ def test_a_broken_file_stops_it(tmp_path):
         raise DatasetError("a.json, character 7: cut short")
 
     with pytest.raises(DatasetError, match="character 7"):
-        inspect_records(broken(), JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path), questions)
+        inspect_records(broken(), a_source(path=tmp_path / "a.json", image_root=tmp_path), questions)
 
 
 class _Text(str):
@@ -237,7 +239,7 @@ def test_memory_holds_the_sample_and_no_other_record(tmp_path):
                 gc.collect()
             most = max(most, len(alive))
 
-    source = JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path)
+    source = a_source(path=tmp_path / "a.json", image_root=tmp_path)
     found = inspect_records(records(), source, questions, sample=5)
     assert found.records == 3000
     # Five images and five questions are held, and the record in hand.
@@ -259,7 +261,7 @@ images = st.sampled_from([None, "a.jpg", "..", "a/../b", "x" * 400, "\t", "http:
 def test_whatever_a_reader_gives_is_counted(tmp_path_factory, made, turns):
     root = tmp_path_factory.getbasetemp()
     records = [Record(n, f"id{n}", image, tuple(talk), f"sha{n}") for n, (image, talk) in enumerate(made)]
-    source = JsonArraySource(path=root / "a.json", image_root=root)
+    source = a_source(path=root / "a.json", image_root=root)
     found = inspect_records(iter(records), source, questions, turns=turns, sample=2)
     assert found.records == len(made) == sum(found.human_turns.values())
     assert found.text_only == sum(image is None for image, _ in made)
