@@ -11,6 +11,7 @@ from pathlib import Path
 from m3po_dagster.datasets.benchmark_layouts import MME_FOLDER, BenchmarkLayout
 from m3po_dagster.datasets.detect_json import first_image, of_text
 from m3po_dagster.datasets.detect_table import of_schema, schema_of
+from m3po_dagster.datasets.readers import READERS
 from m3po_dagster.datasets.record import DatasetError
 from m3po_dagster.datasets.settings import (
     AnySource,
@@ -25,7 +26,6 @@ LOOKED_FOR = (
     "LLaVA-Instruct's JSON array of {id, image, conversations}, JSON lines with image and question, RLAIF-V's or other "
     "Parquet with an image column, a folder of save_to_disk, Arrow files, WebDataset tar shards"
 )
-FORMATS = ("llava_instruct", "sharegpt4v", "jsonl", "rlaif_v", "huggingface", "webdataset")
 
 _HEAD = 1 << 16
 _FOREIGN = (
@@ -50,11 +50,11 @@ def detect(path: Path, image_root: Path | None = None, only: str | None = None) 
     """The source that a file or folder is, its settings guessed from what it holds.
 
     `image_root` defaults to the file's own folder, or `images` in it where the first image lies there. `only` is one of
-    FORMATS and skips the guess of the format. Raises DatasetError for what can't be read or is not known, saying what
+    READERS and skips the guess of the format. Raises DatasetError for what can't be read or is not known, saying what
     was looked for, and NotInstructionData for a benchmark.
     """
-    if only is not None and only not in FORMATS:
-        raise DatasetError(f"{only!r} is no format; there are {', '.join(FORMATS)}")
+    if only is not None and only not in READERS:
+        raise DatasetError(f"{only!r} is no format; there are {', '.join(READERS)}")
     try:
         if path.is_dir():
             kind, layout = _of_folder(path, only)

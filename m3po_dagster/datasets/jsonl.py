@@ -79,11 +79,11 @@ def _item(
         return malformed(position, sha256, f"{where}not UTF-8 at byte {error.start}: {error.reason}")
     except json.JSONDecodeError as error:
         return malformed(position, sha256, f"{where}no JSON at character {error.pos}: {error.msg}")
-    return item_of(position, raw, lambda raw: _id(raw, number), _content, where=where)
+    return item_of(position, raw, _id, _content, where=where, number=number)
 
 
-def _id(raw: dict, number: int) -> str:
-    return str(number) if raw.get("id") is None else source_id_of(raw["id"])
+def _id(raw: dict) -> str | None:
+    return None if raw.get("id") is None else source_id_of(raw["id"])
 
 
 def _content(raw: dict) -> tuple[str | None, Conversation]:

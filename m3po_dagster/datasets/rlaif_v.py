@@ -28,9 +28,9 @@ def read(files: Sequence[Path], max_record_bytes: int) -> Iterator[Record | Malf
     return items_of(batches_of(files, _COLUMNS), "image", _id, _content, max_record_bytes)
 
 
-def _id(raw: dict, position: int) -> str:
+def _id(raw: dict) -> str | None:
     if raw.get("idx") is None:
-        return str(position)
+        return None
     idx = source_id_of(raw["idx"], "idx")
     return idx if raw.get("ds_name") is None else source_id_of(f"{raw['ds_name']}/{idx}", "ds_name/idx")
 

@@ -56,13 +56,11 @@ class Lengths:
     """Lengths of texts: exact up to EXACT_LENGTHS characters, to a thousandth beyond."""
 
     counts: Counter[int] = field(default_factory=Counter)
-    characters: int = 0
     bytes: int = 0
 
     def add(self, text: str) -> None:
         """Counts a text."""
         length = len(text)
-        self.characters += length
         self.bytes += len(text.encode("utf-8", "surrogatepass"))
         if length > EXACT_LENGTHS:
             step = 10 ** (len(str(length)) - 4)
@@ -73,11 +71,6 @@ class Lengths:
     def number(self) -> int:
         """Texts counted."""
         return sum(self.counts.values())
-
-    @property
-    def mean_bytes(self) -> float | None:
-        """Mean length in bytes of UTF-8; None without a text."""
-        return self.bytes / self.number if self.counts else None
 
     def quantiles(self, shares: Sequence[float]) -> list[int]:
         """For each share the smallest length that this share of the texts does not pass; empty without a text."""

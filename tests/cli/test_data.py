@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from m3po_dagster.cli.main import app
 from m3po_dagster.datasets.settings import DatasetSettings
+from m3po_dagster.method.known_images.known import known_benchmarks
 from m3po_dagster.study import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,7 @@ def test_everything_about_a_file_as_json(folder):
     ]
     assert facts["prompts"] == {"turns": "each", "with an image in place": 4, "first": 4, "last": 4, "each": 5}
     assert facts["images of benchmarks"] == {"pope": 1}
+    assert facts["ids of benchmarks are from"] == {"pope": known_benchmarks()["pope"].source}
     images = facts["images"]
     assert images["distinct"] == {"number": 4, "exact": True} and images["missing"]["records"] == 1
     prefixes = {one["prefix"]: (one["records"], one["missing"], one["folder"]) for one in images["prefixes"]}
@@ -169,8 +171,8 @@ def test_datasets_that_hold_their_images(tmp_path, write, kind, images):
 
 
 def test_take_counts_the_subset_alone(folder):
-    facts = run_json(folder / "mix.json", "--take", 3)["sources"]["mix"]
-    assert facts["records"] - facts["malformed"]["records"] == 3
+    facts = run_json(folder / "mix.json", "--take", 4)["sources"]["mix"]
+    assert facts["records"] - facts["malformed"]["records"] == 4
 
 
 def test_the_tables_say_the_same(folder):
@@ -183,6 +185,7 @@ def test_the_tables_say_the_same(folder):
         "with turns first, 2 with an image in place",
         "nowhere: give --image-root or --folder",
         "pope: 1",
+        "ids from THUDM/CogVLM coco_pope_random.json",
         "GPU-hours sampling",
         "decode_efficiency",
         "write this into your study:",
@@ -286,12 +289,13 @@ def test_a_broken_record_late_in_the_file_is_named(folder):
         (("FILE", "--format", "csv"), "there is no such format"),
         (("FILE", "--folder", "sam"), "PREFIX=DIR"),
         (("FILE", "--folder", "../sam=/x"), "no prefix of a relative path"),
+        (("TAR", "--folder", "sam=/x"), "--folder: WebDataset tar shards hold their images"),
         (("--study", "STUDY", "--take", "3"), "are for a FILE"),
         (("--study", "nowhere.yaml"), "no such study file"),
     ],
 )
 def test_options_that_can_t_be_used_have_status_2(folder, arguments, said):
-    places = {"FILE": folder / "mix.json", "STUDY": ROOT / "studies" / "llava15_7b.yaml"}
+    places = {"FILE": folder / "mix.json", "TAR": webdataset(folder), "STUDY": ROOT / "studies" / "llava15_7b.yaml"}
     result = run(*(places.get(argument, argument) for argument in arguments), code=2)
     assert said in result.stderr and not result.stdout
 

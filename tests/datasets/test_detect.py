@@ -203,7 +203,7 @@ def test_the_split_of_a_dataset_of_several(tmp_path, saved, splits, wanted):
 
 @pytest.mark.parametrize(
     ("splits", "wanted"),
-    [(("test", "train"), "train"), (("validation", "test"), "test"), (("only",), "train")],
+    [(("test", "train"), "train"), (("validation", "test"), "test"), (("only",), None)],
 )
 def test_the_split_of_files_named_as_on_the_hub(tmp_path, splits, wanted):
     for split in splits:

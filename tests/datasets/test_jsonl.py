@@ -25,7 +25,7 @@ def test_what_a_user_writes_by_hand(tmp_path):
     )
     one, two, three = read(path, LIMIT)
     assert one == Record(0, "first", "a.jpg", (("human", "What is it?"), ("gpt", "A bus.")), one.sha256)
-    assert two == Record(1, "3", "b.jpg", (("human", "And this?"),), two.sha256)
+    assert two == Record(1, "3", "b.jpg", (("human", "And this?"),), two.sha256, own_id=False)
     assert three == Record(2, "7", None, (("human", "No image?"),), three.sha256)
 
 

@@ -43,7 +43,14 @@ def test_every_record_on_the_page_is_one(tmp_path):
         ({"format": "csv"}, "does not match any of the expected tags"),
         ({"format": "jsonl", "split": "train"}, "Extra inputs are not permitted"),
         ({"format": "jsonl", "take": 0}, "greater than or equal to 1"),
-        ({"format": "jsonl", "by": "order"}, "Input should be 'id-hash'"),
+        ({"format": "jsonl", "by": "order", "take": 1}, "Input should be 'id-hash'"),
+        ({"format": "jsonl", "by": "id-hash"}, "by without take: all records are read"),
+        ({"format": "jsonl", "seed": 0}, "seed without take: all records are read"),
+        ({"format": "webdataset", "by": "id-hash", "seed": 1}, "by and seed without take"),
+        ({"format": "webdataset", "folders": {"a": "x"}}, "folders\n +Extra inputs are not permitted"),
+        ({"format": "rlaif_v", "folders": {"a": "x"}}, "folders\n +Extra inputs are not permitted"),
+        ({"format": "webdataset", "fetch_from": ["host"]}, "fetch_from\n +Extra inputs are not permitted"),
+        ({"format": "rlaif_v", "fetch_from": ["host"]}, "fetch_from\n +Extra inputs are not permitted"),
         ({"format": "jsonl", "folders": {"../up": "x"}}, "no prefix of a relative path"),
         ({"format": "jsonl", "folders": {"/": "x"}}, "no prefix of a relative path"),
         ({"format": "huggingface"}, "name one of question_column and conversation_column"),
@@ -51,6 +58,26 @@ def test_every_record_on_the_page_is_one(tmp_path):
         ({"format": "huggingface", "conversation_column": "c", "answer_column": "a"}, "answer_column goes with"),
     ],
 )
-def test_settings_refuse_what_they_do_not_mean(more, said):
+def test_a_source_refuses_what_it_does_not_mean(more, said):
     with pytest.raises(ValidationError, match=said):
         TypeAdapter(AnySource).validate_python({"path": "a", "image_root": "b", **more})
+
+
+JSON = {"format": "llava_instruct", "path": "a.json", "image_root": "b"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"shards": 0}, "greater than or equal to 1"),
+        ({"shards": 100}, "less than or equal to 99"),
+        ({"turns": "all"}, "Input should be 'first', 'last' or 'each'"),
+        ({"sources": {}}, "at least 1 item"),
+        ({"sources": {"": JSON}}, "should match pattern"),
+        ({"pages": 1}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_dataset_refuses_what_it_does_not_mean(bad, said):
+    assert DatasetSettings.model_validate({"sources": {"one": JSON}}).shards == 8
+    with pytest.raises(ValidationError, match=said):
+        DatasetSettings.model_validate({"sources": {"one": JSON}, **bad})
