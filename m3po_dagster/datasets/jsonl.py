@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from m3po_dagster.datasets.conversation import Conversation, conversation_of, image_of, source_id_of
 from m3po_dagster.datasets.item import item_of, malformed
-from m3po_dagster.datasets.json_text import loads
+from m3po_dagster.datasets.json_text import loads, said_by
 from m3po_dagster.datasets.record import DatasetError, Malformed, Record
 
 _SKIPPED_BYTES = 1 << 20
@@ -78,7 +78,7 @@ def _item(
     except UnicodeDecodeError as error:
         return malformed(position, sha256, f"{where}not UTF-8 at byte {error.start}: {error.reason}")
     except json.JSONDecodeError as error:
-        return malformed(position, sha256, f"{where}no JSON at character {error.pos}: {error.msg}")
+        return malformed(position, sha256, f"{where}no JSON at character {error.pos}: {said_by(error)}")
     return item_of(position, raw, lambda raw: _id(raw, number), _content, where=where)
 
 

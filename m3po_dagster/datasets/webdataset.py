@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from m3po_dagster.datasets.conversation import ASKING, Conversation, conversation_of, image_of, source_id_of
 from m3po_dagster.datasets.item import MAX_IMAGE_BYTES, item_of, malformed
-from m3po_dagster.datasets.json_text import Unreadable, canonical_sha256, loads
+from m3po_dagster.datasets.json_text import Unreadable, canonical_sha256, loads, said_by
 from m3po_dagster.datasets.record import DatasetError, Malformed, Record
 from m3po_dagster.datasets.tar_members import member_bytes, tar_members
 
@@ -93,7 +93,7 @@ def _item(position: int, path: Path, sample: _Sample) -> Record | Malformed:
     except UnicodeDecodeError as error:
         problem = f"its text is not UTF-8 at byte {error.start}: {error.reason}"
     except json.JSONDecodeError as error:
-        problem = f"its json is no JSON at character {error.pos}: {error.msg}"
+        problem = f"its json is no JSON at character {error.pos}: {said_by(error)}"
     if problem is None and isinstance(raw.get("json"), Unreadable):
         problem = raw.pop("json").detail
     if problem is not None:
