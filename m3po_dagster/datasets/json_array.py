@@ -93,7 +93,7 @@ class _Array:
         if characters > limit or len(self.window[self.at : end].encode("utf-8")) > limit:
             self._fail(
                 f"record {self.record} is longer than {limit:,} bytes, the most that max_record_megabytes allows: "
-                "close the quote or bracket that it misses, or raise max_record_megabytes where it is meant to be so long"
+                "close the quote or bracket that it misses, or raise max_record_megabytes where none is missing"
             )
 
     def _next_character(self) -> str:

@@ -71,6 +71,13 @@ def test_one_split_alone_is_read_whatever_its_name(tmp_path):
     assert ids(read(tmp_path)) == [PAIRS[0].id]
 
 
+def test_an_image_of_bytes_whose_path_is_empty_has_no_name(tmp_path):
+    rows = {"id": ["1"], "image": [{"bytes": b"x", "path": ""}], "question": ["What?"], "answer": ["That."]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    (record,) = read(tmp_path)
+    assert (record.image, record.image_bytes) == (None, b"x")
+
+
 def test_a_selection_is_saved_and_read_as_a_selection(tmp_path):
     hub_dataset(PAIRS).select([5, 2]).save_to_disk(str(tmp_path / "saved"))
     assert ids(read(tmp_path / "saved")) == [PAIRS[5].id, PAIRS[2].id]
