@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from m3po_dagster.datasets.conversation import Conversation, conversation_of, image_of, source_id_of
+from m3po_dagster.datasets.conversation import Conversation, conversation_of, image_named, source_id_of
 from m3po_dagster.datasets.item import item_of, malformed
 from m3po_dagster.datasets.json_text import loads, said_by
 from m3po_dagster.datasets.record import DatasetError, Malformed, Record
@@ -87,4 +87,4 @@ def _id(raw: dict, number: int) -> str:
 
 
 def _content(raw: dict) -> tuple[str | None, Conversation]:
-    return image_of(raw.get("image")), conversation_of(raw)
+    return image_named(raw), conversation_of(raw)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from m3po_dagster.datasets.conversation import ASKING, Conversation, conversation_of, image_of, source_id_of
+from m3po_dagster.datasets.conversation import ASKING, Conversation, Refused, conversation_of, image_of, source_id_of
 from m3po_dagster.datasets.item import MAX_IMAGE_BYTES, item_of, malformed
 from m3po_dagster.datasets.json_text import Unreadable, canonical_sha256, loads, said_by
 from m3po_dagster.datasets.record import DatasetError, Malformed, Record
@@ -118,4 +118,6 @@ def _content(raw: dict) -> tuple[str | None, Conversation]:
     fields = raw.get("json", {})
     if isinstance(fields, dict) and "txt" in raw and not any(form in fields for form in ASKING):
         fields = {"question": raw["txt"].rstrip("\r\n")}
+    if raw["image"] is None and isinstance(fields, dict) and fields.get("images"):
+        raise Refused("its json names images, and none is in the tar: a sample has one image, put it beside the json")
     return image_of(raw["image"], "the image's name"), conversation_of(fields)

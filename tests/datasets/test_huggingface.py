@@ -71,6 +71,13 @@ def test_one_split_alone_is_read_whatever_its_name(tmp_path):
     assert ids(read(tmp_path)) == [PAIRS[0].id]
 
 
+def test_a_list_of_images_is_refused_with_what_is_expected(tmp_path):
+    rows = {"images": [[{"bytes": b"x", "path": "a.jpg"}]], "question": ["What?"]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    with pytest.raises(DatasetError, match=r"column 'images' is list<.*, expected .* one image a row"):
+        read(tmp_path, image_column="images", question_column="question")
+
+
 def test_an_image_of_bytes_whose_path_is_empty_has_no_name(tmp_path):
     rows = {"id": ["1"], "image": [{"bytes": b"x", "path": ""}], "question": ["What?"], "answer": ["That."]}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet")
