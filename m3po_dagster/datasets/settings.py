@@ -1,11 +1,28 @@
 """Where image-instruction pairs come from (section 4.1): one class a format, and what all sources share."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from m3po_dagster.settings import PartitionName, Settings
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|\w[\w-]*(\.\w[\w-]*)*)(:\d{1,5})?", re.IGNORECASE)
+
+
+def _host(value: str) -> str:
+    """A host as URLs have it, with its port where they name one. Raises ValueError for what none can be equal to."""
+    if _HOST.fullmatch(value):
+        return value
+    try:
+        meant = urlsplit(value).netloc.rpartition("@")[2]
+    except ValueError:  # brackets that hold no address
+        meant = ""
+    raise ValueError(
+        f"write it as host or host:port, {f'here {meant}' if _HOST.fullmatch(meant) else 'like images.example.org'}"
+    )
 
 
 class SourceSettings(Settings):
@@ -26,7 +43,7 @@ class SourceSettings(Settings):
         description="which records `take` takes: those whose id has the smallest hash, whatever the file's order",
     )
     seed: int = Field(0, ge=0, description="seed of `take`: another seed is another subset")
-    fetch_from: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    fetch_from: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
         (), description="hosts that images may be fetched from; records with other URLs are dropped"
     )
 
