@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from m3po_dagster.datasets.fetching import is_url
+from m3po_dagster.datasets.fetching import Fetcher, is_url
 from m3po_dagster.datasets.image_facts import look_at
 from m3po_dagster.datasets.record import Record
 from m3po_dagster.datasets.row import ImageFacts, SourceRow
@@ -42,7 +42,7 @@ class ImageSurvey:
     def __init__(self, source: AnySource, sample: int, max_megapixels: float, unpacked: Path) -> None:
         self._source, self._max_megapixels, self._unpacked = source, max_megapixels, unpacked
         self._folders = ImageFolders(source.image_root, source.folders)
-        self._hosts_allowed = {host.lower() for host in source.fetch_from}
+        self._fetcher = Fetcher(source.fetch_from, source.image_root)
         self._sample: Sample[tuple[Record, Path]] = Sample(sample, source.seed)
         self.distinct, self.missing = Distinct(), Distinct()
         self.inside_file = self.records_missing = 0
@@ -62,9 +62,8 @@ class ImageSurvey:
             return True
         self.distinct.add(hash64(record.image))
         if is_url(record.image):
-            host = _host(record.image)
-            self.hosts.add(host, record.image[:200])
-            return host in self._hosts_allowed
+            self.hosts.add(_host(record.image), record.image[:200])
+            return self._fetcher.allows(record.image)
         return self._locate(record)
 
     def _locate(self, record: Record) -> bool:
@@ -153,8 +152,9 @@ def shape_quantiles(sizes: Sequence[tuple[int, int]]) -> dict[str, tuple[float, 
 
 
 def _host(url: str) -> str:
+    """The host as fetch_from names it, its port included; never a name or password before it."""
     try:
-        return urlsplit(url).hostname or url.partition(":")[0].lower() + ":"
+        return urlsplit(url).netloc.rpartition("@")[2].lower() or url.partition(":")[0].lower() + ":"
     except ValueError:  # brackets that hold no address
         return "(no host)"
 

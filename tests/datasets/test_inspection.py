@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from m3po_dagster.datasets.fetching import Fetcher
 from m3po_dagster.datasets.image_survey import NO_FOLDER, prefix_of
 from m3po_dagster.datasets.inspection import (
     EMPTY_TURN,
@@ -150,11 +151,28 @@ def test_no_image_of_a_sample_of_none_is_opened(tmp_path, monkeypatch):
 
 
 def test_urls_are_counted_by_host_and_usable_where_the_study_allows_them(tmp_path):
-    source = JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path, fetch_from=("Good.example",))
-    urls = ["https://good.example/a.jpg", "http://bad.example:8080/b.jpg", "http://[broken", "data:image/png;base64,AA"]
+    source = JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path, fetch_from=("Good.example", "b.example:81"))
+    allowed = ["https://good.example/a.jpg", "http://B.example:81/b.jpg"]
+    other_port = ["http://good.example:8080/b.jpg", "http://b.example/b.jpg"]
+    refused = [
+        "ftp://good.example/a.jpg",
+        "http://me:secret@good.example/",
+        "http://[broken",
+        "data:image/png;base64,AA",
+    ]
+    urls = allowed + other_port + refused
     found = looked_over(tmp_path, *(a_record(n, url, "What?") for n, url in enumerate(urls)), source=source)
-    assert found.images.hosts.counts == {"good.example": 1, "bad.example": 1, "(no host)": 1, "data:": 1}
-    assert found.prompts["first"] == 4 and found.usable == 1
+    assert found.images.hosts.counts == {
+        "good.example": 3,
+        "b.example:81": 1,
+        "good.example:8080": 1,
+        "b.example": 1,
+        "(no host)": 1,
+        "data:": 1,
+    }
+    assert found.prompts["first"] == 8 and found.usable == 2
+    with Fetcher(source.fetch_from, tmp_path) as fetcher:
+        assert [url for url in urls if fetcher.allows(url)] == allowed
 
 
 def test_images_inside_the_files_are_known_by_their_bytes(tmp_path):
