@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m3po_dagster.datasets.fetching import Fetcher
-from m3po_dagster.datasets.image_survey import NO_FOLDER, prefix_of
+from m3po_dagster.datasets.image_survey import NO_FOLDER, RECORDS_AN_IMAGE, prefix_of
 from m3po_dagster.datasets.inspection import (
     EMPTY_TURN,
     NO_QUESTION,
@@ -143,6 +143,20 @@ def test_the_sample_is_decoded_as_a_prompt_opens_it(tmp_path):
     assert found.usable == 3
 
 
+def test_all_records_of_the_sample_s_images_are_held_and_beyond_the_bound_counted(tmp_path):
+    names = [f"{number}.jpg" for number in range(6)]
+    for name in names:
+        picture(tmp_path / name)
+    # In turns, so that the sample changes while records of its images still come.
+    records = [a_record(n, names[n % 6], "What?") for n in range(6 * (RECORDS_AN_IMAGE + 3))]
+    found = looked_over(tmp_path, *records, sample=4).images
+    assert len(found.looked) == 4
+    for look in found.looked:
+        (name,) = {record.image for record in look.sampled.records}
+        numbers = [record.record for record in look.sampled.records]
+        assert numbers == list(range(names.index(name), 6 * RECORDS_AN_IMAGE, 6)) and look.sampled.beyond == 3
+
+
 def test_no_image_of_a_sample_of_none_is_opened(tmp_path, monkeypatch):
     picture(tmp_path / "a.jpg")
     monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("an image was opened"))
@@ -190,7 +204,13 @@ def test_images_inside_the_files_are_known_by_their_bytes(tmp_path):
     found = looked_over(tmp_path, *records, source=source)
     assert found.images.inside_file == 4 and found.images.distinct.number == 3
     assert found.images.sizes == [(20, 10), (20, 10)] and sum(found.images.troubles.counts.values()) == 1
-    assert all(look.row("s").image_uri for look in found.images.looked if look.facts.problem is None)
+    rows = [row for look in found.images.looked if look.facts.problem is None for row in look.rows("s")]
+    assert [(row.record, bool(row.image_uri)) for row in sorted(rows, key=lambda row: row.record)] == [
+        (0, True),
+        (1, True),
+        (2, True),
+    ]
+    assert all(record.image_bytes is None for look in found.images.looked for record in look.sampled.records)
     assert not (tmp_path / "out").exists()
 
 
@@ -254,8 +274,8 @@ def test_memory_holds_the_sample_and_no_other_record(tmp_path):
 
     found = inspect_records(records(), JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path), sample=5)
     assert found.records == 3000
-    # Five images and five questions are held, and the record in hand.
-    assert most <= 5 + 5 + 2
+    # Of five images 64 of their 75 records each are held, five questions, and the record in hand.
+    assert 5 * RECORDS_AN_IMAGE <= most <= 5 * RECORDS_AN_IMAGE + 5 + 2
 
 
 conversations = st.lists(
