@@ -198,8 +198,8 @@ def _workload(
     else:
         usable = round(sum(one.usable * sifted[name].share for name, one in found.items()))
         counted = (
-            "those with an image in place, less the share that the filters dropped of the sample; duplicates outside "
-            "the sample are still among them"
+            "those with an image in place, less the share that the filters dropped of the sample; images that look "
+            "like one outside the sample are still among them"
         )
         if usable == 0:
             return None, "nothing in it can become a prompt: the filters drop every prompt of the sample"

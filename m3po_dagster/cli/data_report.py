@@ -115,7 +115,12 @@ def _image_rows(images: dict) -> Iterable[tuple[str, str]]:
 
 def _filter_rows(sifted: dict) -> Iterable[tuple[str, str]]:
     if sifted["prompts"]:
-        yield "filters", f"keep {sifted['kept']:,} of {sifted['prompts']:,} prompts of the sample"
+        beyond = (
+            f"; {sifted['records left out']:,} records of images that have too many are left out"
+            if sifted["records left out"]
+            else ""
+        )
+        yield "filters", f"keep {sifted['kept']:,} of {sifted['prompts']:,} prompts of the sample's images{beyond}"
     for drop in sifted["dropped"]:
         yield f"  {drop['prompts']:,}", f"{drop['filter']}: {drop['reason']}; {drop['example']}"
 

@@ -90,7 +90,8 @@ def _image(scalar: pa.Scalar, field: str) -> tuple[str | None, bytes | None]:
     if isinstance(scalar, pa.StructScalar) and scalar.is_valid:
         path = _value(scalar["path"], f"{field}.path") if "path" in scalar else None
         data = _bytes(scalar["bytes"], f"{field}.bytes") if "bytes" in scalar else None
-        return None if path is None else text_of(path, f"{field}.path"), data
+        # An empty path names nothing: libraries write one where an image has bytes alone.
+        return text_of(path, f"{field}.path") if path else None, data
     if is_binary(scalar.type):
         return None, _bytes(scalar, field)
     path = _value(scalar, field)

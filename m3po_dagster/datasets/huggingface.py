@@ -33,7 +33,7 @@ def read(source: HuggingFaceSource, max_record_bytes: int) -> Iterator[Record | 
     An image without bytes has a path, relative to the image root. The id is the row's position where no id column is
     named. Raises DatasetError for a broken file or a column that is missing or of another type, naming the file.
     """
-    columns = [Column(source.image_column, is_image, "an image feature, bytes or paths")]
+    columns = [Column(source.image_column, is_image, "an image feature, bytes or paths: one image a row")]
     if source.conversation_column is not None:
         columns.append(Column(source.conversation_column, is_list, "a list of turns"))
     if source.question_column is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from m3po_dagster.datasets.conversation import Conversation, Refused, image_of, source_id_of, turns_of
+from m3po_dagster.datasets.conversation import Conversation, Refused, image_named, source_id_of, turns_of
 from m3po_dagster.datasets.item import item_of
 from m3po_dagster.datasets.json_array import read_array
 from m3po_dagster.datasets.record import Malformed, Record
@@ -25,7 +25,7 @@ def _id(raw: dict) -> str:
 
 
 def _content(raw: dict) -> tuple[str | None, Conversation]:
-    return image_of(raw.get("image")), turns_of(_required(raw, "conversations"), "conversations")
+    return image_named(raw), turns_of(_required(raw, "conversations"), "conversations")
 
 
 def _required(raw: dict, key: str) -> object:

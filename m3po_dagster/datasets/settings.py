@@ -1,13 +1,30 @@
 """Where image-instruction pairs come from (section 4.1): one class a format, and what all sources share."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from m3po_dagster.settings import PartitionName, Settings
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|\w[\w-]*(\.\w[\w-]*)*)(:\d{1,5})?", re.IGNORECASE)
+
+
+def _host(value: str) -> str:
+    """A host as URLs have it, with its port where they name one. Raises ValueError for what none can be equal to."""
+    if _HOST.fullmatch(value):
+        return value
+    try:
+        meant = urlsplit(value).netloc.rpartition("@")[2]
+    except ValueError:  # brackets that hold no address
+        meant = ""
+    raise ValueError(
+        f"write it as host or host:port, {f'here {meant}' if _HOST.fullmatch(meant) else 'like images.example.org'}"
+    )
 
 
 class SourceSettings(Settings):
@@ -42,7 +59,7 @@ class NamedImages(SourceSettings):
         default_factory=dict,
         description="folders of image paths that begin so, by prefix: sam/images: /data/sam; the longest prefix counts",
     )
-    fetch_from: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    fetch_from: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
         (), description="hosts that images may be fetched from; records with other URLs are dropped"
     )
 

@@ -131,7 +131,11 @@ class Sample(Generic[T]):
     def __init__(self, size: int, seed: int) -> None:
         self._size, self._seed = size, seed
         self._heap: list[tuple[int, int, T]] = []
-        self._held: set[int] = set()
+        self._held: dict[int, T] = {}
+
+    def find(self, key: object) -> T | None:
+        """The key's item where it is in the sample so far."""
+        return self._held.get(hash64(self._seed, key))
 
     def wants(self, key: object) -> int | None:
         """The key's rank when it belongs to the sample so far, and is not in it; None otherwise."""
@@ -145,12 +149,12 @@ class Sample(Generic[T]):
         """Takes in an item under the rank that `wants` gave; gives the one that had to go."""
         # The rank stands twice: no two items are ever compared.
         entry = (-rank, rank, item)
-        self._held.add(rank)
+        self._held[rank] = item
         if len(self._heap) < self._size:
             heappush(self._heap, entry)
             return None
         _, gone, old = heapreplace(self._heap, entry)
-        self._held.discard(gone)
+        del self._held[gone]
         return old
 
     def items(self) -> list[T]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import tarfile
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from typer.testing import CliRunner, Result
 
 from m3po_dagster.cli.main import app
 from m3po_dagster.datasets.settings import DatasetSettings
+from m3po_dagster.method.filtering import FilterSettings, filter_rows
 from m3po_dagster.method.known_images.known import known_benchmarks
 from m3po_dagster.study import load_study
+from tests.datasets.dataset_files import rows_of
 
 ROOT = Path(__file__).parents[2]
 LLAVA = ROOT / "m3po_dagster" / "world" / "weights" / "llava"
@@ -104,6 +107,52 @@ def test_everything_about_a_file_as_json(folder):
     assert found["cost"]["assumptions"]["judge image"].endswith("over 3 measured images")
 
 
+def noise(path: Path, number: int) -> None:
+    """A picture of coarse noise, as unlike any other as two photographs are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = Image.frombytes("L", (8, 8), random.Random(number).randbytes(64))
+    small.resize((160, 120), Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.mark.parametrize("sample", [50, 20])
+def test_the_filters_see_all_records_of_an_image_and_the_estimate_is_of_what_a_run_keeps(tmp_path, sample):
+    german = ("Was macht der Mann auf dem Bild?", "Welche Farbe hat der Bus dort?", "Wo steht das rote Auto?")
+    records = []
+    for number in range(50):
+        noise(tmp_path / "images" / f"{number}.png", number)
+        for question in ("What is the man in the picture doing?",) * 3 + german:
+            records.append(a_record(len(records), f"{number}.png", question))
+    (tmp_path / "dup.json").write_text(json.dumps(records))
+    found = run_json(tmp_path / "dup.json", "--sample", sample)
+    sifted = found["sources"]["dup"]["filters on the sample"]
+    assert (sifted["prompts"], sifted["kept"], sifted["records left out"]) == (6 * sample, sample, 0)
+    dropped = {one["filter"]: one["prompts"] for one in sifted["dropped"]}
+    assert dropped == {"exact_duplicate": 2 * sample, "language": 3 * sample}
+    settings = DatasetSettings.model_validate(yaml.safe_load(found["study"])["dataset"])
+    kept = len(filter_rows(rows_of(settings), FilterSettings(), turns="first").kept)
+    assert found["cost"]["candidates"] == [32 * kept, 32 * kept] and kept == 50
+
+
+@pytest.mark.parametrize("turns", ["first", "each"])
+def test_a_record_that_asks_nothing_costs_no_other_its_place_in_the_estimate(folder, turns):
+    coco = "coco/train2017/000000000001.jpg"
+    records = [a_record(n, coco, f"What is in place number {n}?", "Noise.", "And beside it?") for n in range(4)]
+    records += [{"id": "x", "image": coco, "conversations": talk("What?") * 2}] * 4
+    (folder / "odd.json").write_text(json.dumps(records))
+    found = run_json(folder / "odd.json", "--turns", turns)
+    sifted = found["sources"]["odd"]["filters on the sample"]
+    asked = 4 if turns == "first" else 8
+    assert (sifted["prompts"], sifted["kept"]) == (asked, asked)
+    assert found["cost"]["candidates"] == [32 * asked, 32 * asked]
+
+
+def test_records_of_an_image_beyond_the_bound_are_told(folder):
+    coco = "coco/train2017/000000000001.jpg"
+    records = [a_record(n, coco, f"What is in place number {n}?") for n in range(70)]
+    (folder / "many.json").write_text(json.dumps(records))
+    assert "keep 64 of 64 prompts of the sample's images; 6 records of images" in run(folder / "many.json").stdout
+
+
 def test_the_lines_for_a_study_are_a_study_s(folder):
     found = run_json(folder / "mix.json", "--folder", f"sam/images={folder / 'big_disk'}", "--take", 4)
     given = yaml.safe_load(found["study"])["dataset"]
@@ -165,7 +214,7 @@ def test_datasets_that_hold_their_images(tmp_path, write, kind, images):
     assert facts["images"]["distinct"] == {"number": images, "exact": True}
     assert facts["images"]["sample"]["pixels"]["width"]["median"] == 320
     assert facts["prompts"]["with an image in place"] == 2 and facts["answer characters"]["max"] > 0
-    assert facts["filters on the sample"]["kept"] == facts["filters on the sample"]["prompts"] == images
+    assert facts["filters on the sample"]["kept"] == facts["filters on the sample"]["prompts"] == 2
     settings = DatasetSettings.model_validate(yaml.safe_load(before["study"])["dataset"])
     assert [source.format for source in settings.sources.values()] == [kind]
 

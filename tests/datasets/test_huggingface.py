@@ -112,6 +112,20 @@ def test_a_split_is_refused_of_files_that_name_none(tmp_path):
             read(path, split="train", **PLAIN)
 
 
+def test_a_list_of_images_is_refused_with_what_is_expected(tmp_path):
+    rows = {"images": [[{"bytes": b"x", "path": "a.jpg"}]], "question": ["What?"]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    with pytest.raises(DatasetError, match=r"column 'images' is list<.*, expected .* one image a row"):
+        read(tmp_path, image_column="images", question_column="question")
+
+
+def test_an_image_of_bytes_whose_path_is_empty_has_no_name(tmp_path):
+    rows = {"id": ["1"], "image": [{"bytes": b"x", "path": ""}], "question": ["What?"], "answer": ["That."]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    (record,) = read(tmp_path)
+    assert (record.image, record.image_bytes) == (None, b"x")
+
+
 def test_a_selection_is_saved_and_read_as_a_selection(tmp_path):
     hub_dataset(PAIRS).select([5, 2]).save_to_disk(str(tmp_path / "saved"))
     assert ids(read(tmp_path / "saved")) == [PAIRS[5].id, PAIRS[2].id]

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from m3po_dagster.datasets.image_survey import NO_FOLDER, prefix_of
+from m3po_dagster.datasets.fetching import Fetcher
+from m3po_dagster.datasets.image_survey import NO_FOLDER, RECORDS_AN_IMAGE, prefix_of
 from m3po_dagster.datasets.inspection import (
     STARTS_WITH_ASSISTANT,
     TOKEN_WITHOUT_IMAGE,
@@ -147,6 +148,20 @@ def test_the_sample_is_decoded_as_a_prompt_opens_it(tmp_path):
     assert found.usable == 3
 
 
+def test_all_records_of_the_sample_s_images_are_held_and_beyond_the_bound_counted(tmp_path):
+    names = [f"{number}.jpg" for number in range(6)]
+    for name in names:
+        picture(tmp_path / name)
+    # In turns, so that the sample changes while records of its images still come.
+    records = [a_record(n, names[n % 6], "What?") for n in range(6 * (RECORDS_AN_IMAGE + 3))]
+    found = looked_over(tmp_path, *records, sample=4).images
+    assert len(found.looked) == 4
+    for look in found.looked:
+        (name,) = {record.image for record in look.sampled.records}
+        numbers = [record.record for record in look.sampled.records]
+        assert numbers == list(range(names.index(name), 6 * RECORDS_AN_IMAGE, 6)) and look.sampled.beyond == 3
+
+
 def test_no_image_of_a_sample_of_none_is_opened(tmp_path, monkeypatch):
     picture(tmp_path / "a.jpg")
     monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("an image was opened"))
@@ -155,11 +170,28 @@ def test_no_image_of_a_sample_of_none_is_opened(tmp_path, monkeypatch):
 
 
 def test_urls_are_counted_by_host_and_usable_where_the_study_allows_them(tmp_path):
-    source = a_source(path=tmp_path / "a.json", image_root=tmp_path, fetch_from=("Good.example",))
-    urls = ["https://good.example/a.jpg", "http://bad.example:8080/b.jpg", "http://[broken", "data:image/png;base64,AA"]
+    source = a_source(path=tmp_path / "a.json", image_root=tmp_path, fetch_from=("Good.example", "b.example:81"))
+    allowed = ["https://good.example/a.jpg", "http://B.example:81/b.jpg"]
+    other_port = ["http://good.example:8080/b.jpg", "http://b.example/b.jpg"]
+    refused = [
+        "ftp://good.example/a.jpg",
+        "http://me:secret@good.example/",
+        "http://[broken",
+        "data:image/png;base64,AA",
+    ]
+    urls = allowed + other_port + refused
     found = looked_over(tmp_path, *(a_record(n, url, "What?") for n, url in enumerate(urls)), source=source)
-    assert found.images.hosts.counts == {"good.example": 1, "bad.example": 1, "(no host)": 1, "data:": 1}
-    assert found.prompts["first"] == 4 and found.usable == 1
+    assert found.images.hosts.counts == {
+        "good.example": 3,
+        "b.example:81": 1,
+        "good.example:8080": 1,
+        "b.example": 1,
+        "(no host)": 1,
+        "data:": 1,
+    }
+    assert found.prompts["first"] == 8 and found.usable == 2
+    with Fetcher(source.fetch_from, tmp_path) as fetcher:
+        assert [url for url in urls if fetcher.allows(url)] == allowed
 
 
 def test_images_inside_the_files_are_known_by_their_bytes(tmp_path):
@@ -177,7 +209,13 @@ def test_images_inside_the_files_are_known_by_their_bytes(tmp_path):
     found = looked_over(tmp_path, *records, source=source)
     assert found.images.inside_file == 4 and found.images.distinct.number == 3
     assert found.images.sizes == [(20, 10), (20, 10)] and sum(found.images.troubles.counts.values()) == 1
-    assert all(look.row("s").image_uri for look in found.images.looked if look.facts.problem is None)
+    rows = [row for look in found.images.looked if look.facts.problem is None for row in look.rows("s")]
+    assert [(row.record, bool(row.image_uri)) for row in sorted(rows, key=lambda row: row.record)] == [
+        (0, True),
+        (1, True),
+        (2, True),
+    ]
+    assert all(record.image_bytes is None for look in found.images.looked for record in look.sampled.records)
     assert not (tmp_path / "out").exists()
 
 
@@ -242,8 +280,8 @@ def test_memory_holds_the_sample_and_no_other_record(tmp_path):
     source = a_source(path=tmp_path / "a.json", image_root=tmp_path)
     found = inspect_records(records(), source, questions, sample=5)
     assert found.records == 3000
-    # Five images and five questions are held, and the record in hand.
-    assert most <= 5 + 5 + 2
+    # Of five images 64 of their 75 records each are held, five questions, and the record in hand.
+    assert 5 * RECORDS_AN_IMAGE <= most <= 5 * RECORDS_AN_IMAGE + 5 + 2
 
 
 conversations = st.lists(

@@ -57,6 +57,7 @@ GOOD = {"id": "1", "image": "1.jpg", "conversations": TURNS}
         (GOOD | {"image": ["1.jpg", "2.jpg"]}, "image is an array of 2, expected a string: a record has one image"),
         (GOOD | {"image": 3}, "image is the number 3"),
         (GOOD | {"image": ""}, "image is empty"),
+        (GOOD | {"image": None, "images": ["a.jpg", "b.jpg"]}, "images is an array of 2, and image is missing"),
         (GOOD | {"image": "a\0.jpg"}, "image holds a NUL character"),
         (GOOD | {"conversations": {}}, "conversations is an object"),
         (GOOD | {"conversations": []}, "conversations is empty"),

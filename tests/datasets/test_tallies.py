@@ -79,6 +79,7 @@ def sampled(keys: list, size: int, seed: int = 0) -> list:
     sample: Sample = Sample(size, seed)
     held = set()
     for key in keys:
+        assert sample.find(key) == (key if key in held else None)
         if (rank := sample.wants(key)) is not None:
             held.add(key)
             gone = sample.put(rank, key)
