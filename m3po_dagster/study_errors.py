@@ -9,6 +9,8 @@ from pydantic import BaseModel, Tag, ValidationError
 
 _QUERY = re.compile(r"/.*[?#]")
 _SECRET = re.compile(r"key|token(?!s)|secret|password|authorization", re.IGNORECASE)
+_TAGS = ("kind", "format")
+"""Keys that say which of several sections one is."""
 HIDDEN = "a value that is not shown, for it may hold a key"
 
 
@@ -30,7 +32,9 @@ def explain(error: ValidationError, root: type[BaseModel], path: Path) -> str:
 
 
 def _problem(item: dict, root: type[BaseModel]) -> str:
-    key, section = _walk(item["loc"], root)
+    key, section, kind = _walk(item["loc"], root)
+    if item["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        return _which(item, key, kind)
     if item["type"] == "extra_forbidden":
         allowed = sorted(section.model_fields) if section else []
         close = difflib.get_close_matches(str(item["loc"][-1]), allowed, n=1)
@@ -44,6 +48,14 @@ def _problem(item: dict, root: type[BaseModel]) -> str:
     return f"{key or 'the study'}: {message}{found}{meaning}"
 
 
+def _which(item: dict, key: str, kind) -> str:
+    """A section that doesn't say which of several it is, or is none of them."""
+    name = item["ctx"]["discriminator"].strip("'")
+    there = ", ".join(repr(tag) for option in section_types(kind) for tag in _tags(option))
+    found = f"there is no {_short(item['ctx']['tag'])}" if "tag" in item["ctx"] else "is missing"
+    return f"{key}.{name}: {found}; name one of {there}"
+
+
 def _short(value: object) -> str:
     text = repr(value)
     # An address may hold a password or a key, and so may the section it stands in.
@@ -52,13 +64,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _walk(location: tuple, root: type[BaseModel]) -> tuple[str, type[BaseModel] | None]:
-    """The key as a person writes it (without the union tags pydantic inserts) and the section it stands in."""
+def _walk(location: tuple, root: type[BaseModel]) -> tuple[str, type[BaseModel] | None, typing.Any]:
+    """The key as a person writes it (without the union tags pydantic inserts), the section it is in, and its type."""
     shown, section, kind = [], None, root
     for part in location:
-        options = [
-            option for option in union_members(kind) if isinstance(option, type) and issubclass(option, BaseModel)
-        ]
+        options = section_types(kind)
         tagged = [option for option in options if part in _tags(option)]
         if tagged and len(options) > 1:
             kind = tagged[0]
@@ -76,7 +86,7 @@ def _walk(location: tuple, root: type[BaseModel]) -> tuple[str, type[BaseModel] 
             kind = (
                 arguments[-1] if arguments and arguments[-1] is not Ellipsis else (arguments[0] if arguments else None)
             )
-    return ".".join(shown), section
+    return ".".join(shown), section, kind
 
 
 def section_types(kind) -> list[type[BaseModel]]:
@@ -102,5 +112,5 @@ def _member(kind, tag: object):
 
 
 def _tags(option: type[BaseModel]) -> tuple:
-    field = option.model_fields.get("kind")
-    return typing.get_args(field.annotation) if field else ()
+    fields = [option.model_fields[name] for name in _TAGS if name in option.model_fields]
+    return tuple(tag for field in fields for tag in typing.get_args(field.annotation))

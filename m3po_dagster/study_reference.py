@@ -101,7 +101,7 @@ def _kind(kind) -> str:
         if option is type(None):
             names.append("null")
         elif origin is typing.Literal:
-            names.append(" or ".join(f"`{value}`" for value in arguments))
+            names.append(" or ".join(f"`{_written(value)}`" for value in arguments))
         elif origin is dict:
             names.append(f"mapping of name to {_kind(arguments[1])}")
         elif origin in (list, tuple):
@@ -111,6 +111,11 @@ def _kind(kind) -> str:
         else:
             names.append(PLAIN.get(option, str(option)))
     return " or ".join(names)
+
+
+def _written(value: object) -> str:
+    """As YAML has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _limits(metadata: list) -> list[str]:

@@ -12,6 +12,8 @@ from m3po_dagster.study_errors import StudyError
 from m3po_dagster.study_reference import missing_paths, reference
 
 ROOT = Path(__file__).parents[1]
+SOURCE = "dataset.sources.easy_scenes"
+FORMATS = "'llava_instruct', 'sharegpt4v', 'jsonl', 'rlaif_v', 'huggingface', 'webdataset'"
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
 
 
@@ -49,7 +51,21 @@ def test_the_leaderboard_study_extends_the_demo():
             ["recipes.m3po.selection.detla: unknown key", "Did you mean 'delta'", "Allowed here"],
         ),
         ("n: 32", "n: many", ["generation.n", "valid integer", "found 'many'"]),
-        ("kind: scene_judge", "kind: oracle", ["judge.scorers.0", "oracle", "clip"]),
+        ("kind: scene_judge", "kind: oracle", ["judge.scorers.0.kind: there is no 'oracle'; name one of", "'clip'"]),
+        (
+            "kind: scene_judge",
+            "min_coverage: 0",
+            ["judge.scorers.0.kind: is missing; name one of", "'clip'", "'ensemble'"],
+        ),
+        ("kind: dpo, beta", "beta", ["recipes.m3po.training.kind: is missing; name one of 'dpo', 'sft'"]),
+        ("format: llava_instruct\n", "take: 3\n", [f"{SOURCE}.format: is missing; name one of {FORMATS}"]),
+        ("format: llava_instruct", "format: csv", [f"{SOURCE}.format: there is no 'csv'; name one of {FORMATS}"]),
+        ("format: llava_instruct", "format: jsonl\n      take: 0", [f"{SOURCE}.take: Input should be greater"]),
+        (
+            "format: llava_instruct",
+            "format: webdataset\n      folders: {a: b}",
+            [f"{SOURCE}.folders: unknown key. Allowed here: by, format, image_root, path, seed, take"],
+        ),
         ("rule: vanilla", "rule: vanila", ["recipes.vanilla.selection.rule", "vanila", "m3p"]),
         ("{rule: vanilla}", "{rule: vanilla, alpha: 1}", ["recipes.vanilla.selection", "does not use alpha"]),
         ("shards: 4", "shards: 100", ["dataset.shards", "99"]),
@@ -70,6 +86,7 @@ def test_an_error_names_file_key_and_what_is_allowed(tmp_path, old, new, wanted)
     assert message.startswith(str(path))
     for piece in wanted:
         assert piece in message
+    assert "discriminator" not in message and "expected tags" not in message
 
 
 @pytest.mark.parametrize(
@@ -214,6 +231,10 @@ def test_the_committed_reference_is_the_generated_one():
     assert (ROOT / "docs" / "study-file.md").read_text() == reference(), (
         "run: m3po study reference --out docs/study-file.md"
     )
+
+
+def test_the_reference_writes_values_as_yaml_has_them():
+    assert "or `false` |" in reference() and "False" not in reference()
 
 
 def test_missing_files_are_listed_by_key(tmp_path):

@@ -26,7 +26,7 @@ HEAD = """\
 # A study with comments.
 name: small   # the name
 
-dataset: {path: ./d.json, image_root: ./images}
+dataset: {sources: {toy: {format: llava_instruct, path: ./d.json, image_root: ./images}}}
 model: {path: ./model}
 judge:
     scorers:

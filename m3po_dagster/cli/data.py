@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from m3po_dagster.cli.data_filters import Sifted
     from m3po_dagster.cost.estimate import Workload
     from m3po_dagster.datasets.inspection import Inspection
-    from m3po_dagster.datasets.record import Malformed, Record
     from m3po_dagster.datasets.settings import AnySource, DatasetSettings
     from m3po_dagster.study import Study
 
@@ -68,6 +68,7 @@ def inspect(
     from m3po_dagster.datasets.inspection_facts import facts_of
     from m3po_dagster.datasets.record import DatasetError
     from m3po_dagster.method.filtering import FilterSettings
+    from m3po_dagster.method.known_images.known import known_benchmarks
 
     loaded = _study(study)
     with explained(DatasetError, status=1):
@@ -77,8 +78,15 @@ def inspect(
         found = {name: _inspected(source, which, sample, settings) for name, source in sources.items()}
     filters = loaded.filters if loaded else FilterSettings()
     sifted = {name: sift(name, one, filters, which) for name, one in found.items()}
+    lists = known_benchmarks()
     facts = {
-        name: facts_of(found[name], source) | {"filters on the sample": sifted[name].facts()}
+        name: facts_of(found[name], source)
+        | {
+            "ids of benchmarks are from": {
+                benchmark: lists[benchmark].source for benchmark in sorted(found[name].known)
+            },
+            "filters on the sample": sifted[name].facts(),
+        }
         for name, source in sources.items()
     }
     may_be_elsewhere = file is not None and image_root is None and not folder
@@ -110,7 +118,8 @@ def _sources(
     study: "Study | None",
 ) -> "Mapping[str, AnySource]":
     """The sources to inspect by name. Raises DatasetError as `detect`."""
-    from m3po_dagster.datasets.detect import FORMATS, detect
+    from m3po_dagster.datasets.detect import detect
+    from m3po_dagster.datasets.readers import READERS
 
     if file is None:
         if study is None:
@@ -118,17 +127,21 @@ def _sources(
         if image_root or folders or only or take:
             fail("--image-root, --folder, --format and --take are for a FILE; a study's sources have their own")
         return study.dataset.sources
-    if only is not None and only not in FORMATS:
-        fail(f"--format {only}: there is no such format; there are {', '.join(FORMATS)}")
+    if only is not None and only not in READERS:
+        fail(f"--format {only}: there is no such format; there are {', '.join(READERS)}")
     for given in folders:
         if "=" not in given:
             fail(f"--folder {given}: write it as PREFIX=DIR, for example sam/images=/data/sam")
     # As a study will have it: absolute, wherever it lies.
     source = detect(file.absolute(), image_root.absolute() if image_root else None, only)
-    changes = {"folders": dict(given.split("=", 1) for given in folders), "take": take}
-    changes["folders"] = {prefix: Path(target).absolute() for prefix, target in changes["folders"].items()}
+    changes: dict[str, object] = {} if take is None else {"take": take}
+    if folders:
+        if "folders" not in type(source).model_fields:
+            fail(f"--folder: {READERS[source.format].name} hold their images; --image-root is where they are unpacked")
+        pairs = dict(given.split("=", 1) for given in folders)
+        changes["folders"] = {prefix: Path(target).absolute() for prefix, target in pairs.items()}
     try:
-        source = type(source).model_validate({**source.model_dump(), **changes})
+        source = type(source).model_validate({**source.model_dump(exclude_unset=True), **changes})
     except ValidationError as error:
         fail("; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()))
     return {_name(file): source}
@@ -144,6 +157,9 @@ def _inspected(
 ) -> "Inspection":
     from m3po_dagster.datasets.inspection import inspect_records
     from m3po_dagster.datasets.settings import DatasetSettings
+    from m3po_dagster.datasets.subset import records_of
+    from m3po_dagster.method.filtering import questions
+    from m3po_dagster.method.known_images.known import benchmarks_of, known_benchmarks
     from m3po_dagster.progress import progress
 
     limits = {
@@ -152,36 +168,15 @@ def _inspected(
     }
     with progress(lambda line: typer.echo(line, err=True), f"reading {source.path.name}", "record") as advance:
         return inspect_records(
-            _records(source, int(limits["max_record_megabytes"] * 1e6)),
+            records_of(source, int(limits["max_record_megabytes"] * 1e6)),
             source,
+            questions,
             turns=turns,
             sample=sample,
             max_megapixels=limits["max_megapixels"],
-            known=_known_images(),
+            known=partial(benchmarks_of, lists=known_benchmarks()),
             progress=advance,
         )
-
-
-def _records(source: "AnySource", max_record_bytes: int) -> "Iterator[Record | Malformed]":
-    from m3po_dagster.datasets.readers import read_source
-    from m3po_dagster.datasets.subset import Subset
-
-    if source.take is None:
-        return read_source(source, max_record_bytes)
-    subset = Subset.of(read_source(source, max_record_bytes), source.take, source.seed)
-    return subset.of_those(read_source(source, max_record_bytes))
-
-
-def _known_images() -> Callable[[str], Mapping[str, int]]:
-    from m3po_dagster.method.known_images.known import coco_id, known_benchmarks
-
-    lists = known_benchmarks()
-
-    def known(uri: str) -> Mapping[str, int]:
-        identity = coco_id(uri)
-        return {} if identity is None else {n: identity for n, one in lists.items() if identity in one.coco_ids}
-
-    return known
 
 
 def _workload(
@@ -203,8 +198,8 @@ def _workload(
     else:
         usable = round(sum(one.usable * sifted[name].share for name, one in found.items()))
         counted = (
-            "those with an image in place, less the share that the filters dropped of the sample; duplicates outside "
-            "the sample are still among them"
+            "those with an image in place, less the share that the filters dropped of the sample; images that look "
+            "like one outside the sample are still among them"
         )
         if usable == 0:
             return None, "nothing in it can become a prompt: the filters drop every prompt of the sample"

@@ -13,14 +13,6 @@ if TYPE_CHECKING:
     from m3po_dagster.datasets.settings import AnySource
     from m3po_dagster.study import Study
 
-FORMATS = {
-    "llava_instruct": "a JSON array in LLaVA-Instruct's layout",
-    "sharegpt4v": "a JSON array in ShareGPT4V's layout",
-    "jsonl": "JSON lines",
-    "rlaif_v": "Parquet in RLAIF-V's columns",
-    "huggingface": "a Hugging Face dataset on disk",
-    "webdataset": "WebDataset tar shards",
-}
 SHOWN = 8
 SMALLEST = 0.01
 
@@ -52,8 +44,10 @@ def snippet(sources: "Mapping[str, AnySource]", turns: str) -> str:
 
 def show(facts: Mapping[str, dict], note: str | None, cost: dict | None, lines: str | None) -> None:
     """Prints everything."""
+    from m3po_dagster.datasets.readers import READERS
+
     for name, one in facts.items():
-        typer.echo(f"{name}: {FORMATS[one['format']]}, {one['path']}")
+        typer.echo(f"{name}: {READERS[one['format']].name}, {one['path']}")
         _table(_record_rows(one))
         _table(_image_rows(one["images"]))
         _prefixes(one["images"]["prefixes"])
@@ -75,7 +69,7 @@ def _record_rows(one: dict) -> Iterable[tuple[str, str]]:
     for kind in malformed["kinds"][:SHOWN]:
         first = kind["examples"][0]
         yield f"  {kind['records']:,}", f"{kind['detail']} (record {first['record']}, id {first['id'][:60]})"
-    yield "with a problem", f"{sum(problem['records'] for problem in one['problems']):,}"
+    yield "problems", f"{sum(problem['records'] for problem in one['problems']):,}"
     for problem in one["problems"]:
         first = problem["examples"][0]
         yield f"  {problem['records']:,}", f"{problem['problem']} (record {first['record']}, id {first['id'][:60]})"
@@ -92,6 +86,8 @@ def _record_rows(one: dict) -> Iterable[tuple[str, str]]:
     yield "answer characters", _counts(one["answer characters"]) or "there are no answers"
     yield "languages (sample)", _counts(one["languages of a sample"], SHOWN)
     yield "of benchmarks", _counts(one["images of benchmarks"]) or "no image is known by its COCO id"
+    for name, source in one["ids of benchmarks are from"].items():
+        yield f"  {name}", f"ids from {source}"
 
 
 def _image_rows(images: dict) -> Iterable[tuple[str, str]]:
@@ -119,7 +115,12 @@ def _image_rows(images: dict) -> Iterable[tuple[str, str]]:
 
 def _filter_rows(sifted: dict) -> Iterable[tuple[str, str]]:
     if sifted["prompts"]:
-        yield "filters", f"keep {sifted['kept']:,} of {sifted['prompts']:,} prompts of the sample"
+        beyond = (
+            f"; {sifted['records left out']:,} records of images that have too many are left out"
+            if sifted["records left out"]
+            else ""
+        )
+        yield "filters", f"keep {sifted['kept']:,} of {sifted['prompts']:,} prompts of the sample's images{beyond}"
     for drop in sifted["dropped"]:
         yield f"  {drop['prompts']:,}", f"{drop['filter']}: {drop['reason']}; {drop['example']}"
 

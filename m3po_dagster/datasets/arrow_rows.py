@@ -1,8 +1,6 @@
 """Rows of Arrow batches that a stranger wrote, and the images in them, as bytes: nothing is decoded."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import Protocol
 
 import pyarrow as pa
 
@@ -15,23 +13,16 @@ from m3po_dagster.datasets.record import Malformed, Record
 Row = dict[str, pa.Scalar]
 
 
-class IdOf(Protocol):
-    """The id of a row. Raises Refused."""
-
-    def __call__(self, raw: dict, position: int) -> str: ...
-
-
 def items_of(
     batches: Batches,
     image_column: str,
-    id_of: IdOf,
+    id_of: Callable[[dict], str | None],
     content_of: Callable[[dict], tuple[str | None, Conversation]],
     max_record_bytes: int,
 ) -> Iterator[Record | Malformed]:
     """A record or a malformed one for each row.
 
-    `id_of` is given a row's values by column, the image's being its name, and the row's position; `content_of` the
-    values. Either raises Refused.
+    `id_of` and `content_of` are given a row's values by column, the image's being its name, as `item_of` says.
     """
     position, path, number = 0, None, 0
     for source, batch in batches:
@@ -44,8 +35,7 @@ def items_of(
             except Refused as refused:
                 yield malformed(position, canonical_sha256(str(refused)), f"{where}{refused}")
             else:
-                own_id = partial(id_of, position=position)
-                yield item_of(position, raw, own_id, content_of, image_bytes, where)
+                yield item_of(position, raw, id_of, content_of, image_bytes, where)
             position, number = position + 1, number + 1
 
 
@@ -100,7 +90,8 @@ def _image(scalar: pa.Scalar, field: str) -> tuple[str | None, bytes | None]:
     if isinstance(scalar, pa.StructScalar) and scalar.is_valid:
         path = _value(scalar["path"], f"{field}.path") if "path" in scalar else None
         data = _bytes(scalar["bytes"], f"{field}.bytes") if "bytes" in scalar else None
-        return None if path is None else text_of(path, f"{field}.path"), data
+        # An empty path names nothing: libraries write one where an image has bytes alone.
+        return text_of(path, f"{field}.path") if path else None, data
     if is_binary(scalar.type):
         return None, _bytes(scalar, field)
     path = _value(scalar, field)

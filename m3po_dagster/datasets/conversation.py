@@ -57,6 +57,17 @@ def turns_of(turns: object, field: str) -> Conversation:
     return tuple(_turn(turn, f"{field}[{number}]") for number, turn in enumerate(turns))
 
 
+def image_named(record: dict) -> str | None:
+    """The image that a record names in its `image`, as `image_of` takes it.
+
+    Raises Refused, also for a record that has `images` alone, as TRL's do: to read it as text-only would lose them.
+    """
+    if record.get("image") is None and (images := record.get("images")):
+        found = f"an array of {len(images)}" if isinstance(images, list) else kind(images)
+        raise Refused(f"images is {found}, and image is missing: a record has one image, name it in image")
+    return image_of(record.get("image"))
+
+
 def image_of(value: object, field: str = "image") -> str | None:
     """The path or URL of a record's image as it stands, None for a text-only record. Raises Refused."""
     if value is None:

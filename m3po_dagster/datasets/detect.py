@@ -11,6 +11,7 @@ from pathlib import Path
 from m3po_dagster.datasets.benchmark_layouts import MME_FOLDER, BenchmarkLayout
 from m3po_dagster.datasets.detect_json import first_image, of_text
 from m3po_dagster.datasets.detect_table import of_schema, schema_of
+from m3po_dagster.datasets.readers import READERS
 from m3po_dagster.datasets.record import DatasetError
 from m3po_dagster.datasets.settings import (
     AnySource,
@@ -25,7 +26,6 @@ LOOKED_FOR = (
     "LLaVA-Instruct's JSON array of {id, image, conversations}, JSON lines with image and question, RLAIF-V's or other "
     "Parquet with an image column, a folder of save_to_disk, Arrow files, WebDataset tar shards"
 )
-FORMATS = ("llava_instruct", "sharegpt4v", "jsonl", "rlaif_v", "huggingface", "webdataset")
 
 _HEAD = 1 << 16
 _FOREIGN = (
@@ -39,6 +39,9 @@ _FOREIGN = (
     (b"<!doctype", "it is a web page: the download gave a page in place of the file"),
     (b"<html", "it is a web page: the download gave a page in place of the file"),
 )
+_PACKED = (".parquet", ".arrow", ".tar")
+_ABOUT = ("dataset_info.json", "dataset_infos.json")
+_SHOWN = 5
 _PARQUET, _ARROW_FILE, _ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 
 
@@ -49,14 +52,16 @@ class NotInstructionData(DatasetError):
 def detect(path: Path, image_root: Path | None = None, only: str | None = None) -> AnySource:
     """The source that a file or folder is, its settings guessed from what it holds.
 
-    `image_root` defaults to the file's own folder, or `images` in it where the first image lies there. `only` is one of
-    FORMATS and skips the guess of the format. Raises DatasetError for what can't be read or is not known, saying what
+    A folder as the hub gives it, a card and one folder of tables or shards, stands for that one. `image_root` defaults
+    to the file's own folder, or `images` in it where the first image lies there. `only` is one of READERS and skips the
+    guess of the format. Raises DatasetError for what can't be read or is not known, saying what
     was looked for, and NotInstructionData for a benchmark.
     """
-    if only is not None and only not in FORMATS:
-        raise DatasetError(f"{only!r} is no format; there are {', '.join(FORMATS)}")
+    if only is not None and only not in READERS:
+        raise DatasetError(f"{only!r} is no format; there are {', '.join(READERS)}")
     try:
         if path.is_dir():
+            path = _with_files(path)
             kind, layout = _of_folder(path, only)
         elif path.exists():
             kind, layout = _of_file(path, only)
@@ -98,11 +103,39 @@ def _of_file(path: Path, only: str | None) -> Guess:
     return settings, {"format": kind, "first_image": named}
 
 
+def _with_files(path: Path) -> Path:
+    """The folder, or the one folder in it that has what it lacks: tables or tar shards.
+
+    Raises DatasetError where several have them: a source is one.
+    """
+    if _has_files(path) or _texts(path):
+        return path
+    inside = [folder for folder in sorted(path.iterdir()) if not folder.name.startswith(".") and folder.is_dir()]
+    having = [folder for folder in inside if _has_files(folder)]
+    if len(having) > 1:
+        names = ", ".join(folder.name for folder in having[:_SHOWN]) + (", ..." if len(having) > _SHOWN else "")
+        raise DatasetError(f"{path}: {len(having)} of its folders have tables or tar shards; name one of them: {names}")
+    return having[0] if having else path
+
+
+def _has_files(folder: Path) -> bool:
+    names = [item.name.lower() for item in folder.iterdir()]
+    return not {"dataset_dict.json", "state.json"}.isdisjoint(names) or any(
+        name.endswith(_PACKED) and not name.startswith(".") for name in names
+    )
+
+
+def _texts(folder: Path) -> list[str]:
+    """Names of the JSON files in a folder, but for those about a dataset."""
+    names = sorted(item.name for item in folder.iterdir() if item.name.endswith((".json", ".jsonl")))
+    return [name for name in names if name not in _ABOUT]
+
+
 def _of_folder(path: Path, only: str | None) -> Guess:
     names = sorted(item.name for item in path.iterdir())
     if "dataset_dict.json" in names or "state.json" in names or only == "huggingface":
         return _of_table(path, only)
-    for suffix in (".parquet", ".arrow", ".tar"):
+    for suffix in _PACKED:
         of_kind = [name for name in names if name.lower().endswith(suffix)]
         if of_kind and suffix == ".tar":
             return WebDatasetSource, {"format": "webdataset"}
@@ -110,8 +143,8 @@ def _of_folder(path: Path, only: str | None) -> Guess:
             return _of_table(path, only)
     if _is_mme(path, names):
         raise _refused(path, MME_FOLDER)
-    texts = [name for name in names if name.endswith((".json", ".jsonl"))]
-    hint = f"; name one of its files: {', '.join(texts[:5])}" if texts else ""
+    texts = _texts(path)
+    hint = f"; name one of its files: {', '.join(texts[:_SHOWN])}" if texts else ""
     raise _unknown(path, f"a folder without Parquet, Arrow or tar files{hint}")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from m3po_dagster.datasets.benchmark_layouts import DOCUMENTS, RECORDS, BenchmarkLayout, benchmark_of
 from m3po_dagster.datasets.json_array import read_array
+from m3po_dagster.datasets.json_text import loads
 
 LONGEST_RECORD = 16_000_000
 FIRST = 50
@@ -99,8 +100,8 @@ def _lines(path: Path) -> Iterator[object]:
         for _ in range(FIRST):
             line = file.readline(LONGEST_RECORD)
             try:
-                yield json.loads(line)
-            except (ValueError, RecursionError):
+                yield loads(line)
+            except json.JSONDecodeError:
                 continue
 
 

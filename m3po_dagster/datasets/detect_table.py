@@ -84,10 +84,11 @@ def schema_of(path: Path) -> "tuple[pa.Schema, str | None]":
 
 
 def _named_split(files: Sequence[Path]) -> str | None:
-    """The split to read of files named SPLIT-00000-of-00005; None where the default will do, or there is but one."""
+    """The split to read of files named SPLIT-00000-of-00005: the training split of several; None for one."""
     splits = [match["split"] for file in files if (match := _OF_SPLIT.match(file.name))]
-    several = len(set(splits)) > 1
-    return splits[0] if several and not any(split.endswith("train") for split in splits) else None
+    if len(set(splits)) < 2:
+        return None
+    return next((split for split in splits if split == "train" or split.endswith("-train")), splits[0])
 
 
 def _split(listing: Path) -> str:

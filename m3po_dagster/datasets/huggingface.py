@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,7 +33,7 @@ def read(source: HuggingFaceSource, max_record_bytes: int) -> Iterator[Record | 
     An image without bytes has a path, relative to the image root. The id is the row's position where no id column is
     named. Raises DatasetError for a broken file or a column that is missing or of another type, naming the file.
     """
-    columns = [Column(source.image_column, is_image, "an image feature, bytes or paths")]
+    columns = [Column(source.image_column, is_image, "an image feature, bytes or paths: one image a row")]
     if source.conversation_column is not None:
         columns.append(Column(source.conversation_column, is_list, "a list of turns"))
     if source.question_column is not None:
@@ -45,8 +45,8 @@ def read(source: HuggingFaceSource, max_record_bytes: int) -> Iterator[Record | 
     folder = _saved_folder(source)
     batches = batches_of(source_files(source), columns) if folder is None else named(folder, _saved(folder, columns))
 
-    def id_of(raw: dict, position: int) -> str:
-        return str(position) if source.id_column is None else source_id_of(raw[source.id_column], source.id_column)
+    def id_of(raw: dict) -> str | None:
+        return None if source.id_column is None else source_id_of(raw[source.id_column], source.id_column)
 
     def content_of(raw: dict) -> tuple[str | None, Conversation]:
         image = image_of(raw[source.image_column], source.image_column)
@@ -62,33 +62,58 @@ def read(source: HuggingFaceSource, max_record_bytes: int) -> Iterator[Record | 
 def source_files(source: HuggingFaceSource) -> list[Path]:
     """The Parquet or Arrow files of the split, in the order they are read.
 
-    Of files named like the hub's, SPLIT-00000-of-00005.parquet, those of the source's split, if there are several
-    splits in the folder. Raises DatasetError.
+    Of files named like the hub's, SPLIT-00000-of-00005.parquet, those of the source's split. Without one all files, if
+    they are of one split. Raises DatasetError for several splits of which none is named, and for a split that is not
+    there.
     """
     folder = _saved_folder(source)
     if folder is not None:
         return [folder / name for name in _saved_names(folder)]
     files = files_of(source.path, (".parquet", ".arrow"))
     names = [_OF_SPLIT.fullmatch(path.name) for path in files]
-    splits = {name["split"] for name in names if name}
-    if len(splits) < 2:
+    splits = sorted({name["split"] for name in names if name})
+    if source.split is None:
+        _refuse_several(source.path, splits)
         return files
     # The library's own cache puts the dataset's name before the split's.
     of_split = {split for split in splits if split == source.split or split.endswith(f"-{source.split}")}
     if not of_split:
-        raise DatasetError(f"{source.path}: no files of split {source.split!r}; there are {', '.join(sorted(splits))}")
-    return [path for path, name in zip(files, names, strict=True) if name is None or name["split"] in of_split]
+        raise _no_split(source, splits)
+    return [path for path, name in zip(files, names, strict=True) if name and name["split"] in of_split]
 
 
 def _saved_folder(source: HuggingFaceSource) -> Path | None:
     """The folder that save_to_disk made of the split, if it made one."""
-    dictionary = source.path / "dataset_dict.json"
-    if not dictionary.is_file():
-        return source.path if (source.path / "state.json").is_file() else None
-    splits = _json(dictionary).get("splits")
-    if not isinstance(splits, list) or source.split not in splits:
-        raise DatasetError(f"{source.path}: no split {source.split!r}; {dictionary.name} names {str(splits)[:200]}")
-    return source.path / source.split
+    dictionary, state = source.path / "dataset_dict.json", source.path / "state.json"
+    if dictionary.is_file():
+        splits = _json(dictionary).get("splits")
+        # A split's name is its folder's: it must not lead elsewhere.
+        if not isinstance(splits, list) or not splits or not all(_is_name(split) for split in splits):
+            raise DatasetError(f"{dictionary}: splits is no list of names: {str(splits)[:200]}")
+        if source.split is None:
+            _refuse_several(source.path, splits)
+        elif source.split not in splits:
+            raise _no_split(source, splits)
+        return source.path / (source.split or splits[0])
+    if not state.is_file():
+        return None
+    if source.split is not None and source.split != (saved := _json(state).get("_split")):
+        raise _no_split(source, [saved] if isinstance(saved, str) else [])
+    return source.path
+
+
+def _refuse_several(path: Path, splits: Sequence[str]) -> None:
+    if len(splits) > 1:
+        raise DatasetError(f"{path}: has several splits, {', '.join(splits)[:500]}: name one as the source's split")
+
+
+def _no_split(source: HuggingFaceSource, splits: Sequence[str]) -> DatasetError:
+    there = f"it has {', '.join(splits)[:500]}" if splits else "its files name none, so leave split out"
+    return DatasetError(f"{source.path}: no split {source.split!r}; {there}")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value == Path(value).name and value not in ("", "..")
 
 
 def _saved_names(folder: Path) -> list[str]:
@@ -98,7 +123,7 @@ def _saved_names(folder: Path) -> list[str]:
     names = [file.get("filename") if isinstance(file, dict) else None for file in listed]
     for name in names:
         # A name is joined to the folder by the library: it must not lead out of it.
-        if not isinstance(name, str) or name != Path(name).name or name in ("", ".."):
+        if not _is_name(name):
             raise DatasetError(f"{folder / 'state.json'}: {name!r} is no name of a file in the folder")
     if not names:
         raise DatasetError(f"{folder / 'state.json'}: _data_files names no file")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from m3po_dagster.datasets.fetching import is_url
+from m3po_dagster.datasets.fetching import Fetcher, is_url
 from m3po_dagster.datasets.image_facts import look_at
 from m3po_dagster.datasets.record import Record
 from m3po_dagster.datasets.row import ImageFacts, SourceRow
@@ -16,21 +16,50 @@ from m3po_dagster.image_files import FORMATS, ImageFolders, ImageOutsideRoot
 PREFIX_FOLDERS = 2
 NO_FOLDER = "(no folder)"
 EXAMPLES = 3
+RECORDS_AN_IMAGE = 64
+"""Records held of an image of the sample; more are counted."""
+
+
+@dataclass
+class Sampled:
+    """An image of the sample: where it lies, its records in their order, and the number of those beyond the bound."""
+
+    path: Path
+    records: list[Record]
+    beyond: int = 0
+
+    def add(self, record: Record) -> None:
+        """Takes in another record of the image."""
+        if len(self.records) < RECORDS_AN_IMAGE:
+            self.records.append(record)
+        else:
+            self.beyond += 1
 
 
 @dataclass(frozen=True)
 class Looked:
-    """An image of the sample: its first record, and what is known of it decoded; `turned`: EXIF says it lies askew."""
+    """An image of the sample: its records, and what is known of it decoded; `turned`: EXIF says it lies askew."""
 
-    record: Record
+    sampled: Sampled
     facts: ImageFacts
     turned: bool
 
-    def row(self, source: str) -> SourceRow:
-        """The record as the filters take it."""
-        record, uri = self.record, self.record.image or self.facts.sha256
-        given = (record.record, record.source_id, record.sha256, None, record.conversation, record.image)
-        return SourceRow(source, *given, uri, self.facts)
+    def rows(self, source: str) -> list[SourceRow]:
+        """The records as the filters take them."""
+        return [
+            SourceRow(
+                source,
+                record.record,
+                record.source_id,
+                record.sha256,
+                None,
+                record.conversation,
+                record.image,
+                record.image or self.facts.sha256,
+                self.facts,
+            )
+            for record in self.sampled.records
+        ]
 
 
 class ImageSurvey:
@@ -42,8 +71,8 @@ class ImageSurvey:
     def __init__(self, source: AnySource, sample: int, max_megapixels: float, unpacked: Path) -> None:
         self._source, self._max_megapixels, self._unpacked = source, max_megapixels, unpacked
         self._folders = ImageFolders(source.image_root, source.folders)
-        self._hosts_allowed = {host.lower() for host in source.fetch_from}
-        self._sample: Sample[tuple[Record, Path]] = Sample(sample, source.seed)
+        self._fetcher = Fetcher(source.fetch_from, source.image_root)
+        self._sample: Sample[Sampled] = Sample(sample, source.seed)
         self.distinct, self.missing = Distinct(), Distinct()
         self.inside_file = self.records_missing = 0
         self.prefixes: Kinds[None] = Kinds()
@@ -62,9 +91,8 @@ class ImageSurvey:
             return True
         self.distinct.add(hash64(record.image))
         if is_url(record.image):
-            host = _host(record.image)
-            self.hosts.add(host, record.image[:200])
-            return host in self._hosts_allowed
+            self.hosts.add(_host(record.image), record.image[:200])
+            return self._fetcher.allows(record.image)
         return self._locate(record)
 
     def _locate(self, record: Record) -> bool:
@@ -80,8 +108,10 @@ class ImageSurvey:
         except OSError:  # a name that is too long
             there = False
         if there:
-            if (rank := self._sample.wants(uri)) is not None:
-                self._sample.put(rank, (record, path))
+            if (known := self._sample.find(uri)) is not None:
+                known.add(record)
+            elif (rank := self._sample.wants(uri)) is not None:
+                self._sample.put(rank, Sampled(path, [record]))
         else:
             self.records_missing += 1
             self.missing.add(hash64(record.image))
@@ -89,22 +119,22 @@ class ImageSurvey:
         return there
 
     def _keep_bytes(self, key: int, record: Record) -> None:
-        rank = self._sample.wants(key)
-        if rank is None:
-            return
-        path = self._unpacked / f"{rank:016x}"
-        path.write_bytes(record.image_bytes)
-        gone = self._sample.put(rank, (replace(record, image_bytes=None), path))
-        if gone is not None:
-            gone[1].unlink(missing_ok=True)
+        bare = replace(record, image_bytes=None)
+        if (known := self._sample.find(key)) is not None:
+            known.add(bare)
+        elif (rank := self._sample.wants(key)) is not None:
+            path = self._unpacked / f"{rank:016x}"
+            path.write_bytes(record.image_bytes)
+            if (gone := self._sample.put(rank, Sampled(path, [bare]))) is not None:
+                gone.path.unlink(missing_ok=True)
 
     def decode(self) -> None:
         """Decodes the sample."""
-        for record, path in self._sample.items():
-            facts = look_at(path, self._max_megapixels)
+        for sampled in self._sample.items():
+            facts, record = look_at(sampled.path, self._max_megapixels), sampled.records[0]
             if facts.problem is not None:
                 facts = replace(facts, detail=f"{record.image or f'of record {record.record}'}: {facts.detail}")
-            self.looked.append(Looked(record, facts, facts.problem is None and _is_turned(path)))
+            self.looked.append(Looked(sampled, facts, facts.problem is None and _is_turned(sampled.path)))
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -153,8 +183,9 @@ def shape_quantiles(sizes: Sequence[tuple[int, int]]) -> dict[str, tuple[float, 
 
 
 def _host(url: str) -> str:
+    """The host as fetch_from names it, its port included; never a name or password before it."""
     try:
-        return urlsplit(url).hostname or url.partition(":")[0].lower() + ":"
+        return urlsplit(url).netloc.rpartition("@")[2].lower() or url.partition(":")[0].lower() + ":"
     except ValueError:  # brackets that hold no address
         return "(no host)"
 

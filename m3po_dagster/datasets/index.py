@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from m3po_dagster.datasets.fetching import Fetcher, NotFetched, is_url
 from m3po_dagster.datasets.image_looks import ImageLooks, Memory
 from m3po_dagster.datasets.images import DatasetImages
-from m3po_dagster.datasets.readers import read_source
 from m3po_dagster.datasets.record import DatasetError, Malformed, Record
 from m3po_dagster.datasets.row import (
     IMAGE_MISSING,
@@ -24,7 +23,7 @@ from m3po_dagster.datasets.row import (
     SourceRow,
 )
 from m3po_dagster.datasets.settings import AnySource, DatasetSettings
-from m3po_dagster.datasets.subset import Subset
+from m3po_dagster.datasets.subset import records_of
 from m3po_dagster.datasets.unpacking import unpack
 from m3po_dagster.image_files import ImageOutsideRoot
 
@@ -83,17 +82,10 @@ class DatasetIndex:
                 "fetched is kept: run it again once the server answers, or take its host out of fetch_from"
             )
 
-    def _records(self, source: AnySource) -> Iterator[Record | Malformed]:
-        max_bytes = int(self._dataset.max_record_megabytes * 1e6)
-        if source.take is None:
-            return read_source(source, max_bytes)
-        subset = Subset.of(read_source(source, max_bytes), source.take, source.seed)
-        return subset.of_those(read_source(source, max_bytes))
-
     def _batches(self, source: AnySource) -> Iterator[list[Record | Malformed]]:
         """Records by the number, or fewer that hold many bytes: an image may be as large as a batch of texts."""
         batch, held = [], 0
-        for item in self._records(source):
+        for item in records_of(source, int(self._dataset.max_record_megabytes * 1e6)):
             batch.append(item)
             if isinstance(item, Record):
                 held += len(item.image_bytes or b"") + sum(len(text) for _, text in item.conversation)

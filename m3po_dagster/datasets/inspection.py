@@ -7,19 +7,18 @@ of the images is decoded as a prompt would open them.
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
+from m3po_dagster.datasets.conversation import Conversation
 from m3po_dagster.datasets.image_survey import ImageSurvey
 from m3po_dagster.datasets.record import Malformed, Record
 from m3po_dagster.datasets.settings import AnySource
 from m3po_dagster.datasets.tallies import Distinct, Kinds, Lengths, Sample, hash64
 
 Turns = Literal["first", "last", "each"]
-Conversation = tuple[tuple[str, str], ...]
 TURNS: tuple[Turns, ...] = ("first", "last", "each")
 
 EXAMPLES = 3
@@ -28,21 +27,47 @@ SURE = 0.3
 """Below this probability a language is not named: of short questions even the right one may have little."""
 IMAGE_TOKEN = "<image>"
 STARTS_WITH_ASSISTANT = "starts with the assistant"
-NOT_ALTERNATING = "turns don't alternate"
-NO_QUESTION = "no question"
-EMPTY_TURN = "empty turn"
 TOKEN_WITHOUT_IMAGE = "<image> in a record without an image"
 
 _QUOTED, _NUMBER = re.compile(r"'(?:[^'\\]|\\.)*'"), re.compile(r"\d+")
 _HISTOGRAM = ((1, 1, "1"), (2, 2, "2"), (3, 5, "3-5"), (6, None, "6+"))
 
 
+class Said(Protocol):
+    """What is said in one turn."""
+
+    text: str
+
+
+class Reason(Protocol):
+    """Why nothing can be asked."""
+
+    reason: str
+
+
+class Question(Protocol):
+    """A human turn that is asked: its number from 0, the turns up to it, and the dataset's own answer if there is one.
+
+    `unusable` says why it makes no prompt, if it makes none.
+    """
+
+    turn: int
+    messages: Sequence[Said]
+    reference: str | None
+    unusable: Reason | None
+
+
+Ask = Callable[[Conversation, Turns], list[Question] | Reason]
+"""What a study asks of a conversation; the filters' own rule is one."""
+
+
 @dataclass
 class Inspection:
     """What was counted of a source. Every count but those of the sample is of all records.
 
-    `malformed` goes by detail, with (record, id, detail) of its first few; `problems` are of well-formed records.
-    `human_turns`: records by their number of human turns. `image_token`: where <image> stands in the first question.
+    `malformed` goes by detail, with (record, id, detail) of its first few; `problems` are of well-formed records, of
+    which one may have several. `human_turns`: records by their number of human turns. `image_token`: where <image>
+    stands in the first question.
     `prompts`: what each value of the study's `turns` would ask of the records with an image; `usable`: those of the
     value asked about whose image is there. `questions` are those of `prompts`, `answers` the dataset's own to them.
     `languages` are of a sample of the questions.
@@ -79,6 +104,7 @@ class Inspection:
 def inspect_records(
     items: Iterable[Record | Malformed],
     source: AnySource,
+    ask: Ask,
     *,
     turns: Turns = "first",
     sample: int = 256,
@@ -88,8 +114,10 @@ def inspect_records(
 ) -> Inspection:
     """Counts the records of a source, and decodes `sample` of their images, picked by a seeded hash.
 
-    `known` gives the benchmarks that have the image of a path, each with the image's id there. `progress` is told the
-    records done and 0, their number being unknown. Raises what `items` raises (DatasetError for a broken file).
+    `ask` is the filters' own rule: a prompt is here what it is there, and what it says against a question is a problem
+    of the record. `known` gives the benchmarks that have the image of a path, each with the image's id there.
+    `progress` is told the records done and 0, their number being unknown. Raises what `items` raises (DatasetError for
+    a broken file).
     """
     found = Inspection(turns)
     texts: Sample[str] = Sample(sample, source.seed)
@@ -100,7 +128,7 @@ def inspect_records(
             if isinstance(item, Malformed):
                 found.malformed.add(_kind_of(item.detail), (item.record, item.source_id, item.detail))
             else:
-                _count(found, item, texts, known)
+                _count(found, item, ask, texts, known)
             if progress:
                 progress(done, 0)
         found.images.decode()
@@ -108,56 +136,47 @@ def inspect_records(
     return found
 
 
-def _count(found: Inspection, record: Record, texts: Sample[str], known: Callable[[str], Mapping[str, int]]) -> None:
+def _count(
+    found: Inspection,
+    record: Record,
+    ask: Ask,
+    texts: Sample[str],
+    known: Callable[[str], Mapping[str, int]],
+) -> None:
     found.ids.add(hash64(record.source_id))
-    turns = record.conversation
+    turns, name = record.conversation, (record.record, record.source_id)
     if turns and turns[0][0] != "human":
-        found.problems.add(STARTS_WITH_ASSISTANT, (record.record, record.source_id))
-        turns = turns[1:]
+        found.problems.add(STARTS_WITH_ASSISTANT, name)
     humans = [text for speaker, text in turns if speaker == "human"]
     found.human_turns[_bin(len(humans))] += 1
     if record.image is None and record.image_bytes is None:
         found.text_only += 1
         if any(IMAGE_TOKEN in text for text in humans):
-            found.problems.add(TOKEN_WITHOUT_IMAGE, (record.record, record.source_id))
+            found.problems.add(TOKEN_WITHOUT_IMAGE, name)
         return
     there = found.images.add(record)
     if record.image is not None:
-        for name, identity in known(record.image).items():
-            found.known.setdefault(name, Distinct()).add(hash64(identity))
-    if problem := _problem(turns):
-        found.problems.add(problem, (record.record, record.source_id))
-    if problem in (NO_QUESTION, NOT_ALTERNATING):
+        for benchmark, identity in known(record.image).items():
+            found.known.setdefault(benchmark, Distinct()).add(hash64(identity))
+    asked = {which: ask(turns, which) for which in TURNS}
+    if not isinstance(asked["each"], list):
+        found.problems.add(asked["each"].reason, name)
         return
+    for reason in dict.fromkeys(one.unusable.reason for one in asked["each"] if one.unusable is not None):
+        found.problems.add(reason, name)
     found.image_token[_token_place(humans[0])] += 1
-    asked = _asked(turns, len(humans))
+    usable = {which: [question for question in asked[which] if question.unusable is None] for which in TURNS}
     for which in TURNS:
-        found.prompts[which] += len(asked[which])
-    found.usable += len(asked[found.turns]) if there else 0
-    before = [0, *accumulate(len(text.encode("utf-8", "surrogatepass")) for _, text in turns)]
-    for number in asked[found.turns]:
-        question = _bare(humans[number])
-        found.questions.add(question)
-        found.context_bytes += before[2 * number]
-        if 2 * number + 1 < len(turns):
-            found.answers.add(turns[2 * number + 1][1])
-        if (rank := texts.wants(f"{record.record}.{number}")) is not None:
-            texts.put(rank, question[:LANGUAGE_CHARACTERS])
-
-
-def _problem(turns: Conversation) -> str | None:
-    if all(speaker != "human" for speaker, _ in turns):
-        return NO_QUESTION
-    if any(speaker != ("human", "gpt")[place % 2] for place, (speaker, _) in enumerate(turns)):
-        return NOT_ALTERNATING
-    return None if all(_bare(text) for _, text in turns) else EMPTY_TURN
-
-
-def _asked(turns: Conversation, humans: int) -> dict[Turns, list[int]]:
-    """The human turns, from 0, that each value of the study's `turns` asks: those with no empty turn up to them."""
-    full = next((place for place, (_, text) in enumerate(turns) if not _bare(text)), len(turns))
-    askable = [number for number in range(humans) if 2 * number < full]
-    return {"first": askable[:1], "last": [humans - 1] if len(askable) == humans else [], "each": askable}
+        found.prompts[which] += len(usable[which])
+    found.usable += len(usable[found.turns]) if there else 0
+    for question in usable[found.turns]:
+        *before, last = (said.text for said in question.messages)
+        found.questions.add(last)
+        found.context_bytes += sum(len(text.encode("utf-8")) for text in before)
+        if question.reference is not None:
+            found.answers.add(question.reference)
+        if (rank := texts.wants(f"{record.record}.{question.turn}")) is not None:
+            texts.put(rank, last[:LANGUAGE_CHARACTERS])
 
 
 def _token_place(text: str) -> str:
@@ -165,10 +184,6 @@ def _token_place(text: str) -> str:
     if text.count(IMAGE_TOKEN) != 1:
         return "several" if IMAGE_TOKEN in text else "absent"
     return "prefix" if text.startswith(IMAGE_TOKEN) else "suffix" if text.endswith(IMAGE_TOKEN) else "inside"
-
-
-def _bare(text: str) -> str:
-    return text.replace(IMAGE_TOKEN, "").strip()
 
 
 def _bin(turns: int) -> str:

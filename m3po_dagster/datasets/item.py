@@ -13,28 +13,31 @@ MAX_IMAGE_BYTES = 256 << 20
 def item_of(
     position: int,
     raw: object,
-    id_of: Callable[[dict], str],
+    id_of: Callable[[dict], str | None],
     content_of: Callable[[dict], tuple[str | None, Conversation]],
     image_bytes: bytes | None = None,
     where: str = "",
+    number: int | None = None,
 ) -> Record | Malformed:
     """The record of a raw value, hashed without the image's bytes.
 
-    `id_of` gives a record's id, `content_of` its image and turns; either raises Refused. A malformed record without a
-    good id has `#position` for one; `where` is put before what is wrong with it, where the position doesn't find it.
+    `id_of` gives a record's id, None where it names none: then the id is `number`, or the position. `content_of` gives
+    its image and turns; either raises Refused. A malformed record without a good id has `#position` for one; `where` is
+    put before what is wrong with it, where the position doesn't find it.
     """
     if isinstance(raw, Unreadable):
         return malformed(position, raw.sha256, where + raw.detail)
     sha256 = canonical_sha256(raw)
     if not isinstance(raw, dict):
         return malformed(position, sha256, f"{where}a record is an object, this is {kind(raw)}")
-    source_id = None
+    own_id = source_id = None
     try:
-        source_id = id_of(raw)
+        own_id = id_of(raw)
+        source_id = str(position if number is None else number) if own_id is None else own_id
         image, conversation = content_of(raw)
     except Refused as refused:
         return malformed(position, sha256, f"{where}{refused}", source_id)
-    return Record(position, source_id, image, conversation, sha256, image_bytes)
+    return Record(position, source_id, image, conversation, sha256, image_bytes, own_id is not None)
 
 
 def malformed(position: int, sha256: str, detail: str, source_id: str | None = None) -> Malformed:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from m3po_dagster.datasets.json_text import decode, skip_space
+from m3po_dagster.datasets.json_text import decode, said_by, skip_space
 from m3po_dagster.datasets.record import DatasetError
 
 CHUNK_BYTES = 1 << 20
@@ -76,8 +76,8 @@ class _Array:
                 cut = error.pos > len(self.window) - 16 or error.msg.startswith("Unterminated string")
                 self._refuse_long(len(self.window))
                 if not (cut and self._more()):
-                    message = f"record {self.record} is broken or cut short: {error.msg}"
-                    self._fail(message, self.before + error.pos)
+                    what = f"record {self.record} is broken or cut short: {said_by(error)}"
+                    self._fail(f"{what}; mend it, or fetch the file again", self.before + error.pos)
                 continue
             # A number may go on: of "1.5e+3" cut after the plus, "1.5" is a value and two characters are left.
             if end + _LONGEST_REST < len(self.window) or not self._more():
@@ -92,8 +92,8 @@ class _Array:
             return
         if characters > limit or len(self.window[self.at : end].encode("utf-8")) > limit:
             self._fail(
-                f"record {self.record} is longer than {limit:,} bytes: a quote or a bracket is missing, or "
-                "max_record_megabytes is too small for the records"
+                f"record {self.record} is longer than {limit:,} bytes, the most that max_record_megabytes allows: "
+                "close the quote or bracket that it misses, or raise max_record_megabytes where none is missing"
             )
 
     def _next_character(self) -> str:

@@ -9,7 +9,8 @@ MAX_DEPTH = 100
 """Deepest nesting that is read. Python's own limit counts the caller's stack in: a record would be good or bad by who
 reads it."""
 
-_DECODER = json.JSONDecoder()
+# Not strict: a line feed or a tab in a string breaks no record, and what may not stand in a text is judged there.
+_DECODER = json.JSONDecoder(strict=False)
 _SPACE = re.compile(r"[ \t\n\r]*")
 _BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+(?P<closed>"?)|(?P<opening>[\[{])|[\]}]', re.DOTALL)
 _SCALAR = re.compile(r"[^\s,\]}]*")
@@ -27,7 +28,8 @@ def decode(text: str, start: int = 0) -> tuple[object, int]:
     """The JSON value that starts at a character, and the character after it.
 
     A value nested deeper than MAX_DEPTH, or with a number of more digits than Python's int takes, comes back as
-    Unreadable. NaN and Infinity are numbers. Raises json.JSONDecodeError for a value that is broken or cut short.
+    Unreadable. NaN and Infinity are numbers, and strings may hold control characters as they are. Raises
+    json.JSONDecodeError for a value that is broken or cut short.
     """
     try:
         value, end = _DECODER.raw_decode(text, start)
@@ -51,6 +53,11 @@ def loads(text: str) -> object:
     if (rest := skip_space(text, end)) < len(text):
         raise json.JSONDecodeError("Extra data", text, rest)
     return value
+
+
+def said_by(error: json.JSONDecodeError) -> str:
+    """What is wrong, as a whole sentence: the decoder's own may end before the position that it leaves to others."""
+    return error.msg.removesuffix(" at").removesuffix(" starting")
 
 
 def skip_space(text: str, start: int) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from m3po_dagster.datasets.conversation import Conversation, conversation_of, image_of, source_id_of
+from m3po_dagster.datasets.conversation import Conversation, conversation_of, image_named, source_id_of
 from m3po_dagster.datasets.item import item_of, malformed
-from m3po_dagster.datasets.json_text import loads
+from m3po_dagster.datasets.json_text import loads, said_by
 from m3po_dagster.datasets.record import DatasetError, Malformed, Record
 
 _SKIPPED_BYTES = 1 << 20
@@ -78,13 +78,13 @@ def _item(
     except UnicodeDecodeError as error:
         return malformed(position, sha256, f"{where}not UTF-8 at byte {error.start}: {error.reason}")
     except json.JSONDecodeError as error:
-        return malformed(position, sha256, f"{where}no JSON at character {error.pos}: {error.msg}")
-    return item_of(position, raw, lambda raw: _id(raw, number), _content, where=where)
+        return malformed(position, sha256, f"{where}no JSON at character {error.pos}: {said_by(error)}")
+    return item_of(position, raw, _id, _content, where=where, number=number)
 
 
-def _id(raw: dict, number: int) -> str:
-    return str(number) if raw.get("id") is None else source_id_of(raw["id"])
+def _id(raw: dict) -> str | None:
+    return None if raw.get("id") is None else source_id_of(raw["id"])
 
 
 def _content(raw: dict) -> tuple[str | None, Conversation]:
-    return image_of(raw.get("image")), conversation_of(raw)
+    return image_named(raw), conversation_of(raw)

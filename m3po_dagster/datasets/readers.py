@@ -12,30 +12,37 @@ from m3po_dagster.datasets.settings import AnySource, SourceSettings
 
 @dataclass(frozen=True)
 class Reader:
-    """How a format is read: which files a source consists of, and their records."""
+    """How a format is read: which files a source consists of, and their records; `name` is what a person calls it."""
 
+    name: str
     files: Callable[[SourceSettings], list[Path]]
     read: Callable[[SourceSettings, int], Iterator[Record | Malformed]]
 
 
-_JSON_ARRAY = Reader(
-    files=lambda source: one_file(source.path),
-    read=lambda source, max_record_bytes: llava_instruct.read(source.path, max_record_bytes),
-)
+def _json_array(name: str) -> Reader:
+    return Reader(
+        name=name,
+        files=lambda source: one_file(source.path),
+        read=lambda source, max_record_bytes: llava_instruct.read(source.path, max_record_bytes),
+    )
+
 
 READERS: dict[str, Reader] = {
-    "llava_instruct": _JSON_ARRAY,
-    "sharegpt4v": _JSON_ARRAY,
+    "llava_instruct": _json_array("a JSON array in LLaVA-Instruct's layout"),
+    "sharegpt4v": _json_array("a JSON array in ShareGPT4V's layout"),
     "jsonl": Reader(
+        name="JSON lines",
         files=lambda source: one_file(source.path),
         read=lambda source, max_record_bytes: jsonl.read(source.path, max_record_bytes),
     ),
     "rlaif_v": Reader(
+        name="Parquet in RLAIF-V's columns",
         files=lambda source: files_of(source.path, (".parquet",)),
         read=lambda source, max_record_bytes: rlaif_v.read(files_of(source.path, (".parquet",)), max_record_bytes),
     ),
-    "huggingface": Reader(files=huggingface.source_files, read=huggingface.read),
+    "huggingface": Reader(name="a Hugging Face dataset on disk", files=huggingface.source_files, read=huggingface.read),
     "webdataset": Reader(
+        name="WebDataset tar shards",
         files=lambda source: files_of(source.path, (".tar",)),
         read=lambda source, max_record_bytes: webdataset.read(files_of(source.path, (".tar",)), max_record_bytes),
     ),

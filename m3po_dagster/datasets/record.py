@@ -13,7 +13,8 @@ class Record:
 
     `record` counts from 0 over all files of the source. `image` is the path or URL as the file gives it; where the
     dataset's own file holds the image, `image_bytes` are its bytes and `image` is its name or None. `sha256` hashes the
-    record's canonical JSON, the bytes of an image apart.
+    record's canonical JSON, the bytes of an image apart. `own_id` is false where the dataset names none and `source_id`
+    is but the record's number.
     """
 
     record: int
@@ -22,6 +23,7 @@ class Record:
     conversation: tuple[tuple[str, str], ...]
     sha256: str
     image_bytes: bytes | None = None
+    own_id: bool = True
 
 
 @dataclass(frozen=True)

@@ -22,20 +22,21 @@ def read(files: Sequence[Path], max_record_bytes: int) -> Iterator[Record | Malf
     """The rows of the files in order, malformed ones included; memory holds a few rows.
 
     The preferred answer is the dataset's own, so it is the answer of the record; the rejected one is left aside. The id
-    is `ds_name/idx`, or the row's position over all files; the image's name is `image_path`, or its own path. Raises
+    is `ds_name/idx`, or the row's position over all files; the image's name is `image_path`, else its own path, else
+    none; an empty one is none. Raises
     DatasetError for a broken file or a column that is missing or of another type, naming the file.
     """
     return items_of(batches_of(files, _COLUMNS), "image", _id, _content, max_record_bytes)
 
 
-def _id(raw: dict, position: int) -> str:
+def _id(raw: dict) -> str | None:
     if raw.get("idx") is None:
-        return str(position)
+        return None
     idx = source_id_of(raw["idx"], "idx")
     return idx if raw.get("ds_name") is None else source_id_of(f"{raw['ds_name']}/{idx}", "ds_name/idx")
 
 
 def _content(raw: dict) -> tuple[str | None, Conversation]:
-    path = raw.get("image_path")
-    image = image_of(raw["image"]) if path is None else image_of(path, "image_path")
-    return image, question_and_answer(raw["question"], raw["chosen"], ("question", "chosen"))
+    # Empty where the row's data set had no path: it names nothing then.
+    named = "image_path" if raw.get("image_path") else "image"
+    return image_of(raw[named], named), question_and_answer(raw["question"], raw["chosen"], ("question", "chosen"))

@@ -1,11 +1,30 @@
 """Where image-instruction pairs come from (section 4.1): one class a format, and what all sources share."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from m3po_dagster.settings import PartitionName, Settings
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|\w[\w-]*(\.\w[\w-]*)*)(:\d{1,5})?", re.IGNORECASE)
+
+
+def _host(value: str) -> str:
+    """A host as URLs have it, with its port where they name one. Raises ValueError for what none can be equal to."""
+    if _HOST.fullmatch(value):
+        return value
+    try:
+        meant = urlsplit(value).netloc.rpartition("@")[2]
+    except ValueError:  # brackets that hold no address
+        meant = ""
+    raise ValueError(
+        f"write it as host or host:port, {f'here {meant}' if _HOST.fullmatch(meant) else 'like images.example.org'}"
+    )
 
 
 class SourceSettings(Settings):
@@ -16,17 +35,31 @@ class SourceSettings(Settings):
         description="folder that image paths are relative to; images that the dataset's own files hold are unpacked "
         "into it"
     )
+    take: int | None = Field(
+        None, ge=1, description="number of well-formed records to take, a seeded subset; all without it"
+    )
+    by: Literal["id-hash"] = Field(
+        "id-hash",
+        description="which records `take` takes: those whose id has the smallest hash, whatever the file's order; a "
+        "record without an id goes by its content",
+    )
+    seed: int = Field(0, ge=0, description="seed of `take`: another seed is another subset")
+
+    @model_validator(mode="after")
+    def _takes(self) -> "SourceSettings":
+        if self.take is None and (idle := sorted({"by", "seed"} & self.model_fields_set)):
+            raise ValueError(f"{' and '.join(idle)} without take: all records are read; add take, or remove it")
+        return self
+
+
+class NamedImages(SourceSettings):
+    """What a source has whose records name their images."""
+
     folders: dict[str, Path] = Field(
         default_factory=dict,
         description="folders of image paths that begin so, by prefix: sam/images: /data/sam; the longest prefix counts",
     )
-    take: int | None = Field(None, ge=1, description="number of records to take, a seeded subset; all without it")
-    by: Literal["id-hash"] = Field(
-        "id-hash",
-        description="which records `take` takes: those whose id has the smallest hash, whatever the file's order",
-    )
-    seed: int = Field(0, ge=0, description="seed of `take`: another seed is another subset")
-    fetch_from: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    fetch_from: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
         (), description="hosts that images may be fetched from; records with other URLs are dropped"
     )
 
@@ -39,31 +72,40 @@ class SourceSettings(Settings):
         return {prefix.strip("/"): folder for prefix, folder in folders.items()}
 
 
-class JsonArraySource(SourceSettings):
+class PackedImages(SourceSettings):
+    """A source whose own files hold all its images: none is looked for in a folder, or fetched."""
+
+    folders: ClassVar[Mapping[str, Path]] = MappingProxyType({})
+    fetch_from: ClassVar[tuple[str, ...]] = ()
+
+
+class JsonArraySource(NamedImages):
     """LLaVA-Instruct's layout, which ShareGPT4V shares: a JSON array of {id, image, conversations}."""
 
     format: Literal["llava_instruct", "sharegpt4v"] = Field(
-        "llava_instruct", description="layout of the file; both names read the same one"
+        description="layout of the file; both names read the same one"
     )
 
 
-class JsonLinesSource(SourceSettings):
+class JsonLinesSource(NamedImages):
     """A file written by hand: a JSON object a line with image and question, optionally id and answer."""
 
     format: Literal["jsonl"] = Field(description="one JSON object a line")
 
 
-class RlaifVSource(SourceSettings):
+class RlaifVSource(PackedImages):
     """RLAIF-V's Parquet files, images inside; the chosen answer is the reference, the rejected one is left aside."""
 
     format: Literal["rlaif_v"] = Field(description="RLAIF-V's columns")
 
 
-class HuggingFaceSource(SourceSettings):
+class HuggingFaceSource(NamedImages):
     """A Hugging Face dataset on disk, Parquet or Arrow, with an image column."""
 
     format: Literal["huggingface"] = Field(description="a folder of save_to_disk, or Parquet or Arrow files")
-    split: str = Field("train", min_length=1, description="split of a dataset that has several")
+    split: str | None = Field(
+        None, min_length=1, description="split to read; the only one there is without it, several are an error"
+    )
     image_column: str = Field("image", min_length=1, description="column with the image: an image feature, or a path")
     question_column: str | None = Field(None, description="column with the question, where a row asks one")
     answer_column: str | None = Field(None, description="column with its answer, where there is one")
@@ -81,7 +123,7 @@ class HuggingFaceSource(SourceSettings):
         return self
 
 
-class WebDatasetSource(SourceSettings):
+class WebDatasetSource(PackedImages):
     """WebDataset tar shards: a sample is an image and a JSON or text file of one name."""
 
     format: Literal["webdataset"] = Field(description="tar shards, read in order of their names")

@@ -1,6 +1,7 @@
 """The rows of a dataset as one Parquet file a shard, written and read a block at a time."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,9 +45,13 @@ class _Shard:
         self.waiting, self.characters = [], 0
 
     def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def finish(self) -> None:
         if self.waiting or self.writer is None:
             self.flush()
-        self.writer.close()
+        self.close()
         # Now, one shard at a time: a set of all images would grow with the dataset.
         usable = columns_of([self.path], ["image_sha256", "width"])
         self.counts["images"] = pc.count_distinct(usable.filter(usable["width"].is_valid())["image_sha256"]).as_py()
@@ -56,17 +61,21 @@ def write_shards(rows: Iterable[SourceRow], folder: Path, shards: int) -> dict[s
     """Writes every shard's rows, in their order, to `folder`/<shard>.parquet.
 
     Gives for each shard its records, how many the reader refused, how many are text only, its distinct usable images,
-    and how many records' images are no good. Raises OSError when a file can't be written.
+    and how many records' images are no good. Raises OSError when a file can't be written. Whatever is raised, also by
+    `rows`, no file is left open.
     """
     files = {name: _Shard(folder / f"{name}.parquet") for name in shard_names(shards)}
     held = max(1, ROWS_HELD // shards)
-    for row in rows:
-        shard = files[shard_of(row, shards)]
-        shard.add(row)
-        if len(shard.waiting) >= held or shard.characters >= TEXT_HELD:
-            shard.flush()
-    for shard in files.values():
-        shard.close()
+    with ExitStack() as opened:
+        for shard in files.values():
+            opened.callback(shard.close)
+        for row in rows:
+            shard = files[shard_of(row, shards)]
+            shard.add(row)
+            if len(shard.waiting) >= held or shard.characters >= TEXT_HELD:
+                shard.flush()
+        for shard in files.values():
+            shard.finish()
     return {name: shard.counts for name, shard in files.items()}
 
 

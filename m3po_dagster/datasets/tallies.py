@@ -56,13 +56,11 @@ class Lengths:
     """Lengths of texts: exact up to EXACT_LENGTHS characters, to a thousandth beyond."""
 
     counts: Counter[int] = field(default_factory=Counter)
-    characters: int = 0
     bytes: int = 0
 
     def add(self, text: str) -> None:
         """Counts a text."""
         length = len(text)
-        self.characters += length
         self.bytes += len(text.encode("utf-8", "surrogatepass"))
         if length > EXACT_LENGTHS:
             step = 10 ** (len(str(length)) - 4)
@@ -73,11 +71,6 @@ class Lengths:
     def number(self) -> int:
         """Texts counted."""
         return sum(self.counts.values())
-
-    @property
-    def mean_bytes(self) -> float | None:
-        """Mean length in bytes of UTF-8; None without a text."""
-        return self.bytes / self.number if self.counts else None
 
     def quantiles(self, shares: Sequence[float]) -> list[int]:
         """For each share the smallest length that this share of the texts does not pass; empty without a text."""
@@ -138,7 +131,11 @@ class Sample(Generic[T]):
     def __init__(self, size: int, seed: int) -> None:
         self._size, self._seed = size, seed
         self._heap: list[tuple[int, int, T]] = []
-        self._held: set[int] = set()
+        self._held: dict[int, T] = {}
+
+    def find(self, key: object) -> T | None:
+        """The key's item where it is in the sample so far."""
+        return self._held.get(hash64(self._seed, key))
 
     def wants(self, key: object) -> int | None:
         """The key's rank when it belongs to the sample so far, and is not in it; None otherwise."""
@@ -152,12 +149,12 @@ class Sample(Generic[T]):
         """Takes in an item under the rank that `wants` gave; gives the one that had to go."""
         # The rank stands twice: no two items are ever compared.
         entry = (-rank, rank, item)
-        self._held.add(rank)
+        self._held[rank] = item
         if len(self._heap) < self._size:
             heappush(self._heap, entry)
             return None
         _, gone, old = heapreplace(self._heap, entry)
-        self._held.discard(gone)
+        del self._held[gone]
         return old
 
     def items(self) -> list[T]:

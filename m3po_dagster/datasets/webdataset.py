@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from m3po_dagster.datasets.conversation import ASKING, Conversation, conversation_of, image_of, source_id_of
+from m3po_dagster.datasets.conversation import ASKING, Conversation, Refused, conversation_of, image_of, source_id_of
 from m3po_dagster.datasets.item import MAX_IMAGE_BYTES, item_of, malformed
-from m3po_dagster.datasets.json_text import Unreadable, canonical_sha256, loads
+from m3po_dagster.datasets.json_text import Unreadable, canonical_sha256, loads, said_by
 from m3po_dagster.datasets.record import DatasetError, Malformed, Record
 from m3po_dagster.datasets.tar_members import member_bytes, tar_members
 
@@ -93,7 +93,7 @@ def _item(position: int, path: Path, sample: _Sample) -> Record | Malformed:
     except UnicodeDecodeError as error:
         problem = f"its text is not UTF-8 at byte {error.start}: {error.reason}"
     except json.JSONDecodeError as error:
-        problem = f"its json is no JSON at character {error.pos}: {error.msg}"
+        problem = f"its json is no JSON at character {error.pos}: {said_by(error)}"
     if problem is None and isinstance(raw.get("json"), Unreadable):
         problem = raw.pop("json").detail
     if problem is not None:
@@ -118,4 +118,6 @@ def _content(raw: dict) -> tuple[str | None, Conversation]:
     fields = raw.get("json", {})
     if isinstance(fields, dict) and "txt" in raw and not any(form in fields for form in ASKING):
         fields = {"question": raw["txt"].rstrip("\r\n")}
+    if raw["image"] is None and isinstance(fields, dict) and fields.get("images"):
+        raise Refused("its json names images, and none is in the tar: a sample has one image, put it beside the json")
     return image_of(raw["image"], "the image's name"), conversation_of(fields)

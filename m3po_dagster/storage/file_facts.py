@@ -56,8 +56,7 @@ class FileFacts:
         except sqlite3.OperationalError as error:
             raise self._unusable(error) from error
         except sqlite3.DatabaseError:
-            self._database.unlink()
-            self._connection = self._open()
+            self._connection = self._begin_anew()
 
     @classmethod
     def beside(cls, store: Path) -> "FileFacts":
@@ -66,11 +65,26 @@ class FileFacts:
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._database, timeout=60, isolation_level=None, check_same_thread=False)
-        # A write-ahead log spares a wait for the disk after every one of thousands of images.
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(_CREATE)
+        try:
+            # A write-ahead log spares a wait for the disk after every one of thousands of images.
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(_CREATE)
+        except sqlite3.Error:
+            # Closed later, it would remove the log of the database that is begun in its place.
+            connection.close()
+            raise
         return connection
+
+    def _begin_anew(self) -> sqlite3.Connection:
+        with explained("remove the damaged", self._database):
+            # The log first: one that was left would be played back into the new database.
+            for end in ("-wal", "-shm", ""):
+                Path(f"{self._database}{end}").unlink(missing_ok=True)
+        try:
+            return self._open()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
 
     def _unusable(self, error: sqlite3.Error) -> StoreError:
         return StoreError(

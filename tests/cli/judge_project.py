@@ -16,7 +16,14 @@ from m3po_dagster.study import load_study
 from m3po_dagster.world.judge import JUDGE_FOLDER
 from m3po_dagster.world.write import write_world
 
-UP_TO_CANDIDATES = ("source_dataset", "base_model", "sampling_scorer", "filtered_instructions", "candidates")
+UP_TO_CANDIDATES = (
+    "source_dataset",
+    "base_model",
+    "sampling_scorer",
+    "benchmark_data",
+    "filtered_instructions",
+    "candidates",
+)
 
 
 PROBE = 4 * 3

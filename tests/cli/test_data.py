@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import tarfile
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from typer.testing import CliRunner, Result
 
 from m3po_dagster.cli.main import app
 from m3po_dagster.datasets.settings import DatasetSettings
+from m3po_dagster.method.filtering import FilterSettings, filter_rows
+from m3po_dagster.method.known_images.known import known_benchmarks
 from m3po_dagster.study import load_study
+from tests.datasets.dataset_files import rows_of
 
 ROOT = Path(__file__).parents[2]
 LLAVA = ROOT / "m3po_dagster" / "world" / "weights" / "llava"
@@ -84,6 +88,7 @@ def test_everything_about_a_file_as_json(folder):
     ]
     assert facts["prompts"] == {"turns": "each", "with an image in place": 4, "first": 4, "last": 4, "each": 5}
     assert facts["images of benchmarks"] == {"pope": 1}
+    assert facts["ids of benchmarks are from"] == {"pope": known_benchmarks()["pope"].source}
     images = facts["images"]
     assert images["distinct"] == {"number": 4, "exact": True} and images["missing"]["records"] == 1
     prefixes = {one["prefix"]: (one["records"], one["missing"], one["folder"]) for one in images["prefixes"]}
@@ -100,6 +105,52 @@ def test_everything_about_a_file_as_json(folder):
     # Three of four prompts of the sample are kept, so of four with an image in place.
     assert found["cost"]["candidates"] == [3 * 32, 3 * 32]
     assert found["cost"]["assumptions"]["judge image"].endswith("over 3 measured images")
+
+
+def noise(path: Path, number: int) -> None:
+    """A picture of coarse noise, as unlike any other as two photographs are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = Image.frombytes("L", (8, 8), random.Random(number).randbytes(64))
+    small.resize((160, 120), Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.mark.parametrize("sample", [50, 20])
+def test_the_filters_see_all_records_of_an_image_and_the_estimate_is_of_what_a_run_keeps(tmp_path, sample):
+    german = ("Was macht der Mann auf dem Bild?", "Welche Farbe hat der Bus dort?", "Wo steht das rote Auto?")
+    records = []
+    for number in range(50):
+        noise(tmp_path / "images" / f"{number}.png", number)
+        for question in ("What is the man in the picture doing?",) * 3 + german:
+            records.append(a_record(len(records), f"{number}.png", question))
+    (tmp_path / "dup.json").write_text(json.dumps(records))
+    found = run_json(tmp_path / "dup.json", "--sample", sample)
+    sifted = found["sources"]["dup"]["filters on the sample"]
+    assert (sifted["prompts"], sifted["kept"], sifted["records left out"]) == (6 * sample, sample, 0)
+    dropped = {one["filter"]: one["prompts"] for one in sifted["dropped"]}
+    assert dropped == {"exact_duplicate": 2 * sample, "language": 3 * sample}
+    settings = DatasetSettings.model_validate(yaml.safe_load(found["study"])["dataset"])
+    kept = len(filter_rows(rows_of(settings), FilterSettings(), turns="first").kept)
+    assert found["cost"]["candidates"] == [32 * kept, 32 * kept] and kept == 50
+
+
+@pytest.mark.parametrize("turns", ["first", "each"])
+def test_a_record_that_asks_nothing_costs_no_other_its_place_in_the_estimate(folder, turns):
+    coco = "coco/train2017/000000000001.jpg"
+    records = [a_record(n, coco, f"What is in place number {n}?", "Noise.", "And beside it?") for n in range(4)]
+    records += [{"id": "x", "image": coco, "conversations": talk("What?") * 2}] * 4
+    (folder / "odd.json").write_text(json.dumps(records))
+    found = run_json(folder / "odd.json", "--turns", turns)
+    sifted = found["sources"]["odd"]["filters on the sample"]
+    asked = 4 if turns == "first" else 8
+    assert (sifted["prompts"], sifted["kept"]) == (asked, asked)
+    assert found["cost"]["candidates"] == [32 * asked, 32 * asked]
+
+
+def test_records_of_an_image_beyond_the_bound_are_told(folder):
+    coco = "coco/train2017/000000000001.jpg"
+    records = [a_record(n, coco, f"What is in place number {n}?") for n in range(70)]
+    (folder / "many.json").write_text(json.dumps(records))
+    assert "keep 64 of 64 prompts of the sample's images; 6 records of images" in run(folder / "many.json").stdout
 
 
 def test_the_lines_for_a_study_are_a_study_s(folder):
@@ -163,14 +214,14 @@ def test_datasets_that_hold_their_images(tmp_path, write, kind, images):
     assert facts["images"]["distinct"] == {"number": images, "exact": True}
     assert facts["images"]["sample"]["pixels"]["width"]["median"] == 320
     assert facts["prompts"]["with an image in place"] == 2 and facts["answer characters"]["max"] > 0
-    assert facts["filters on the sample"]["kept"] == facts["filters on the sample"]["prompts"] == images
+    assert facts["filters on the sample"]["kept"] == facts["filters on the sample"]["prompts"] == 2
     settings = DatasetSettings.model_validate(yaml.safe_load(before["study"])["dataset"])
     assert [source.format for source in settings.sources.values()] == [kind]
 
 
 def test_take_counts_the_subset_alone(folder):
-    facts = run_json(folder / "mix.json", "--take", 3)["sources"]["mix"]
-    assert facts["records"] - facts["malformed"]["records"] == 3
+    facts = run_json(folder / "mix.json", "--take", 4)["sources"]["mix"]
+    assert facts["records"] - facts["malformed"]["records"] == 4
 
 
 def test_the_tables_say_the_same(folder):
@@ -183,6 +234,7 @@ def test_the_tables_say_the_same(folder):
         "with turns first, 2 with an image in place",
         "nowhere: give --image-root or --folder",
         "pope: 1",
+        "ids from THUDM/CogVLM coco_pope_random.json",
         "GPU-hours sampling",
         "decode_efficiency",
         "write this into your study:",
@@ -286,12 +338,13 @@ def test_a_broken_record_late_in_the_file_is_named(folder):
         (("FILE", "--format", "csv"), "there is no such format"),
         (("FILE", "--folder", "sam"), "PREFIX=DIR"),
         (("FILE", "--folder", "../sam=/x"), "no prefix of a relative path"),
+        (("TAR", "--folder", "sam=/x"), "--folder: WebDataset tar shards hold their images"),
         (("--study", "STUDY", "--take", "3"), "are for a FILE"),
         (("--study", "nowhere.yaml"), "no such study file"),
     ],
 )
 def test_options_that_can_t_be_used_have_status_2(folder, arguments, said):
-    places = {"FILE": folder / "mix.json", "STUDY": ROOT / "studies" / "llava15_7b.yaml"}
+    places = {"FILE": folder / "mix.json", "TAR": webdataset(folder), "STUDY": ROOT / "studies" / "llava15_7b.yaml"}
     result = run(*(places.get(argument, argument) for argument in arguments), code=2)
     assert said in result.stderr and not result.stdout
 

@@ -203,7 +203,7 @@ def test_the_split_of_a_dataset_of_several(tmp_path, saved, splits, wanted):
 
 @pytest.mark.parametrize(
     ("splits", "wanted"),
-    [(("test", "train"), "train"), (("validation", "test"), "test"), (("only",), "train")],
+    [(("test", "train"), "train"), (("validation", "test"), "test"), (("only",), None)],
 )
 def test_the_split_of_files_named_as_on_the_hub(tmp_path, splits, wanted):
     for split in splits:
@@ -267,6 +267,52 @@ def test_an_unknown_file_says_what_was_looked_for(tmp_path):
     (tmp_path / "x").write_text("hello")
     with pytest.raises(DatasetError, match=r"Looked for: .*LLaVA.*RLAIF-V.*save_to_disk.*tar"):
         detect(tmp_path / "x")
+
+
+RLAIF_V = {"image": [an_image()], "question": ["What?"], "chosen": ["This."], "rejected": ["That."]}
+
+
+@pytest.fixture
+def hub_folder(tmp_path) -> Path:
+    """A dataset as the hub's client downloads it: its card, what it notes for itself, and the tables one level down."""
+    folder = tmp_path / "RLAIF-V"
+    for name in ("data", "images", ".cache/huggingface"):
+        (folder / name).mkdir(parents=True)
+    (folder / "README.md").write_text("# A card")
+    (folder / "dataset_infos.json").write_text("{}")
+    (folder / ".cache" / "part.parquet").write_bytes(b"")
+    table(folder / "data" / "train-00000-of-00001.parquet", RLAIF_V)
+    return folder
+
+
+@pytest.mark.parametrize("only", [None, "rlaif_v"])
+def test_a_folder_as_the_hub_gives_it_is_the_folder_of_its_tables(hub_folder, only):
+    source = detect(hub_folder, only=only)
+    assert (source.format, source.path) == ("rlaif_v", hub_folder / "data")
+    assert source.image_root == hub_folder / "data_images"
+    assert [record.image_bytes for record in read_source(source, 10_000)] == [png()]
+
+
+def test_a_saved_dataset_and_tar_shards_one_level_down(tmp_path, saved):
+    saved.save_to_disk(str(tmp_path / "a" / "saved"))
+    assert detect(tmp_path / "a").path == tmp_path / "a" / "saved"
+    (tmp_path / "b" / "shards").mkdir(parents=True)
+    with tarfile.open(tmp_path / "b" / "shards" / "0.tar", "w"):
+        pass
+    assert detect(tmp_path / "b").format == "webdataset"
+
+
+def test_of_several_folders_with_tables_one_is_to_be_named(hub_folder):
+    (hub_folder / "more").mkdir()
+    table(hub_folder / "more" / "a.parquet", RLAIF_V)
+    with pytest.raises(DatasetError, match=r"RLAIF-V: 2 of its folders have .*; name one of them: data, more"):
+        detect(hub_folder)
+
+
+def test_json_files_beside_a_folder_of_shards_are_not_passed_over(hub_folder):
+    written(hub_folder / "train.json", LLAVA)
+    with pytest.raises(DatasetError, match=r"name one of its files: train\.json\."):
+        detect(hub_folder)
 
 
 def test_a_folder_of_json_files_names_them(tmp_path):

@@ -29,7 +29,8 @@ HOSTILE_JSON = {
     "NUL": (r'"a\u0000b"', "malformed", "NUL character"),
     "wrong type": ('{"a": [1, null]}', "malformed", "expected a string"),
     "too long": ('"' + "x" * MAX_RECORD_BYTES + '"', "too long", "100,000"),
-    "control character": ('"a\x01b"', "broken", "control character"),
+    "control character": ('"a\x01b"', "kept", ""),
+    "NUL as it is": ('"a\0b"', "malformed", "question holds a NUL character|value holds a NUL character"),
     "not UTF-8": ('"\udcff"', "broken", "UTF-8"),
     "no value": ("", "broken", "record 1 is broken|no JSON"),
 }

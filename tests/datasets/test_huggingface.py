@@ -48,27 +48,82 @@ def test_parquet_and_arrow_files_are_the_same_rows(tmp_path, end):
 def test_a_split_of_a_saved_dictionary(tmp_path):
     splits = {"train": hub_dataset(PAIRS[:4]), "test": hub_dataset(PAIRS[4:])}
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
-    assert ids(read(tmp_path / "saved")) == [pair.id for pair in PAIRS[:4]]
+    assert ids(read(tmp_path / "saved", split="train", **PLAIN)) == [pair.id for pair in PAIRS[:4]]
     assert ids(read(tmp_path / "saved", split="test", **PLAIN)) == [pair.id for pair in PAIRS[4:]]
     (file,) = source_files(source("huggingface", tmp_path / "saved", split="test"))
     assert file == tmp_path / "saved" / "test" / "data-00000-of-00001.arrow"
-    with pytest.raises(DatasetError, match=r"no split 'dev'; dataset_dict\.json names \['train', 'test'\]"):
+    with pytest.raises(DatasetError, match="no split 'dev'; it has train, test"):
         read(tmp_path / "saved", split="dev", **PLAIN)
+    with pytest.raises(DatasetError, match="has several splits, train, test: name one as the source's split"):
+        read(tmp_path / "saved")
+
+
+def test_the_only_split_of_a_saved_dictionary_is_read_whatever_its_name(tmp_path):
+    datasets.DatasetDict({"validation": hub_dataset(PAIRS[:2])}).save_to_disk(str(tmp_path / "saved"))
+    assert ids(read(tmp_path / "saved")) == [pair.id for pair in PAIRS[:2]]
+    with pytest.raises(DatasetError, match="no split 'train'; it has validation"):
+        read(tmp_path / "saved", split="train", **PLAIN)
+
+
+def test_a_saved_split_is_the_one_that_its_state_names(tmp_path):
+    table = hub_dataset(PAIRS)
+    for split in (datasets.Split.VALIDATION, None):
+        folder = tmp_path / str(split)
+        datasets.Dataset(table.data, split=split).save_to_disk(str(folder))
+        assert ids(read(folder)) == [pair.id for pair in PAIRS]
+        there = "it has validation" if split else "its files name none, so leave split out"
+        with pytest.raises(DatasetError, match=f"no split 'train'; {there}"):
+            read(folder, split="train", **PLAIN)
+    assert len(read(tmp_path / "validation", split="validation", **PLAIN)) == len(PAIRS)
+
+
+def test_a_split_never_leads_out_of_the_folder(tmp_path):
+    hub_dataset(PAIRS).save_to_disk(str(tmp_path / "secret"))
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["../secret"]}')
+    for split in (None, "../secret"):
+        with pytest.raises(DatasetError, match="splits is no list of names"):
+            read(tmp_path / "saved", split=split, **PLAIN)
 
 
 @pytest.mark.parametrize("prefix", ["", "llava-"])
 def test_a_split_of_files_named_like_the_hub_s(tmp_path, prefix):
     for number, name in enumerate(["train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"]):
         hub_dataset([PAIRS[number]]).to_parquet(str(tmp_path / f"{prefix}{name}.parquet"))
-    assert ids(read(tmp_path)) == [PAIRS[0].id, PAIRS[1].id]
+    assert ids(read(tmp_path, split="train", **PLAIN)) == [PAIRS[0].id, PAIRS[1].id]
     assert ids(read(tmp_path, split="test", **PLAIN)) == [PAIRS[2].id]
-    with pytest.raises(DatasetError, match=f"no files of split 'dev'; there are {prefix}test, {prefix}train"):
+    with pytest.raises(DatasetError, match=f"no split 'dev'; it has {prefix}test, {prefix}train"):
         read(tmp_path, split="dev", **PLAIN)
+    with pytest.raises(DatasetError, match=f"has several splits, {prefix}test, {prefix}train: name one"):
+        read(tmp_path)
 
 
 def test_one_split_alone_is_read_whatever_its_name(tmp_path):
     hub_dataset(PAIRS[:1]).to_parquet(str(tmp_path / "test-00000-of-00001.parquet"))
     assert ids(read(tmp_path)) == [PAIRS[0].id]
+    with pytest.raises(DatasetError, match="no split 'train'; it has test"):
+        read(tmp_path, split="train", **PLAIN)
+
+
+def test_a_split_is_refused_of_files_that_name_none(tmp_path):
+    hub_dataset(PAIRS[:1]).to_parquet(str(tmp_path / "data.parquet"))
+    for path in (tmp_path, tmp_path / "data.parquet"):
+        with pytest.raises(DatasetError, match="no split 'train'; its files name none, so leave split out"):
+            read(path, split="train", **PLAIN)
+
+
+def test_a_list_of_images_is_refused_with_what_is_expected(tmp_path):
+    rows = {"images": [[{"bytes": b"x", "path": "a.jpg"}]], "question": ["What?"]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    with pytest.raises(DatasetError, match=r"column 'images' is list<.*, expected .* one image a row"):
+        read(tmp_path, image_column="images", question_column="question")
+
+
+def test_an_image_of_bytes_whose_path_is_empty_has_no_name(tmp_path):
+    rows = {"id": ["1"], "image": [{"bytes": b"x", "path": ""}], "question": ["What?"], "answer": ["That."]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    (record,) = read(tmp_path)
+    assert (record.image, record.image_bytes) == (None, b"x")
 
 
 def test_a_selection_is_saved_and_read_as_a_selection(tmp_path):
@@ -98,8 +153,8 @@ def test_conversations_of_both_kinds(tmp_path, turns, way):
         (tmp_path / "data").rename(tmp_path / "data.parquet")
     path = tmp_path / ("data" if way == "saved" else "data.parquet")
     one, two = read(path, conversation_column="talk")
-    assert one == Record(0, "0", "a.jpg", (("human", "What?"), ("gpt", "That.")), one.sha256)
-    assert two == Record(1, "1", "b.jpg", (("human", "What?"),), two.sha256)
+    assert one == Record(0, "0", "a.jpg", (("human", "What?"), ("gpt", "That.")), one.sha256, own_id=False)
+    assert two == Record(1, "1", "b.jpg", (("human", "What?"),), two.sha256, own_id=False)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_few_bytes_wait_however_large_the_images_inside_the_files_are(tmp_path, 
             turns = (("human", "What?"),)
             yield Record(number, str(number), f"{number}.png", turns, "0", content + bytes(400) + bytes([number]))
 
-    monkeypatch.setattr(index, "read_source", packed)
+    monkeypatch.setattr(index, "records_of", packed)
     real = ImageLooks.at
     monkeypatch.setattr(
         ImageLooks, "at", lambda looks, paths: held.append(len(paths := list(paths))) or real(looks, paths)

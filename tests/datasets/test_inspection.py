@@ -10,11 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from m3po_dagster.datasets.image_survey import NO_FOLDER, prefix_of
+from m3po_dagster.datasets.fetching import Fetcher
+from m3po_dagster.datasets.image_survey import NO_FOLDER, RECORDS_AN_IMAGE, prefix_of
 from m3po_dagster.datasets.inspection import (
-    EMPTY_TURN,
-    NO_QUESTION,
-    NOT_ALTERNATING,
     STARTS_WITH_ASSISTANT,
     TOKEN_WITHOUT_IMAGE,
     Inspection,
@@ -24,14 +22,21 @@ from m3po_dagster.datasets.inspection_facts import facts_of
 from m3po_dagster.datasets.record import DatasetError, Malformed, Record
 from m3po_dagster.datasets.row import IMAGE_TOO_LARGE, IMAGE_UNDECODABLE
 from m3po_dagster.datasets.settings import JsonArraySource, WebDatasetSource
+from m3po_dagster.method.filtering import FilterSettings, filter_rows, questions
+from tests.method.source_rows import row
 
 ORIENTATION = 0x0112
+ALL_OFF = FilterSettings(**dict.fromkeys(FilterSettings.model_fields, False))
 
 
 def a_record(number: int, image: str | None, *texts: str, first: str = "human", **more) -> Record:
     other = {"human": "gpt", "gpt": "human"}
     speakers = [first if place % 2 == 0 else other[first] for place in range(len(texts))]
     return Record(number, f"id{number}", image, tuple(zip(speakers, texts, strict=True)), f"sha{number}", **more)
+
+
+def a_source(**settings) -> JsonArraySource:
+    return JsonArraySource(format="llava_instruct", **settings)
 
 
 def picture(path: Path, size=(40, 30), turned: bool = False) -> None:
@@ -44,8 +49,8 @@ def picture(path: Path, size=(40, 30), turned: bool = False) -> None:
 
 
 def looked_over(tmp_path, *records, **options) -> Inspection:
-    source = options.pop("source", None) or JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path)
-    return inspect_records(iter(records), source, **options)
+    source = options.pop("source", None) or a_source(path=tmp_path / "a.json", image_root=tmp_path)
+    return inspect_records(iter(records), source, questions, **options)
 
 
 def test_turns_prompts_and_lengths_are_counted_exactly(tmp_path):
@@ -69,11 +74,11 @@ def test_turns_prompts_and_lengths_are_counted_exactly(tmp_path):
     assert found.malformed.counts == {kind: 2, "id is missing": 1}
     assert [example[:2] for example in found.malformed.examples[kind]] == [(4, "id4"), (5, "id5")]
     asked = ["What is it?", "Which colour?", "Sure?", "Describe it.", "Where is  it?"]
-    assert found.questions.number == 5 and found.questions.characters == sum(map(len, asked))
+    assert found.questions.number == 5 and found.questions.bytes == sum(map(len, asked))
     answered = ["A bus.", "Red.", "A red bus stands there."]
     assert found.answers.number == 3 and found.answers.bytes == sum(map(len, answered))
     # What stands before the second and the third question of the first record.
-    before = len("<image>\nWhat is it?A bus.") * 2 + len("Which colour?Red.")
+    before = len("What is it?A bus.") * 2 + len("Which colour?Red.")
     assert found.prompt_bytes == pytest.approx((sum(map(len, asked)) + before) / 5)
     # "Sure?" alone is too short to tell.
     assert found.languages == {"en": 4, "unsure": 1}
@@ -83,15 +88,18 @@ def test_turns_prompts_and_lengths_are_counted_exactly(tmp_path):
     ("record", "problem", "prompts"),
     [
         (a_record(0, "a.jpg", "Hello.", "What is it?", "A bus.", first="gpt"), STARTS_WITH_ASSISTANT, (1, 1, 1)),
-        (a_record(0, "a.jpg", "Hello.", first="gpt"), NO_QUESTION, (0, 0, 0)),
+        (a_record(0, "a.jpg", "Hello.", first="gpt"), "no human turn", (0, 0, 0)),
+        (Record(0, "id0", "a.jpg", (("gpt", "Hello."), ("gpt", "Hello?")), "sha"), "turns don't alternate", (0, 0, 0)),
         (
             Record(0, "id0", "a.jpg", (("human", "One?"), ("human", "Two?")), "sha"),
-            NOT_ALTERNATING,
+            "turns don't alternate",
             (0, 0, 0),
         ),
-        (a_record(0, "a.jpg", "<image>\n"), EMPTY_TURN, (0, 0, 0)),
-        (a_record(0, "a.jpg", "What?", "", "And?", "Yes."), EMPTY_TURN, (1, 0, 1)),
-        (a_record(0, "a.jpg", "What?", "This.", "", "Yes.", "So?"), EMPTY_TURN, (1, 0, 1)),
+        (a_record(0, "a.jpg", "<image>\n"), "instruction empty", (0, 0, 0)),
+        (a_record(0, "a.jpg", "<ima<image>ge>"), "instruction empty", (0, 0, 0)),
+        (a_record(0, "a.jpg", "What?", "", "And?", "Yes."), "turn before it empty", (1, 0, 1)),
+        (a_record(0, "a.jpg", "What?", "This.", "", "Yes.", "So?"), "turn before it empty", (1, 0, 1)),
+        (a_record(0, "a.jpg", *["What?"] * 600), "too much before it", (1, 0, 129)),
         (a_record(0, None, "<image>\nWhat?"), TOKEN_WITHOUT_IMAGE, (0, 0, 0)),
     ],
 )
@@ -105,9 +113,7 @@ def test_images_are_counted_by_folder_and_only_the_sample_is_opened(tmp_path):
     for name in ("coco/train2017/1.jpg", "coco/train2017/2.jpg"):
         picture(tmp_path / name)
     picture(tmp_path / "elsewhere" / "3.jpg", size=(64, 20))
-    source = JsonArraySource(
-        path=tmp_path / "mix.json", image_root=tmp_path, folders={"sam/images": tmp_path / "elsewhere"}
-    )
+    source = a_source(path=tmp_path / "mix.json", image_root=tmp_path, folders={"sam/images": tmp_path / "elsewhere"})
     images = ["coco/train2017/1.jpg"] * 3 + ["coco/train2017/2.jpg", "sam/images/3.jpg", "sam/images/4.jpg"]
     images += ["vg/VG_100K/5.jpg", "../out.jpg", "/etc/hostname", "6.jpg"]
     records = [a_record(n, image, "What?") for n, image in enumerate(images)]
@@ -142,6 +148,20 @@ def test_the_sample_is_decoded_as_a_prompt_opens_it(tmp_path):
     assert found.usable == 3
 
 
+def test_all_records_of_the_sample_s_images_are_held_and_beyond_the_bound_counted(tmp_path):
+    names = [f"{number}.jpg" for number in range(6)]
+    for name in names:
+        picture(tmp_path / name)
+    # In turns, so that the sample changes while records of its images still come.
+    records = [a_record(n, names[n % 6], "What?") for n in range(6 * (RECORDS_AN_IMAGE + 3))]
+    found = looked_over(tmp_path, *records, sample=4).images
+    assert len(found.looked) == 4
+    for look in found.looked:
+        (name,) = {record.image for record in look.sampled.records}
+        numbers = [record.record for record in look.sampled.records]
+        assert numbers == list(range(names.index(name), 6 * RECORDS_AN_IMAGE, 6)) and look.sampled.beyond == 3
+
+
 def test_no_image_of_a_sample_of_none_is_opened(tmp_path, monkeypatch):
     picture(tmp_path / "a.jpg")
     monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("an image was opened"))
@@ -150,11 +170,28 @@ def test_no_image_of_a_sample_of_none_is_opened(tmp_path, monkeypatch):
 
 
 def test_urls_are_counted_by_host_and_usable_where_the_study_allows_them(tmp_path):
-    source = JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path, fetch_from=("Good.example",))
-    urls = ["https://good.example/a.jpg", "http://bad.example:8080/b.jpg", "http://[broken", "data:image/png;base64,AA"]
+    source = a_source(path=tmp_path / "a.json", image_root=tmp_path, fetch_from=("Good.example", "b.example:81"))
+    allowed = ["https://good.example/a.jpg", "http://B.example:81/b.jpg"]
+    other_port = ["http://good.example:8080/b.jpg", "http://b.example/b.jpg"]
+    refused = [
+        "ftp://good.example/a.jpg",
+        "http://me:secret@good.example/",
+        "http://[broken",
+        "data:image/png;base64,AA",
+    ]
+    urls = allowed + other_port + refused
     found = looked_over(tmp_path, *(a_record(n, url, "What?") for n, url in enumerate(urls)), source=source)
-    assert found.images.hosts.counts == {"good.example": 1, "bad.example": 1, "(no host)": 1, "data:": 1}
-    assert found.prompts["first"] == 4 and found.usable == 1
+    assert found.images.hosts.counts == {
+        "good.example": 3,
+        "b.example:81": 1,
+        "good.example:8080": 1,
+        "b.example": 1,
+        "(no host)": 1,
+        "data:": 1,
+    }
+    assert found.prompts["first"] == 8 and found.usable == 2
+    with Fetcher(source.fetch_from, tmp_path) as fetcher:
+        assert [url for url in urls if fetcher.allows(url)] == allowed
 
 
 def test_images_inside_the_files_are_known_by_their_bytes(tmp_path):
@@ -172,7 +209,13 @@ def test_images_inside_the_files_are_known_by_their_bytes(tmp_path):
     found = looked_over(tmp_path, *records, source=source)
     assert found.images.inside_file == 4 and found.images.distinct.number == 3
     assert found.images.sizes == [(20, 10), (20, 10)] and sum(found.images.troubles.counts.values()) == 1
-    assert all(look.row("s").image_uri for look in found.images.looked if look.facts.problem is None)
+    rows = [row for look in found.images.looked if look.facts.problem is None for row in look.rows("s")]
+    assert [(row.record, bool(row.image_uri)) for row in sorted(rows, key=lambda row: row.record)] == [
+        (0, True),
+        (1, True),
+        (2, True),
+    ]
+    assert all(record.image_bytes is None for look in found.images.looked for record in look.sampled.records)
     assert not (tmp_path / "out").exists()
 
 
@@ -207,7 +250,7 @@ def test_a_broken_file_stops_it(tmp_path):
         raise DatasetError("a.json, character 7: cut short")
 
     with pytest.raises(DatasetError, match="character 7"):
-        inspect_records(broken(), JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path))
+        inspect_records(broken(), a_source(path=tmp_path / "a.json", image_root=tmp_path), questions)
 
 
 class _Text(str):
@@ -234,14 +277,18 @@ def test_memory_holds_the_sample_and_no_other_record(tmp_path):
                 gc.collect()
             most = max(most, len(alive))
 
-    found = inspect_records(records(), JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path), sample=5)
+    source = a_source(path=tmp_path / "a.json", image_root=tmp_path)
+    found = inspect_records(records(), source, questions, sample=5)
     assert found.records == 3000
-    # Five images and five questions are held, and the record in hand.
-    assert most <= 5 + 5 + 2
+    # Of five images 64 of their 75 records each are held, five questions, and the record in hand.
+    assert 5 * RECORDS_AN_IMAGE <= most <= 5 * RECORDS_AN_IMAGE + 5 + 2
 
 
 conversations = st.lists(
-    st.tuples(st.sampled_from(["human", "gpt"]), st.sampled_from(["", "<image>", "What?", "\x1b[31m", "é" * 30])),
+    st.tuples(
+        st.sampled_from(["human", "gpt"]),
+        st.sampled_from(["", "<image>", "<ima<image>ge>", "What?", "\x1b[31m", "é" * 30]),
+    ),
     min_size=1,
     max_size=6,
 )
@@ -252,8 +299,8 @@ images = st.sampled_from([None, "a.jpg", "..", "a/../b", "x" * 400, "\t", "http:
 def test_whatever_a_reader_gives_is_counted(tmp_path_factory, made, turns):
     root = tmp_path_factory.getbasetemp()
     records = [Record(n, f"id{n}", image, tuple(talk), f"sha{n}") for n, (image, talk) in enumerate(made)]
-    source = JsonArraySource(path=root / "a.json", image_root=root)
-    found = inspect_records(iter(records), source, turns=turns, sample=2)
+    source = a_source(path=root / "a.json", image_root=root)
+    found = inspect_records(iter(records), source, questions, turns=turns, sample=2)
     assert found.records == len(made) == sum(found.human_turns.values())
     assert found.text_only == sum(image is None for image, _ in made)
     assert found.prompts["first"] <= len(made) and found.prompts["last"] <= found.prompts["first"]
@@ -264,6 +311,19 @@ def test_whatever_a_reader_gives_is_counted(tmp_path_factory, made, turns):
     assert in_all == len(made) - found.text_only
     facts = facts_of(found, source)
     assert facts["prompts"][turns] == found.prompts[turns]
+
+
+@given(conversations)
+def test_a_prompt_is_here_what_it_is_for_the_filters(tmp_path_factory, talk):
+    folder = tmp_path_factory.getbasetemp()
+    found = looked_over(folder, Record(0, "id0", "no.jpg", tuple(talk), "sha"))
+    for which in ("first", "last", "each"):
+        result = filter_rows([row(tuple(talk))], ALL_OFF, turns=which)
+        assert found.prompts[which] == len(result.kept)
+        reasons = {dropped["reason"] for dropped in result.dropped}
+        assert reasons <= set(found.problems.counts) and (
+            which != "each" or reasons | {STARTS_WITH_ASSISTANT} >= set(found.problems.counts)
+        )
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ def test_a_byte_order_mark_is_no_error(tmp_path):
         ("[1 2]", "character 3: expected ',' or ']' after record 0, found '2'"),
         ("[1] [2]", "character 4: the array has ended, but '[' follows"),
         ("[1, ]", "character 4: record 1 is broken"),
-        ('[1, {"a": "never closed', "character 10: record 1 is broken or cut short"),
+        ('[1, {"a": "never closed', "character 10: record 1 is broken or cut short: Unterminated string;"),
+        ('[1, {"a": "never closed}, {"b": "c"}]', "character 28: record 1 is broken or cut short: Expecting ','"),
         ('[1, {"a": 1', "character 11: record 1 is broken or cut short"),
         ("[" * 200_000, "character 200000: record 0 is broken or cut short: Brackets without an end"),
         ("[1, " + "7" * 5000, "character 5004: expected ',' or ']' after record 1, found the end of the file"),
@@ -116,6 +117,13 @@ def test_bytes_put_anywhere_into_a_file_give_values_or_a_named_error(tmp_path_fa
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_control_characters_in_a_text_are_characters(tmp_path, chunk):
+    path = tmp_path / "raw.json"
+    path.write_text('[{"a": "tab\tline\nescape\x1b"}, "NUL\0", 3]')
+    assert list(read_array(path, LIMIT, chunk)) == [{"a": "tab\tline\nescape\x1b"}, "NUL\0", 3]
+
+
 class TestLongRecords:
     """A record may have so many bytes and no more, whatever the chunks."""
 
@@ -127,8 +135,10 @@ class TestLongRecords:
         assert list(read_array(path, 100, chunk)) == ["a", text, "b"]
         reader = read_array(path, 99, chunk)
         assert next(reader) == "a"
-        with pytest.raises(DatasetError, match=r"long\.json, character 6: record 1 is longer than 99 bytes"):
+        with pytest.raises(DatasetError, match=r"long\.json, character 6: record 1 is longer than 99 bytes") as error:
             next(reader)
+        assert "the most that max_record_megabytes allows" in str(error.value)
+        assert "close the quote" in str(error.value) and "raise max_record_megabytes" in str(error.value)
 
     @pytest.mark.parametrize("endless", ['"' + "x" * 3_000_000, "[1, " * 800_000, '{"a": 1,' + " " * 3_000_000])
     def test_a_record_without_an_end_is_refused_before_the_file_is_read(self, tmp_path, endless, bytes_read):

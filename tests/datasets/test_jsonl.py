@@ -25,8 +25,14 @@ def test_what_a_user_writes_by_hand(tmp_path):
     )
     one, two, three = read(path, LIMIT)
     assert one == Record(0, "first", "a.jpg", (("human", "What is it?"), ("gpt", "A bus.")), one.sha256)
-    assert two == Record(1, "3", "b.jpg", (("human", "And this?"),), two.sha256)
+    assert two == Record(1, "3", "b.jpg", (("human", "And this?"),), two.sha256, own_id=False)
     assert three == Record(2, "7", None, (("human", "No image?"),), three.sha256)
+
+
+def test_images_beside_an_image_are_another_key_and_no_images_are_text_only(tmp_path):
+    asked = {"question": "What is it?"}
+    path = write(tmp_path / "a.jsonl", {**asked, "image": "a.jpg", "images": ["b.jpg"]}, {**asked, "images": []})
+    assert [record.image for record in read(path, LIMIT)] == ["a.jpg", None]
 
 
 CONVERSATION = (("human", "What is it?"), ("gpt", "A bus."), ("human", "Red?"))
@@ -78,6 +84,8 @@ def user(content):
     ("line", "detail"),
     [
         (b"{", "line 1: no JSON at character 1"),
+        (b'{"question": "a', "line 1: no JSON at character 13: Unterminated string"),
+        (b'{"question": "a\0b"}', "line 1: question holds a NUL character"),
         (b'{"question": "a"} {"question": "b"}', "line 1: no JSON at character 18: Extra data"),
         (b'{"question": "\xff"}', "line 1: not UTF-8 at byte 14: invalid start byte"),
         (b"[1]", "line 1: a record is an object, this is an array"),
@@ -86,6 +94,11 @@ def user(content):
         ({"question": 3}, "question is the number 3"),
         ({"question": "a", "answer": ["b"]}, "answer is an array"),
         ({"question": "a", "image": ["a.jpg", "b.jpg"]}, "image is an array of 2"),
+        (
+            {"question": "a", "images": ["a.jpg"]},
+            "images is an array of 1, and image is missing: a record has one image",
+        ),
+        ({"question": "a", "image": None, "images": "a.jpg"}, "images is a string, and image is missing"),
         ({"question": "a", "id": 1.5}, "id is the number 1.5"),
         ({"messages": []}, "messages is empty"),
         ({"messages": [{"role": "system", "content": "Be kind."}]}, "messages[0].role is 'system'"),
@@ -103,7 +116,7 @@ def user(content):
 def test_a_broken_line_is_one_malformed_record_and_the_next_is_read(tmp_path, line, detail):
     bad, good = read(write(tmp_path / "a.jsonl", line, {"question": "fine?"}), LIMIT)
     assert isinstance(bad, Malformed)
-    assert detail in bad.detail
+    assert detail in bad.detail and not bad.detail.endswith(" at")
     assert (bad.record, good.record, good.source_id) == (0, 1, "2")
 
 

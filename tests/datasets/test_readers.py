@@ -15,6 +15,7 @@ def test_each_format_of_the_settings_has_a_reader():
     schema = TypeAdapter(AnySource).json_schema()
     assert set(READERS) == set(schema["discriminator"]["mapping"]) == set(FORMATS)
     assert len(get_args(get_args(AnySource)[0])) == 5
+    assert len({reader.name for reader in READERS.values()}) == len(READERS)
 
 
 @pytest.mark.parametrize("format", FORMATS)

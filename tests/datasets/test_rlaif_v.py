@@ -77,6 +77,15 @@ def test_what_an_image_can_lack(tmp_path, image, expected):
     assert (record.image, record.image_bytes) == expected
 
 
+@pytest.mark.parametrize("absent", ["", None])
+@pytest.mark.parametrize("own_path", ["own.jpg", "", None])
+def test_an_empty_path_is_none_and_the_image_s_own_takes_its_place(tmp_path, absent, own_path):
+    table = changed("image", [{"bytes": b"x", "path": own_path}], IMAGE)
+    table = table.set_column(table.schema.get_field_index("image_path"), "image_path", pa.array([absent], pa.string()))
+    (record,) = read([write(tmp_path / "a.parquet", table)], LIMIT)
+    assert (record.image, record.image_bytes) == (own_path or None, b"x")
+
+
 BROKEN_TEXT = pa.Array.from_buffers(
     pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0\5\0\0\0"), pa.py_buffer(b"\xff\xfeHm?")]
 )
@@ -92,7 +101,7 @@ BROKEN_TEXT = pa.Array.from_buffers(
         ("chosen", ["a\0b", "?"], pa.string(), "chosen holds a NUL"),
         ("idx", ["x" * 600, "1"], pa.string(), "idx has 600 characters"),
         ("idx", ["", "1"], pa.string(), "idx has 0 characters"),
-        ("image_path", ["", "a.jpg"], pa.string(), "image_path is empty"),
+        ("image_path", ["a\0", "a.jpg"], pa.string(), "image_path holds a NUL"),
         ("image", [{"bytes": b"", "path": "a"}, None], IMAGE, "image.bytes has 0 bytes"),
         ("image", [{"bytes": b"x", "path": "a\0"}, None], IMAGE, "image.path holds a NUL"),
     ],

@@ -1,5 +1,6 @@
 """A shard's file holds its rows in their order, whatever the pace at which they were written."""
 
+
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -58,3 +59,36 @@ def test_columns_of_all_shards_and_of_none(tmp_path):
     table = columns_of([tmp_path / f"{name}.parquet" for name in shard_names(3)], ["record", "phash"])
     assert sorted(table["record"].to_pylist()) == list(range(20))
     assert columns_of([], ["phash"]).schema.field("phash").type == ROWS.field("phash").type
+
+
+@pytest.mark.parametrize("where", ["in the rows", "in writing", "in closing"])
+def test_no_file_stays_open_after_an_error(tmp_path, monkeypatch, where):
+    monkeypatch.setattr(shards, "ROWS_HELD", 4)
+    writers = []
+
+    class Writer(pq.ParquetWriter):
+        def __init__(self, *arguments, **more):
+            super().__init__(*arguments, **more)
+            writers.append(self)
+
+        def write_table(self, table, *rest):
+            if where == "in writing" and len(writers) == 4:
+                raise OSError("no space left")
+            super().write_table(table, *rest)
+
+        def close(self):
+            broken = where == "in closing" and self.is_open and self is writers[0]
+            super().close()
+            if broken:
+                raise OSError("no space left")
+
+    monkeypatch.setattr(shards.pq, "ParquetWriter", Writer)
+
+    def rows():
+        yield from (row(number) for number in range(40))
+        if where == "in the rows":
+            raise OSError("the dataset's disk is gone")
+
+    with pytest.raises(OSError, match="disk is gone" if where == "in the rows" else "no space left"):
+        write_shards(rows(), tmp_path, 4)
+    assert len(writers) == 4 and not any(writer.is_open for writer in writers)

@@ -56,11 +56,11 @@ def test_a_long_length_is_kept_to_a_thousandth(size):
     lengths.add("é" * size)
     (found,) = lengths.quantiles([0.5])
     assert size - size / 1000 <= found <= size
-    assert lengths.mean_bytes == 2 * size and lengths.characters == size
+    assert lengths.bytes == 2 * size and lengths.number == 1
 
 
-def test_no_text_has_no_quantiles_and_no_mean():
-    assert Lengths().quantiles([0.5]) == [] and Lengths().mean_bytes is None
+def test_no_text_has_no_quantiles():
+    assert Lengths().quantiles([0.5]) == []
 
 
 def test_kinds_keep_a_few_examples_and_are_bounded():
@@ -79,6 +79,7 @@ def sampled(keys: list, size: int, seed: int = 0) -> list:
     sample: Sample = Sample(size, seed)
     held = set()
     for key in keys:
+        assert sample.find(key) == (key if key in held else None)
         if (rank := sample.wants(key)) is not None:
             held.add(key)
             gone = sample.put(rank, key)

@@ -127,6 +127,7 @@ def test_a_name_is_only_a_name(tmp_path, name):
         ([("a.jpg", b"a")], "question is missing"),
         ([("a.jpg", b"a"), ("a.png", b"a")], "a second image, png, under one name"),
         ([("a.json", ASKED), ("a.json", ASKED)], "a second json, json, under one name"),
+        ([("a.json", b'{"question": "What?", "images": ["a.jpg"]}')], "its json names images, and none is in the tar"),
         ([("a.txt", b"\xff")], "its text is not UTF-8 at byte 0"),
         ([("a.json", b"{")], "its json is no JSON at character 1"),
         ([("a.json", b"[" * 500 + b"]" * 500)], "nested more than 100 deep"),

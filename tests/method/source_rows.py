@@ -1,8 +1,10 @@
 """Rows of source_dataset for the tests of the filters, as the index makes them."""
 
 import hashlib
+from collections import Counter
 
 from m3po_dagster.datasets.row import ImageFacts, SourceRow
+from m3po_dagster.method.filtering import FilterResult
 
 TELLING = 0x0F1E2D3C4B5A6978
 """A perceptual hash of half its bits."""
@@ -42,3 +44,8 @@ def row(
         image_uri=uri,
         image=facts or (ImageFacts() if uri is None else image(uri)),
     )
+
+
+def drop_counts(result: FilterResult) -> dict[str, int]:
+    """How many rows of the table of dropped items have each reason."""
+    return Counter(item["reason"] for item in result.dropped)

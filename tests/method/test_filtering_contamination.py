@@ -7,7 +7,7 @@ from m3po_dagster.datasets.row import ImageFacts
 from m3po_dagster.method.filtering import BenchmarkImages, FilterSettings, contaminated, filter_rows
 from m3po_dagster.method.known_images.known import NAMES, known_benchmarks
 from m3po_dagster.storage.tables import FILTERED_INSTRUCTIONS
-from tests.method.source_rows import TELLING, image, row
+from tests.method.source_rows import TELLING, drop_counts, image, row
 
 POPE = 310196
 MME = 6040
@@ -67,7 +67,7 @@ def test_every_id_of_every_list_goes():
     ids = sorted({number for one in known_benchmarks().values() for number in one.coco_ids})
     rows = [row(record=at, uri=f"coco/train2017/{number:012}.jpg") for at, number in enumerate(ids)]
     assert len(ids) > 600
-    assert run(*rows).counts == {"benchmark image (COCO id)": len(ids)}
+    assert drop_counts(run(*rows)) == {"benchmark image (COCO id)": len(ids)}
     assert len(run(*rows, known=[]).kept) == len(ids)
 
 
@@ -118,7 +118,7 @@ def test_images_of_the_studys_own_benchmarks_go_by_bytes_and_by_looks(facts, rea
 def test_the_distance_is_a_setting():
     near, not_so_near = row(facts=image("near", phash=NEAR)), row(facts=image("not so near", phash=NOT_SO_NEAR))
     assert len(run(near, benchmarks=BENCHMARK, distance=3).kept) == 1
-    assert run(not_so_near, benchmarks=BENCHMARK, distance=5).counts == {"benchmark image (looks the same)": 1}
+    assert drop_counts(run(not_so_near, benchmarks=BENCHMARK, distance=5)) == {"benchmark image (looks the same)": 1}
 
 
 def test_all_turns_about_a_benchmarks_image_go():
@@ -137,7 +137,7 @@ def test_all_turns_about_a_benchmarks_image_go():
     ],
 )
 def test_questions_in_the_form_of_a_benchmarks_go(question):
-    assert run(row(question)).counts == {"benchmark question": 1}
+    assert drop_counts(run(row(question))) == {"benchmark question": 1}
     assert len(run(row(question), templates=False).kept) == 1
     assert len(run(row(question), known=["llava_bench_coco"]).kept) == 1
 

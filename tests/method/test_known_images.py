@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from m3po_dagster.method.known_images.known import NAMES, coco_id, known_benchmarks
+from m3po_dagster.method.known_images.known import NAMES, benchmarks_of, coco_id, known_benchmarks
 
 # Number and sum of the ids: a digit that changes in a list is seen by nothing else.
 IMAGES = {
@@ -190,3 +190,11 @@ def test_benchmarks_are_given_by_name_in_the_order_asked_for() -> None:
 def test_an_unknown_benchmark_is_refused_with_the_names_of_the_known() -> None:
     with pytest.raises(ValueError, match=r"'chair'.*known benchmarks are: llava_bench_coco, mia_bench, mme, pope"):
         known_benchmarks(["pope", "chair"])
+
+
+def test_the_benchmarks_of_a_name_are_all_that_list_its_id():
+    lists = known_benchmarks()
+    two = {"pope": 310196, "again": 310196}
+    assert benchmarks_of("coco/train2017/000000310196.jpg", {**lists, "again": lists["pope"]}) == two
+    assert benchmarks_of("coco/train2017/000000000001.jpg", lists) == {}
+    assert benchmarks_of("310196.jpg", lists) == {}

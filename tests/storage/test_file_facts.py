@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sqlite3
 import time
 
 import pytest
@@ -59,6 +60,26 @@ def test_a_damaged_cache_is_begun_anew(tmp_path):
     (tmp_path / "hashes.sqlite").write_bytes(b"not a database" * 100)
     (tmp_path / "file").write_bytes(b"one")
     assert FileFacts(tmp_path / "hashes.sqlite").sha256(tmp_path / "file") == digest(b"one")
+
+
+def test_nothing_of_a_damaged_cache_is_left_beside_the_new_one(tmp_path, monkeypatch):
+    """A log that stays would be the new database's; a connection that stays would remove the new one's log."""
+    ends = ("", "-wal", "-shm")
+    for end in ends:
+        (tmp_path / f"hashes.sqlite{end}").write_bytes(b"not a database" * 100)
+    real, opened, there = sqlite3.connect, [], []
+
+    def connect(*arguments, **more):
+        there.append([end for end in ends if (tmp_path / f"hashes.sqlite{end}").exists()])
+        opened.append(real(*arguments, **more))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    (tmp_path / "file").write_bytes(b"one")
+    assert FileFacts(tmp_path / "hashes.sqlite").sha256(tmp_path / "file") == digest(b"one")
+    assert there == [list(ends), []]
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
 
 
 def test_errors_name_the_file(tmp_path):

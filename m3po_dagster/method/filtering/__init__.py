@@ -4,6 +4,7 @@ The paper says "high-quality image-instruction pairs" and gives no rule; docs/fi
 """
 
 from m3po_dagster.method.filtering.contamination import BenchmarkImages, Leak, contaminated
+from m3po_dagster.method.filtering.conversation import questions
 from m3po_dagster.method.filtering.identity import PROMPT_ID_CHARACTERS, prompt_id
 from m3po_dagster.method.filtering.images_seen import ImagesSeen
 from m3po_dagster.method.filtering.pipeline import filter_rows
@@ -21,4 +22,5 @@ __all__ = [
     "contaminated",
     "filter_rows",
     "prompt_id",
+    "questions",
 ]

@@ -1,6 +1,5 @@
 """What filtering gives: kept prompts, dropped ones, and what each filter dropped."""
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -43,11 +42,6 @@ class FilterResult:
     def drops(self) -> list[Drops]:
         """What each filter dropped, by reason."""
         return list(self._drops.values())
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Reason -> number of dropped items, the most frequent first."""
-        return dict(Counter(row["reason"] for row in self.dropped).most_common())
 
     def drop(self, item_id: str, source_id: str, by: str, why: Dropped) -> None:
         """Counts an item that the filter named `by` drops. KeyError for a reason that the filter doesn't have."""

@@ -8,7 +8,7 @@ JSON file a benchmark, each with its source.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -61,6 +61,12 @@ def known_benchmarks(names: Sequence[str] | None = None) -> dict[str, KnownBench
             f"no list of images for {', '.join(map(repr, unknown))}; the known benchmarks are: {', '.join(NAMES)}"
         )
     return {name: _read(name) for name in wanted}
+
+
+def benchmarks_of(name: str, lists: Mapping[str, KnownBenchmark]) -> dict[str, int]:
+    """The benchmarks of `lists` that have the image of this file name, path or URL, each with its COCO id."""
+    number = coco_id(name)
+    return {} if number is None else {key: number for key, one in lists.items() if number in one.coco_ids}
 
 
 @cache
