@@ -218,7 +218,15 @@ def write_answers(made: Made, recipe: str, images: Sequence[str], seed: int) -> 
             "n_tokens": np.full(QUESTIONS, 6, np.int32),
         }
     )
-    score = {"recipe": recipe, "seed": 0, "benchmark": "pope", "rule": "official", "metric": "accuracy", "value": 50.0, "n": QUESTIONS}
+    score = {
+        "recipe": recipe,
+        "seed": 0,
+        "benchmark": "pope",
+        "rule": "official",
+        "metric": "accuracy",
+        "value": 50.0,
+        "n": QUESTIONS,
+    }
     scores = pa.Table.from_pylist([{**score, "ci_low": None, "ci_high": None}], schema=SCORES.schema)
     made.commit("benchmark_scores", recipe, {"data": (scores, SCORES), "answers": (table, ANSWERS)})
 
