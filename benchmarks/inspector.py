@@ -220,14 +220,6 @@ def write_answers(made: Made, recipe: str, images: Sequence[str], seed: int) -> 
     )
     score = {"recipe": recipe, "seed": 0, "benchmark": "pope", "rule": "official", "metric": "accuracy", "n": QUESTIONS}
     score["value"] = 50.0
-        "recipe": recipe,
-        "seed": 0,
-        "benchmark": "pope",
-        "rule": "official",
-        "metric": "accuracy",
-        "value": 50.0,
-        "n": QUESTIONS,
-    }
     scores = pa.Table.from_pylist([{**score, "ci_low": None, "ci_high": None}], schema=SCORES.schema)
     made.commit("benchmark_scores", recipe, {"data": (scores, SCORES), "answers": (table, ANSWERS)})
 
