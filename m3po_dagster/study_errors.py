@@ -6,9 +6,12 @@ import typing
 from pathlib import Path
 
 from pydantic import BaseModel, Tag, ValidationError
+from pydantic.fields import FieldInfo
 
 _QUERY = re.compile(r"/.*[?#]")
 _SECRET = re.compile(r"key|token(?!s)|secret|password|authorization", re.IGNORECASE)
+_TAGGED_BY = ("kind", "format")
+"""Fields that tell the members of a union of settings apart."""
 HIDDEN = "a value that is not shown, for it may hold a key"
 
 
@@ -36,12 +39,20 @@ def _problem(item: dict, root: type[BaseModel]) -> str:
         close = difflib.get_close_matches(str(item["loc"][-1]), allowed, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"{key}: unknown key.{hint} Allowed here: {', '.join(allowed)}"
-    field = section.model_fields.get(str(item["loc"][-1])) if section and item["loc"] else None
+    field = section.model_fields.get(key.rpartition(".")[2]) if section else None
     meaning = f" ({field.description})" if field is not None and field.description else ""
     secret = any(_SECRET.search(str(part)) for part in item["loc"])
     found = "" if item["type"] == "missing" else f", found {HIDDEN if secret else _short(item['input'])}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = _no_settings(field) if item["type"] == "model_type" else item["msg"].removeprefix("Value error, ")
     return f"{key or 'the study'}: {message}{found}{meaning}"
+
+
+def _no_settings(field: FieldInfo | None) -> str:
+    members = union_members(field.annotation) if field is not None else []
+    switched = any(
+        typing.get_origin(member) is typing.Literal and False in typing.get_args(member) for member in members
+    )
+    return "write its settings, key by key, or false" if switched else "write its settings, key by key"
 
 
 def _short(value: object) -> str:
@@ -102,5 +113,5 @@ def _member(kind, tag: object):
 
 
 def _tags(option: type[BaseModel]) -> tuple:
-    field = option.model_fields.get("kind")
-    return typing.get_args(field.annotation) if field else ()
+    fields = [option.model_fields[name] for name in _TAGGED_BY if name in option.model_fields]
+    return tuple(value for field in fields for value in typing.get_args(field.annotation))

@@ -383,7 +383,7 @@ def test_a_broken_record_late_in_the_file_is_named(folder):
         ((), "name a file or folder to inspect, or a study with --study"),
         (("FILE", "--format", "csv"), "there is no such format"),
         (("FILE", "--folder", "sam"), "PREFIX=DIR"),
-        (("FILE", "--folder", "../sam=/x"), "no prefix of a relative path"),
+        (("FILE", "--folder", "../sam=/x"), "error: folders: '../sam' is no prefix of a relative path"),
         (("--study", "STUDY", "--take", "3"), "are for a FILE"),
         (("--study", "nowhere.yaml"), "no such study file"),
     ],
