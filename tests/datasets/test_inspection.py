@@ -243,7 +243,8 @@ def test_what_the_facts_do_not_list_they_count(tmp_path, kinds):
         word = "".join(chr(ord("a") + int(digit)) for digit in str(number))
         records.append(Malformed(len(records), "id", "sha", f"{word} is missing"))
         records += [a_record(len(records), image, "What?") for image in (f"{word}/x/1.jpg", f"http://{word}/1.jpg")]
-    facts = facts_of(looked_over(tmp_path, *records), JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path))
+    source = JsonArraySource(format="llava_instruct", path=tmp_path / "a.json", image_root=tmp_path)
+    facts = facts_of(looked_over(tmp_path, *records, source=source), source)
     malformed, images = facts["malformed"], facts["images"]
     listed = [
         ([kind["records"] for kind in malformed["kinds"]], malformed["other kinds"]),
@@ -262,7 +263,8 @@ def test_what_the_facts_do_not_list_they_count(tmp_path, kinds):
 def test_images_of_many_numbers_of_records_are_all_counted(tmp_path):
     numbers = range(1, SHOWN_KINDS + 4)
     records = [a_record(0, f"{number}.jpg", "What?") for number in numbers for _ in range(number)]
-    facts = facts_of(looked_over(tmp_path, *records), JsonArraySource(path=tmp_path / "a.json", image_root=tmp_path))
+    source = JsonArraySource(format="llava_instruct", path=tmp_path / "a.json", image_root=tmp_path)
+    facts = facts_of(looked_over(tmp_path, *records, source=source), source)
     counted = facts["images"]["records an image"]
     assert counted == {**{str(number): 1 for number in numbers[:SHOWN_KINDS]}, f"{SHOWN_KINDS + 1} and more": 3}
 
