@@ -1,6 +1,5 @@
 """A shard's file holds its rows in their order, whatever the pace at which they were written."""
 
-
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
