@@ -6,6 +6,7 @@ import typing
 from pathlib import Path
 
 from pydantic import BaseModel, Tag, ValidationError
+from pydantic.fields import FieldInfo
 
 _QUERY = re.compile(r"/.*[?#]")
 _SECRET = re.compile(r"key|token(?!s)|secret|password|authorization", re.IGNORECASE)
@@ -40,11 +41,11 @@ def _problem(item: dict, root: type[BaseModel]) -> str:
         close = difflib.get_close_matches(str(item["loc"][-1]), allowed, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"{key}: unknown key.{hint} Allowed here: {', '.join(allowed)}"
-    field = section.model_fields.get(str(item["loc"][-1])) if section and item["loc"] else None
+    field = section.model_fields.get(key.rpartition(".")[2]) if section else None
     meaning = f" ({field.description})" if field is not None and field.description else ""
     secret = any(_SECRET.search(str(part)) for part in item["loc"])
     found = "" if item["type"] == "missing" else f", found {HIDDEN if secret else _short(item['input'])}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = _no_settings(field) if item["type"] == "model_type" else item["msg"].removeprefix("Value error, ")
     return f"{key or 'the study'}: {message}{found}{meaning}"
 
 
@@ -54,6 +55,14 @@ def _which(item: dict, key: str, kind) -> str:
     there = ", ".join(repr(tag) for option in section_types(kind) for tag in _tags(option))
     found = f"there is no {_short(item['ctx']['tag'])}" if "tag" in item["ctx"] else "is missing"
     return f"{key}.{name}: {found}; name one of {there}"
+
+
+def _no_settings(field: FieldInfo | None) -> str:
+    members = union_members(field.annotation) if field is not None else []
+    switched = any(
+        typing.get_origin(member) is typing.Literal and False in typing.get_args(member) for member in members
+    )
+    return "write its settings, key by key, or false" if switched else "write its settings, key by key"
 
 
 def _short(value: object) -> str:

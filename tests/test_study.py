@@ -72,6 +72,26 @@ def test_the_leaderboard_study_extends_the_demo():
         ("name: easy_scenes\n", "name: 'a|b'\n", ["name", "pattern"]),
         ("  base:\n", "  basis:\n", ["base", "compare"]),
         (
+            "      format: llava_instruct\n",
+            "      format: llava_instruct\n      folders: 5\n",
+            ["dataset.sources.easy_scenes.folders: Input should be a valid dict", "found 5"],
+        ),
+        (
+            "      format: llava_instruct\n",
+            "      format: jsonl\n      fetch_from: ['http://a.org/']\n",
+            ["dataset.sources.easy_scenes.fetch_from.0: write it as host or host:port, here a.org, found"],
+        ),
+        (
+            "      format: llava_instruct\n",
+            "      format: jsonl\n      fetchfrom: [a.org]\n",
+            ["dataset.sources.easy_scenes.fetchfrom: unknown key. Did you mean 'fetch_from'?", "Allowed here: by, "],
+        ),
+        (
+            "  near_duplicate: false\n",
+            "  language: null\n",
+            ["filters.language: write its settings, ", "or false, found None"],
+        ),
+        (
             "kind: dpo, beta",
             "kind: dpo, learning_rat: 1, beta",
             ["training.learning_rat: unknown key", "'learning_rate'"],

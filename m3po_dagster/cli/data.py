@@ -143,7 +143,8 @@ def _sources(
     try:
         source = type(source).model_validate({**source.model_dump(exclude_unset=True), **changes})
     except ValidationError as error:
-        fail("; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()))
+        problems = ((*map(str, one["loc"]), one["msg"].removeprefix("Value error, ")) for one in error.errors())
+        fail("; ".join(": ".join(problem) for problem in problems))
     return {_name(file): source}
 
 

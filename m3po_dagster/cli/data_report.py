@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SHOWN = 8
 SMALLEST = 0.01
+LONGEST = 300
 
 
 def cost_facts(study: "Study | None", work: "Workload", card: str, tokens_per_second: float | None) -> dict:
@@ -50,7 +51,7 @@ def show(facts: Mapping[str, dict], note: str | None, cost: dict | None, lines: 
         typer.echo(f"{name}: {READERS[one['format']].name}, {one['path']}")
         _table(_record_rows(one))
         _table(_image_rows(one["images"]))
-        _prefixes(one["images"]["prefixes"])
+        _prefixes(one["images"]["prefixes"], one["images"]["other prefixes"])
         _table(_filter_rows(one["filters on the sample"]))
     if note:
         typer.echo(f"note: {note}")
@@ -68,7 +69,9 @@ def _record_rows(one: dict) -> Iterable[tuple[str, str]]:
     yield "malformed", f"{malformed['records']:,}"
     for kind in malformed["kinds"][:SHOWN]:
         first = kind["examples"][0]
-        yield f"  {kind['records']:,}", f"{kind['detail']} (record {first['record']}, id {first['id'][:60]})"
+        # Its own words: the kind's have blanks for all that differs.
+        yield f"  {kind['records']:,}", f"{_cut(first['detail'])} (record {first['record']}, id {first['id'][:60]})"
+    yield from _rest(malformed["kinds"][SHOWN:], malformed["other kinds"], len(malformed["kinds"]), "kinds")
     yield "problems", f"{sum(problem['records'] for problem in one['problems']):,}"
     for problem in one["problems"]:
         first = problem["examples"][0]
@@ -104,7 +107,8 @@ def _image_rows(images: dict) -> Iterable[tuple[str, str]]:
         yield "  outside", f"{outside['records']:,} records, never opened; {outside['examples'][0]}"
     if urls["records"]:
         allowed = ", ".join(urls["fetched from"]) or "nothing: name hosts in fetch_from"
-        yield "  URLs", f"{urls['records']:,} records ({_counts(urls['hosts'], 5)}); fetched from {allowed}"
+        hosts = _counts(urls["hosts"], 5, urls["other hosts"])
+        yield "  URLs", f"{urls['records']:,} records ({hosts}); fetched from {allowed}"
     if sample["decoded"] or sample["no good"]:
         yield "  sample", f"{sample['decoded']:,} decoded, {sample['turned by EXIF']:,} turned by EXIF"
     for trouble in sample["no good"]:
@@ -125,7 +129,7 @@ def _filter_rows(sifted: dict) -> Iterable[tuple[str, str]]:
         yield f"  {drop['prompts']:,}", f"{drop['filter']}: {drop['reason']}; {drop['example']}"
 
 
-def _prefixes(prefixes: list[dict]) -> None:
+def _prefixes(prefixes: list[dict], others: dict) -> None:
     from rich.table import Table
 
     if not prefixes:
@@ -136,6 +140,8 @@ def _prefixes(prefixes: list[dict]) -> None:
     for one in prefixes:
         where = one["folder"] or "nowhere: give --image-root or --folder"
         table.add_row(_plain(one["prefix"]), f"{one['records']:,}", f"{one['missing']:,}", _plain(where))
+    for name, value in _rest([], others, len(prefixes), "folders"):
+        table.add_row(value, name.strip())
     console().print(table)
 
 
@@ -188,10 +194,25 @@ def _plain(text: str) -> Any:
     return Text("".join(character if character.isprintable() else "\ufffd" for character in text))
 
 
-def _counts(counts: Mapping[str, int], most: int | None = None) -> str:
+def _counts(counts: Mapping[str, int], most: int | None = None, others: dict | None = None) -> str:
     shown = list(counts.items())[:most]
-    more = f", and {len(counts) - len(shown)} more" if len(shown) < len(counts) else ""
+    left = len(counts) - len(shown) + (others["number"] if others else 0)
+    least = "" if others is None or others["exact"] else "more than "
+    more = f", and {least}{left:,} more" if left else ""
     return ", ".join(f"{name}: {number:,}" for name, number in shown) + more
+
+
+def _rest(unshown: list[dict], others: dict, listed: int, what: str) -> Iterable[tuple[str, str]]:
+    """What is left out, as a row: `unshown` of the `listed` kinds, and the others that the facts don't list."""
+    left, in_all = len(unshown) + others["number"], listed + others["number"]
+    if left:
+        records = sum(kind["records"] for kind in unshown) + others["records"]
+        told = f"{left:,} more of {in_all:,}" if others["exact"] else f"the rest of more than {in_all:,}"
+        yield f"  {records:,}", f"and {told} {what}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def _number(counted: dict) -> str:

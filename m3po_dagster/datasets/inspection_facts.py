@@ -3,7 +3,7 @@
 from m3po_dagster.datasets.image_survey import EXAMPLES, ImageSurvey, shape_quantiles
 from m3po_dagster.datasets.inspection import Inspection
 from m3po_dagster.datasets.settings import PACKED, AnySource
-from m3po_dagster.datasets.tallies import Distinct, Kinds, Lengths
+from m3po_dagster.datasets.tallies import OTHERS, Distinct, Kinds, Lengths
 
 SHARES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 SHOWN_KINDS = 20
@@ -27,8 +27,9 @@ def facts_of(found: Inspection, source: AnySource) -> dict:
                         for record, identity, detail in found.malformed.examples.get(kind, ())
                     ],
                 }
-                for kind, number in found.malformed.counts.most_common(SHOWN_KINDS)
+                for kind, number in _most(found.malformed)
             ],
+            "other kinds": _rest(found.malformed),
         },
         "text only": found.text_only,
         "multi-turn": found.multi_turn,
@@ -59,7 +60,7 @@ def _images(images: ImageSurvey, source: AnySource) -> dict:
     return {
         "root": str(source.image_root),
         "distinct": _counted(images.distinct, images.distinct.number),
-        "records an image": {str(often): number for often, number in _most(images.distinct)},
+        "records an image": _times(images.distinct),
         "inside the files": images.inside_file if source.format in PACKED else None,
         "missing": {
             "records": images.records_missing,
@@ -69,7 +70,8 @@ def _images(images: ImageSurvey, source: AnySource) -> dict:
         "outside the root": {"records": sum(images.outside.counts.values()), "examples": _examples(images.outside)},
         "URLs": {
             "records": sum(images.hosts.counts.values()),
-            "hosts": dict(images.hosts.counts.most_common(SHOWN_KINDS)),
+            "hosts": dict(_most(images.hosts)),
+            "other hosts": _rest(images.hosts),
             "fetched from": list(source.fetch_from),
         },
         "prefixes": [
@@ -79,8 +81,9 @@ def _images(images: ImageSurvey, source: AnySource) -> dict:
                 "missing": images.missing_prefixes.counts[prefix],
                 "folder": str(folder) if (folder := images.prefix_folder(prefix)) else None,
             }
-            for prefix, number in images.prefixes.counts.most_common(SHOWN_KINDS)
+            for prefix, number in _most(images.prefixes)
         ],
+        "other prefixes": _rest(images.prefixes),
         "sample": {
             "decoded": len(sizes),
             "no good": [
@@ -100,8 +103,24 @@ def _counted(distinct: Distinct, number: int) -> dict:
     return {"number": number, "exact": distinct.exact}
 
 
-def _most(distinct: Distinct) -> list[tuple[int, int]]:
-    return sorted(distinct.times().items())[:SHOWN_KINDS]
+def _times(distinct: Distinct) -> dict[str, int]:
+    """Number of images by their number of records; the last is of all that have so many or more."""
+    times = sorted(distinct.times().items())
+    shown = {str(often): images for often, images in times[:SHOWN_KINDS]}
+    if rest := times[SHOWN_KINDS:]:
+        shown[f"{rest[0][0]} and more"] = sum(images for _, images in rest)
+    return shown
+
+
+def _most(kinds: Kinds) -> list[tuple[str, int]]:
+    return [(kind, number) for kind, number in kinds.counts.most_common() if kind != OTHERS][:SHOWN_KINDS]
+
+
+def _rest(kinds: Kinds) -> dict:
+    """How many kinds are not shown, and of how many records; not `exact` where more were seen than are told apart."""
+    shown, exact = _most(kinds), OTHERS not in kinds.counts
+    records = sum(kinds.counts.values()) - sum(number for _, number in shown)
+    return {"number": len(kinds.counts) - len(shown) - (not exact), "exact": exact, "records": records}
 
 
 def _examples(kinds: Kinds[str]) -> list[str]:

@@ -242,6 +242,55 @@ def test_the_tables_say_the_same(folder):
         assert words in shown, words
 
 
+def test_what_is_wrong_is_told_in_the_first_record_s_own_words_with_its_line(tmp_path):
+    good = {"image": "a.jpg", "question": "What is this?"}
+    asks = [{"image": "a.jpg", "messages": [{"role": role, "content": "Hi."}]} for role in ("system", "tool")]
+    # Blank lines are no records: the line that an editor shows is not the record's number.
+    lines = [json.dumps(good), "", "", *map(json.dumps, asks), '{"image": "a.jpg", "question": "x', json.dumps(good)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    shown = " ".join(run(tmp_path / "mine.jsonl").stdout.split())
+    said = "line 4: messages[0].role is 'system', expected 'user' or 'assistant' (record 1, id 4)"
+    assert f" 2 {said} 1 line 6: no JSON at character 31: Unterminated string (record 3, id #3)" in shown
+    assert "'...'" not in shown
+    kinds = run_json(tmp_path / "mine.jsonl")["sources"]["mine"]["malformed"]["kinds"]
+    assert [(kind["records"], kind["examples"][0]["detail"][:7]) for kind in kinds] == [(2, "line 4:"), (1, "line 6:")]
+
+
+BAD = [
+    {"id": 1.5},
+    {"id": "x" * 600},
+    {"image": 5},
+    {"image": ""},
+    {"image": ["a.jpg"]},
+    {"image": None, "images": ["a.jpg"]},
+    {"question": None},
+    {"question": []},
+    {"question": "a\0b"},
+    {"answer": []},
+]
+"""Each is wrong in a way of its own."""
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"), [(8, ""), (9, " 1 and 1 more of 9 kinds "), (10, " 2 and 2 more of 10 kinds ")]
+)
+def test_kinds_of_malformed_records_that_are_not_listed_are_counted(tmp_path, kinds, told):
+    good = {"image": "a.jpg", "question": "What is this?"}
+    (tmp_path / "odd.jsonl").write_text("\n".join(json.dumps({**good, **bad}) for bad in [{}, *BAD[:kinds]]))
+    shown = " ".join(run(tmp_path / "odd.jsonl").stdout.split())
+    assert f" malformed {kinds} " in shown and shown.count("(record ") == 8
+    assert told in shown if told else "more of" not in shown
+
+
+def test_folders_and_hosts_that_are_not_listed_are_counted(tmp_path):
+    images = [f"{number}/x/1.jpg" for number in range(23)] + [f"http://h{number}.example/1.jpg" for number in range(23)]
+    records = [a_record(image, image, "What is this?") for image in images]
+    (tmp_path / "odd.json").write_text(json.dumps(records))
+    shown = " ".join(run(tmp_path / "odd.json").stdout.split())
+    assert " and 3 more of 23 folders 3 " in shown
+    assert "h4.example: 1, and 18 more); fetched from nothing" in shown
+
+
 def test_what_a_dataset_says_is_neither_markup_nor_control(folder):
     name = "[red]x[/red]\x1b[31m"
     record = {"id": name, "image": f"{name}/a.jpg", "conversations": [{"from": "x", "value": "y"}]}
@@ -337,7 +386,7 @@ def test_a_broken_record_late_in_the_file_is_named(folder):
         ((), "name a file or folder to inspect, or a study with --study"),
         (("FILE", "--format", "csv"), "there is no such format"),
         (("FILE", "--folder", "sam"), "PREFIX=DIR"),
-        (("FILE", "--folder", "../sam=/x"), "no prefix of a relative path"),
+        (("FILE", "--folder", "../sam=/x"), "error: folders: '../sam' is no prefix of a relative path"),
         (("TAR", "--folder", "sam=/x"), "--folder: WebDataset tar shards hold their images"),
         (("--study", "STUDY", "--take", "3"), "are for a FILE"),
         (("--study", "nowhere.yaml"), "no such study file"),

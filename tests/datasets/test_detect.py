@@ -77,6 +77,14 @@ def test_json_lines_are_told_by_their_records_and_not_by_json_in_the_name(tmp_pa
     assert isinstance(source, JsonLinesSource)
 
 
+def test_a_control_character_in_every_line_hides_nothing(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"image": "a.jpg", "question": "What\tis this?"}\n' * 3)
+    source = detect(path)
+    assert isinstance(source, JsonLinesSource)
+    assert [record.conversation[0][1] for record in read_source(source, 10_000)] == ["What\tis this?"] * 3
+
+
 def test_one_line_is_a_dataset_too_and_a_broken_first_line_is_the_readers_to_count(tmp_path):
     path = written(tmp_path / "one.jsonl", {"image": "a.jpg", "question": "What?"}, lines=True)
     assert detect(path).format == "jsonl"

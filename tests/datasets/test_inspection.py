@@ -18,10 +18,11 @@ from m3po_dagster.datasets.inspection import (
     Inspection,
     inspect_records,
 )
-from m3po_dagster.datasets.inspection_facts import facts_of
+from m3po_dagster.datasets.inspection_facts import SHOWN_KINDS, facts_of
 from m3po_dagster.datasets.record import DatasetError, Malformed, Record
 from m3po_dagster.datasets.row import IMAGE_TOO_LARGE, IMAGE_UNDECODABLE
 from m3po_dagster.datasets.settings import JsonArraySource, WebDatasetSource
+from m3po_dagster.datasets.tallies import MOST_KINDS
 from m3po_dagster.method.filtering import FilterSettings, filter_rows, questions
 from tests.method.source_rows import row
 
@@ -237,6 +238,40 @@ def test_languages_are_those_of_the_questions(tmp_path):
     }
     found = looked_over(tmp_path, *(a_record(n, "a.jpg", text) for n, text in enumerate(asked)))
     assert found.languages == dict.fromkeys(asked.values(), 1)
+
+
+@pytest.mark.parametrize("kinds", [SHOWN_KINDS, SHOWN_KINDS + 1, MOST_KINDS, MOST_KINDS + 5])
+def test_what_the_facts_do_not_list_they_count(tmp_path, kinds):
+    """As many kinds of mistakes, folders and hosts; the first is there three times, any other once."""
+    records = []
+    for number in [0, 0, *range(kinds)]:
+        word = "".join(chr(ord("a") + int(digit)) for digit in str(number))
+        records.append(Malformed(len(records), "id", "sha", f"{word} is missing"))
+        records += [a_record(len(records), image, "What?") for image in (f"{word}/x/1.jpg", f"http://{word}/1.jpg")]
+    source = JsonArraySource(format="llava_instruct", path=tmp_path / "a.json", image_root=tmp_path)
+    facts = facts_of(looked_over(tmp_path, *records, source=source), source)
+    malformed, images = facts["malformed"], facts["images"]
+    listed = [
+        ([kind["records"] for kind in malformed["kinds"]], malformed["other kinds"]),
+        ([prefix["records"] for prefix in images["prefixes"]], images["other prefixes"]),
+        (list(images["URLs"]["hosts"].values()), images["URLs"]["other hosts"]),
+    ]
+    for shown, others in listed:
+        assert shown == [3] + [1] * (SHOWN_KINDS - 1)
+        assert others == {
+            "number": min(kinds, MOST_KINDS) - SHOWN_KINDS,
+            "exact": kinds <= MOST_KINDS,
+            "records": kinds - SHOWN_KINDS,
+        }
+
+
+def test_images_of_many_numbers_of_records_are_all_counted(tmp_path):
+    numbers = range(1, SHOWN_KINDS + 4)
+    records = [a_record(0, f"{number}.jpg", "What?") for number in numbers for _ in range(number)]
+    source = JsonArraySource(format="llava_instruct", path=tmp_path / "a.json", image_root=tmp_path)
+    facts = facts_of(looked_over(tmp_path, *records, source=source), source)
+    counted = facts["images"]["records an image"]
+    assert counted == {**{str(number): 1 for number in numbers[:SHOWN_KINDS]}, f"{SHOWN_KINDS + 1} and more": 3}
 
 
 def test_ids_that_repeat(tmp_path):

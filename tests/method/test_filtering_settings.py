@@ -57,7 +57,8 @@ def test_every_published_list_counts_unless_others_are_named():
         ({"language": {"languages": ["en", "§"]}}, "'§' is no code .* 176 are"),
         ({"contamination": {"known": ["popee"]}}, "contamination.known: no list of images for 'popee'; .*pope"),
         ({"image_size": {"minside": 64}}, "image_size.minside: unknown key. Did you mean 'min_side'"),
-        ({"repetition": None}, "repetition: .* RepetitionFilter, found None"),
+        ({"repetition": None}, "repetition: write its settings, .*, or false, found None \\(questions that repeat"),
+        ({"language": True}, "language: write its settings, .*, or false, found True \\(language of the question"),
     ],
 )
 def test_an_error_is_one_line_that_names_the_key_and_what_may_be_meant(bad, said, tmp_path):
