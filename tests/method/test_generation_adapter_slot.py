@@ -1,5 +1,7 @@
 """Adapters take turns over one loaded model; the base model computes what it did, to the bit."""
 
+import shutil
+
 import pytest
 
 from m3po_dagster.method.generation.model import load_model
@@ -53,13 +55,16 @@ def test_each_adapter_answers_as_if_it_were_alone_and_the_base_model_to_the_bit(
     alone = [logits(load_model(settings, adapter), prompt) for adapter in adapters]
     assert all((one - base).abs().max() > 0.05 for one in alone) and (alone[0] - alone[1]).abs().max() > 0.05
     loaded = load_model(settings)
+    as_loaded = [name for name, _ in loaded.model.named_modules()]
     for number in (0, 1, None, 1, 0, None, 0):
         loaded.slot.use(None if number is None else adapters[number])
         expected = base if number is None else alone[number]
         assert logits(loaded, prompt).equal(expected), number
         held = sum("lora_A" in name for name, _ in loaded.model.named_parameters())
         layers = sum(name.endswith("q_proj.base_layer.weight") for name, _ in loaded.model.named_parameters())
-        assert held == 2 * layers > 0, "one adapter at a time, over q_proj and v_proj"
+        assert held == 2 * layers, "one adapter at a time, over q_proj and v_proj"
+        assert (layers == 0) is (number is None)
+        assert number is not None or [name for name, _ in loaded.model.named_modules()] == as_loaded
 
 
 def test_a_folder_without_adapter_leaves_the_base_model(model, adapters, tmp_path):
@@ -70,6 +75,38 @@ def test_a_folder_without_adapter_leaves_the_base_model(model, adapters, tmp_pat
     with pytest.raises(FileNotFoundError, match=r"nowhere has no adapter_config\.json"):
         loaded.slot.use(tmp_path / "nowhere")
     assert loaded.slot.current is None and logits(loaded, prompt).equal(base)
+    (tmp_path / "half").mkdir()
+    shutil.copy(adapters[0] / "adapter_config.json", tmp_path / "half")
+    with pytest.raises(FileNotFoundError, match=r"half has no adapter_model\.safetensors"):
+        loaded.slot.use(tmp_path / "half")
+    assert logits(loaded, prompt).equal(base)
+
+
+@pytest.mark.parametrize("before", [None, 0])
+def test_an_adapter_that_can_not_be_loaded_leaves_the_base_model_and_can_be_tried_again(
+    model, adapters, tmp_path, monkeypatch, before
+):
+    import torch
+    from peft import PeftModel
+
+    (prompt,) = tiny_prompts(tmp_path, 1)
+    loaded = load_model(ModelSettings(path=model, device="cpu"))
+    base = logits(loaded, prompt)
+    expected = logits(load_model(ModelSettings(path=model, device="cpu"), adapters[1]), prompt)
+    loaded.slot.use(None if before is None else adapters[before])
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("no room for the weights")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PeftModel, "load_adapter", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            loaded.slot.use(adapters[1])
+    assert loaded.slot.current is None and logits(loaded, prompt).equal(base)
+    loaded.slot.use(None)
+    assert logits(loaded, prompt).equal(base)
+    loaded.slot.use(adapters[1])
+    assert logits(loaded, prompt).equal(expected)
 
 
 def test_all_recipes_are_answered_on_one_loaded_model(model, adapters, tmp_path, monkeypatch):

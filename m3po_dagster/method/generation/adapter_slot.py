@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
 
 class AdapterSlot:
     """Puts PEFT adapters over a model by name, one at a time; without one the model computes exactly what it did.
@@ -23,47 +25,42 @@ class AdapterSlot:
     def use(self, adapter: Path | None) -> None:
         """Answers come from this adapter from now on, or from the base model alone.
 
-        Raises FileNotFoundError for a folder without adapter; the model is the base model then.
+        Raises FileNotFoundError for a folder without adapter, and what PEFT raises for a damaged one; whatever is
+        raised, the model is the base model then.
         """
-        if adapter == self.current:
+        if adapter is not None and adapter == self.current:
             return
+        # First the old one goes: two adapters of rank 128 take gigabytes of a card.
+        self._leave()
         if adapter is None:
-            self._leave()
             return
-        if not (adapter / "adapter_config.json").is_file():
+        if missing := [name for name in _FILES if not (adapter / name).is_file()]:
+            raise FileNotFoundError(f"adapter folder {adapter} has no {missing[0]}: name a folder PEFT saved")
+        try:
+            self._put(adapter)
+        except BaseException:
             self._leave()
-            raise FileNotFoundError(f"adapter folder {adapter} has no adapter_config.json: name a folder PEFT saved")
-        old = self.current
-        self.current = None
-        self._put(adapter)
-        # One at a time: an adapter of rank 128 takes gigabytes of a card. The new one first, for PEFT keeps no place
-        # without any.
-        for name in list(self._peft.peft_config):
-            if name != _name(adapter):
-                self._peft.delete_adapter(name)
-        if old is None:
-            self._peft.base_model.enable_adapter_layers()
+            raise
         self.current = adapter
 
     def _put(self, adapter: Path) -> None:
-        from peft import PeftModel
+        from peft import PeftConfig, get_peft_model
 
         from m3po_dagster.method.generation.model import without_deprecation
 
+        name = hashlib.sha256(str(adapter).encode()).hexdigest()[:16]
         with without_deprecation():
-            if self._peft is None:
-                self._peft = PeftModel.from_pretrained(self._model, str(adapter), adapter_name=_name(adapter))
-            elif _name(adapter) not in self._peft.peft_config:
-                self._peft.load_adapter(str(adapter), adapter_name=_name(adapter), is_trainable=False)
-            self._peft.set_adapter(_name(adapter))
+            config = PeftConfig.from_pretrained(str(adapter))
+            config.inference_mode = True
+            # Held before weights are read: what fails after this can be taken out again.
+            self._peft = get_peft_model(self._model, config, adapter_name=name)
+            self._peft.load_adapter(str(adapter), adapter_name=name, is_trainable=False)
+            self._peft.set_adapter(name)
         self._peft.eval()
 
     def _leave(self) -> None:
+        """The base model alone, its modules as they were loaded."""
         if self._peft is not None:
-            self._peft.base_model.disable_adapter_layers()
+            self._peft.unload()
+            self._peft = None
         self.current = None
-
-
-def _name(adapter: Path) -> str:
-    """PEFT makes names of modules of it, in which a dot or a slash would mean something."""
-    return hashlib.sha256(str(adapter).encode()).hexdigest()[:16]
