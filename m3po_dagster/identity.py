@@ -167,7 +167,7 @@ class Identities:
             files = {key: self.file_hash(path) for key, path in named_paths(settings.model_dump()) if path.is_file()}
             found[name] = {
                 # Who judges, and how, is the scores' business: another judge asks no question again.
-                "settings": portable(settings, exclude={"judge", "margin", "allow_same_judge"}),
+                "settings": portable(settings, exclude={"judge", "margin"}),
                 "files": files,
                 "questions": len(questions),
                 "sha256": digest,

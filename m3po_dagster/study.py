@@ -269,6 +269,11 @@ class Study(Settings):
             if settings.kind != "preference":
                 continue
             key, same = f"benchmarks.{name}", settings.same_as(scorers)
+            if not isinstance(settings.judge, ServedJudgeSettings):
+                try:
+                    settings.judge.resolved_calibration()
+                except ValueError as error:
+                    raise ValueError(f"{key}.judge: {error}; give the judge a `calibration` of its own here") from None
             if same and not settings.allow_same_judge:
                 raise ValueError(
                     f"{key}.judge: its model is that of the scorer '{same}', which picks the pairs, and would prefer "
@@ -292,6 +297,14 @@ class Study(Settings):
         budget = self.judge.budget
         if budget != BudgetSettings() and not taken and not judges:
             raise ValueError("judge.budget: no judge is served, so there is nothing to pay: remove it")
+        first: dict[str, tuple[str, ServedJudgeSettings]] = {}
+        for name, judge in judges.items():
+            other, same = first.setdefault(judge.name, (name, judge))
+            if (same.model, same.base_url, same.prices) != (judge.model, judge.base_url, judge.prices):
+                raise ValueError(
+                    f"benchmarks.{name}.judge.name: '{judge.name}' is the judge of {other} too, which is another one, "
+                    "and the ledger could not tell what either spent: give it another `name`"
+                )
         check_priced(budget, {judge.name: judge.prices for judge in judges.values()})
         return self
 

@@ -31,11 +31,11 @@ def study(tmp_path, preference: dict, scorers: list[dict] | None = None, budget:
 
 
 def test_another_judge_is_welcome_whether_served_or_loaded_here(tmp_path):
-    for judge in (SERVED, {"kind": "scene_judge", "model": ASSESSOR}, {"kind": "clip", "model": "ViT-B-32"}):
+    clip = {"kind": "clip", "model": "ViT-B-32", "calibration": {"kind": "linear", "low": 0, "high": 1}}
+    for judge in (SERVED, {"kind": "scene_judge", "model": ASSESSOR}, clip):
         made = study(tmp_path, {"judge": judge})
         assert isinstance(benchmark(made.benchmarks["preference"]), Preference)
     assert study(tmp_path, {"judge": {**SERVED, "revision": "2", "base_url": "http://127.0.0.1:2/v1"}}, [LLM])
-    clip = {"kind": "clip", "model": "ViT-B-32", "calibration": {"kind": "linear", "low": 0, "high": 1}}
     assert study(tmp_path, {"judge": {**clip, "pretrained": "laion2b"}}, [{**clip, "pretrained": "openai"}])
 
 
@@ -109,3 +109,8 @@ def test_the_documented_settings_are_valid(tmp_path):
         (tmp_path / "study.yaml").write_text(text)
         kinds.append(load_study(tmp_path / "study.yaml").benchmarks["preference"].judge.kind)
     assert kinds == ["served", "scene_judge"]
+
+
+def test_a_judge_that_runs_here_needs_a_map_of_its_own(tmp_path):
+    with pytest.raises(StudyError, match=r"benchmarks\.preference\.judge: scorer 'clip' has no calibration.*of its own here"):
+        study(tmp_path, {"judge": {"kind": "clip", "model": "ViT-B-32"}})

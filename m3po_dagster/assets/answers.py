@@ -1,9 +1,10 @@
-"""An adapter's answers to all benchmarks: an object of the store, asked once, resumed part by part."""
+"""An adapter's answers to a benchmark: an object of the store, asked once, resumed part by part."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from m3po_dagster.assets.adapters import BASE_ADAPTER
 from m3po_dagster.evaluation.question import Question
@@ -24,20 +25,29 @@ BASE = {"adapter_id": BASE_ADAPTER, "seed": 0}
 
 def answered(
     work: Work, generator: GeneratorResource, adapter: Mapping, questions: Mapping[str, Sequence[Question]]
-) -> Artifact:
-    """One adapter's answers to all benchmarks, from the store or asked now.
+) -> dict[str, Artifact]:
+    """One adapter's answers to each benchmark by name, from the store or asked now.
 
-    They are an object of their own, so that a seed added to the recipe asks nothing of the others again, and the base
-    model, which every recipe may be compared with, answers once. Raises RuntimeError naming a question that can't be
-    asked.
+    They are objects of their own: a seed added to the recipe asks nothing of the others again, a benchmark that was
+    added or changed nothing of the others, and the base model, which every recipe may be compared with, answers once.
+    Raises RuntimeError naming a question that can't be asked.
     """
+    return {name: _answered(work, generator, adapter, name, asked) for name, asked in questions.items()}
+
+
+def _answered(
+    work: Work, generator: GeneratorResource, adapter: Mapping, name: str, questions: Sequence[Question]
+) -> Artifact:
     stage = STAGES["benchmark_scores"]
     is_base = adapter["adapter_id"] == BASE_ADAPTER
-    part = (ANSWERS_ASSET, f"{BASE_RECIPE if is_base else work.partition}|{adapter['seed']}")
-    settings = stage.settings(work.study, work.identities, work.partition)["answers"]
-    inputs = {name: reference(work.one(name)) for name in ("base_model", "benchmark_data")}
+    who = f"{BASE_RECIPE if is_base else work.partition}|{adapter['seed']}"
+    part = (ANSWERS_ASSET, f"{who}|{name}")
+    answering = stage.settings(work.study, work.identities, work.partition)["answers"]
+    # The questions and images of this benchmark alone: what else the study measures changes no answer.
+    settings = {**answering, "benchmark": benchmark_identity(work, name)}
+    inputs = {"base_model": reference(work.one("base_model"))}
     if not is_base:
-        inputs["adapter"] = {"asset": "adapter", "partition": part[1]} | {
+        inputs["adapter"] = {"asset": "adapter", "partition": who} | {
             name: adapter[name] for name in ("fingerprint", "data_version")
         }
     versions = {name: item["data_version"] for name, item in inputs.items()}
@@ -48,16 +58,20 @@ def answered(
     with work.open(*part, key) as draft:
         if draft.committed:
             return draft.committed
-        pieces = [
-            (name, start) for name, asked in questions.items() for start in range(0, max(1, len(asked)), PART_QUESTIONS)
-        ]
-        done = set(draft.parts(plan=[list(piece) for piece in pieces]))
-        for number, (name, start) in enumerate(pieces):
+        starts = list(range(0, max(1, len(questions)), PART_QUESTIONS))
+        done = set(draft.parts(plan=starts))
+        for number, start in enumerate(starts):
             if number not in done:
-                draft.write_part(number, _ask(work, generator, adapter, name, start, questions[name]), ANSWERS)
+                draft.write_part(number, _ask(work, generator, adapter, name, start, questions), ANSWERS)
         return draft.commit(
             {"data": (draft.read_parts(), ANSWERS)}, code_version=stage.code_version, settings=settings, inputs=inputs
         )
+
+
+def benchmark_identity(work: Work, name: str) -> dict:
+    """What a benchmark asks about, by content: its questions and its images, whoever judges the answers."""
+    found = work.identities.benchmarks(work.study)[name]
+    return {key: value for key, value in found.items() if key != "judge files"}
 
 
 def _ask(
@@ -104,9 +118,7 @@ def _ask(
     return pa.Table.from_pylist(rows, schema=ANSWERS.schema)
 
 
-def answers_to(table: pa.Table, benchmark: str, seed: int) -> dict[str, str]:
-    """One adapter's answers to one benchmark, by question_id."""
-    import pyarrow.compute as pc
-
-    mine = table.filter(pc.and_(pc.equal(table["benchmark"], benchmark), pc.equal(table["seed"], seed)))
+def answers_to(table: pa.Table, seed: int) -> dict[str, str]:
+    """One adapter's answers among those to one benchmark, by question_id."""
+    mine = table.filter(pc.equal(table["seed"], seed))
     return dict(zip(mine["question_id"].to_pylist(), mine["answer"].to_pylist(), strict=True))

@@ -66,23 +66,23 @@ def evaluate(work: Work, generator: GeneratorResource, judge: JudgeResource) -> 
 
     suite = {name: benchmark(settings) for name, settings in work.study.benchmarks.items()}
     questions = {name: item.load() for name, item in suite.items()}
-    base = None
-    if judges_of(suite) and work.partition != BASE_RECIPE:
-        base = answered(work, generator, BASE, questions)
+    base: dict[str, Artifact] = {}
+    if work.partition != BASE_RECIPE:
+        base = answered(work, generator, BASE, {name: questions[name] for name in judges_of(suite)})
     answers, judgements, rows, made_with = [], [], [], {}
     for adapter in work.one("lora_adapter").table().to_pylist():
         seed = adapter["seed"]
-        artifact = answered(work, generator, adapter, questions)
-        made_with[f"benchmark_answers[{artifact.manifest.partition}]"] = reference(artifact)
-        given = artifact.table()
-        answers.append(given)
-        for name, item in suite.items():
+        for name, artifact in answered(work, generator, adapter, questions).items():
+            item, given = suite[name], artifact.table()
+            made_with[f"benchmark_answers[{artifact.manifest.partition}]"] = reference(artifact)
+            answers.append(given)
             if isinstance(item, JudgedBenchmark):
-                found = judged(work, judge, Judging(name, item, questions[name], artifact, seed, base))
+                against = base.get(name)
+                found = judged(work, judge, Judging(name, item, questions[name], artifact, seed, against))
                 made_with[f"benchmark_judgements[{found.manifest.partition}]"] = reference(found)
                 judgements.append(with_columns(found.table(), seed, name))
                 item = item.judged(found.table())
-            by_id = answers_to(given, name, seed)
+            by_id = answers_to(given, seed)
             rows += [
                 {
                     "recipe": work.partition,
@@ -209,7 +209,8 @@ def compare(work: Work) -> Built:
                 item = bound(item, judgements, seed, name)
             results[recipe, seed, name] = item.per_question(questions[name], by_id)
     table = leaderboard(pa.concat_tables(scores), results, suite, BASE_RECIPE).cast(LEADERBOARD.schema)
-    return Built({"data": (table, LEADERBOARD)}, facts={"markdown": markdown(table, suite, BASE_RECIPE)})
+    notes = [f"{name}: {note}" for name, item in suite.items() for note in item.notes(questions[name])]
+    return Built({"data": (table, LEADERBOARD)}, facts={"markdown": markdown(table, suite, BASE_RECIPE, notes)})
 
 
 def describe_leaderboard(artifact: Artifact, work: Work) -> Mapping[str, object]:

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from m3po_dagster.assets.answers import answers_to
+from m3po_dagster.assets.answers import answers_to, benchmark_identity
 from m3po_dagster.evaluation.judged import JudgedBenchmark
 from m3po_dagster.evaluation.question import Question
 from m3po_dagster.graph import STAGES
@@ -21,7 +22,7 @@ JUDGEMENTS_ASSET = "benchmark_judgements"
 SHOWN_REASONS = 5
 
 
-class TooFewJudged(RuntimeError):
+class TooFewJudged(ValueError):
     """So many answers were not judged that the benchmark would say little; the message counts the reasons."""
 
 
@@ -50,8 +51,10 @@ def judged(work: Work, judge: JudgeResource, judging: Judging) -> Artifact:
     settings = {
         "judge": judging.item.judge_identity(),
         "files": work.identities.benchmarks(work.study)[judging.name].get("judge files"),
+        # The judge looks at the images too, of which the answers name only the paths.
+        "benchmark": benchmark_identity(work, judging.name),
     }
-    part = (JUDGEMENTS_ASSET, f"{judging.answers.manifest.partition}|{judging.name}")
+    part = (JUDGEMENTS_ASSET, judging.answers.manifest.partition)
     inputs = {"answers": reference(judging.answers)}
     if judging.against is not None:
         inputs["against"] = reference(judging.against)
@@ -59,6 +62,8 @@ def judged(work: Work, judge: JudgeResource, judging: Judging) -> Artifact:
     key = fingerprint(*part, stage.code_version, settings, versions)
     found = work.store.find(*part, key)
     if found is not None:
+        # It may have been judged when more of them were allowed to be missing.
+        _refuse_few(judging.name, found.table(), work.study.judge.max_unscored)
         return found
     with work.open(*part, key) as draft:
         if draft.committed:
@@ -71,10 +76,8 @@ def judged(work: Work, judge: JudgeResource, judging: Judging) -> Artifact:
 
 
 def _ask(work: Work, judge: JudgeResource, judging: Judging) -> pa.Table:
-    answers = answers_to(judging.answers.table(), judging.name, judging.seed)
-    against = None
-    if judging.against is not None:
-        against = answers_to(judging.against.table(), judging.name, 0)
+    answers = answers_to(judging.answers.table(), judging.seed)
+    against = None if judging.against is None else answers_to(judging.against.table(), 0)
     account = judge.benchmark_account(work.study, work.store.root, work.run_id, work.log)
     with work.progress(f"judging {judging.name}", "request") as advance:
         return judging.item.judge_answers(judging.questions, answers, account, against, advance)
@@ -100,8 +103,6 @@ def with_columns(table: pa.Table, seed: int, benchmark: str) -> pa.Table:
 
 def bound(item: JudgedBenchmark, table: pa.Table, seed: int, benchmark: str) -> JudgedBenchmark:
     """The benchmark with those of a recipe's judgements that are of this seed and benchmark."""
-    import pyarrow.compute as pc
-
     mine = table.filter(pc.and_(pc.equal(table["benchmark"], benchmark), pc.equal(table["seed"], seed)))
     return item.judged(mine.drop_columns(["seed", "benchmark"]))
 

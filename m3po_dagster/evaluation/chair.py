@@ -7,6 +7,7 @@ COCO's annotations.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import ClassVar
 
 import pyarrow as pa
@@ -112,11 +113,16 @@ class Chair(Benchmark):
             counts["hallucinated_mentions"].append(sum(name not in present for name in mentions))
         return results_table(questions, [_GROUP] * len(questions), [""] * len(questions), counts)
 
+    @cached_property
+    def _words(self) -> Vocabulary:
+        """The vocabulary, read once for many answers."""
+        return self.vocabulary()
+
     def reading(self, question: Question, answer: str, rule: str = "official") -> str:
-        """The objects that the answer names, those that are not in the image marked; the vocabulary is read anew."""
+        """The objects that the answer names, those that are not in the image marked."""
         self.check_rule(rule)
         present = _objects(question)
-        named = sorted(self.vocabulary().objects(answer))
+        named = sorted(self._words.objects(answer))
         return ", ".join(name if name in present else f"{name} (not there)" for name in named) or "no object"
 
     def metrics(self, sums: Sums) -> dict[str, Estimate]:

@@ -36,6 +36,7 @@ class JudgedBenchmark(Benchmark):
     """A benchmark that needs judgements before it can score."""
 
     _judgements: pa.Table | None = None
+    _by_question: Mapping[str, dict[str, dict]] = {}
 
     @property
     @abstractmethod
@@ -65,28 +66,31 @@ class JudgedBenchmark(Benchmark):
         """All that decides a judgement beside question and answer: model, request, scale; as JSON."""
 
     def judged(self, judgements: pa.Table) -> Self:
-        """The same benchmark with these judgements, of which its metrics are made."""
+        """The same benchmark with these judgements, of which its metrics are made.
+
+        Raises BenchmarkError for a judgement that stands twice.
+        """
         bound = copy.copy(self)
-        bound._judgements = judgements
+        found: dict[str, dict[str, dict]] = {}
+        for row in judgements.to_pylist():
+            mine = found.setdefault(row["question_id"], {})
+            if row["component"] in mine:
+                raise BenchmarkError(f"{row['question_id']}: {row['component']} was judged twice")
+            mine[row["component"]] = row
+        bound._judgements, bound._by_question = judgements, found
         return bound
 
     def judgements_of(self, questions: Sequence[Question]) -> dict[str, dict[str, dict]]:
         """The rows of the bound judgements by question_id and component.
 
-        Raises BenchmarkError when nothing was judged yet, for a judgement that stands twice, and for questions without
-        judgements, which it names.
+        Raises BenchmarkError when nothing was judged yet, and for questions without judgements, which it names.
         """
         if self._judgements is None:
             raise BenchmarkError(f"benchmark {self.kind}: its answers were not judged yet")
-        found: dict[str, dict[str, dict]] = {}
-        for row in self._judgements.to_pylist():
-            mine = found.setdefault(row["question_id"], {})
-            if row["component"] in mine:
-                raise BenchmarkError(f"{row['question_id']}: {row['component']} was judged twice")
-            mine[row["component"]] = row
+        found = self._by_question
         if missing := [one.question_id for one in questions if one.question_id not in found]:
             raise BenchmarkError(f"{len(missing)} answers were not judged, the first: {missing[0]}")
-        return found
+        return {one.question_id: found[one.question_id] for one in questions}
 
 
 def judgement(question_id: str, component: str, score: float, weight: float = 1.0, words: str = "") -> dict:

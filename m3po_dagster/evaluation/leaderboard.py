@@ -76,8 +76,13 @@ def leaderboard(
     return pa.Table.from_pylist(rows, LEADERBOARD)
 
 
-def markdown(table: pa.Table, benchmarks: Mapping[str, Benchmark], base: str = "base") -> str:
-    """The leaderboard's headline metrics as a Markdown table, a line a recipe, with a note on how to read it."""
+def markdown(
+    table: pa.Table, benchmarks: Mapping[str, Benchmark], base: str = "base", notes: Sequence[str] = ()
+) -> str:
+    """The leaderboard's headline metrics as a Markdown table, a line a recipe, with a note on how to read it.
+
+    `notes` are what a reader must know about the benchmarks.
+    """
     cells = {(row["recipe"], row["benchmark"], row["metric"]): row for row in table.to_pylist()}
     recipes = list(dict.fromkeys(table.column("recipe").to_pylist()))
     columns = [
@@ -88,7 +93,8 @@ def markdown(table: pa.Table, benchmarks: Mapping[str, Benchmark], base: str = "
     lines = [["recipe", *(label for _, _, label in columns)], ["---"] + ["---:"] * len(columns)]
     for recipe in recipes:
         lines.append([recipe, *(_cell(cells.get((recipe, name, metric))) for name, metric, _ in columns)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_NOTE.format(base=base)}\n"
+    shown = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([shown, _NOTE.format(base=base), *notes]) + "\n"
 
 
 def headline_columns(benchmarks: Mapping[str, Benchmark]) -> list[tuple[str, str, str]]:

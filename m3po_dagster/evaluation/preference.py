@@ -7,7 +7,7 @@ tie. Judges prefer a place as well as an answer, so how often the orders agree i
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -28,7 +28,14 @@ from m3po_dagster.evaluation.question import (
     read_json_lines,
     text_field,
 )
-from m3po_dagster.method.judging import HOW_REQUESTS_TRAVEL, SCORED, Account, Scorer, ServedJudgeSettings
+from m3po_dagster.method.judging import (
+    HOW_REQUESTS_TRAVEL,
+    SCORED,
+    Account,
+    Scorer,
+    ScorerSettings,
+    ServedJudgeSettings,
+)
 
 _GROUP = "all"
 _COMPARED = ("compared", "wins", "losses", "same", "in_both_orders", "consistent", "verdict_ties", "verdict_firsts")
@@ -103,11 +110,9 @@ class Preference(JudgedBenchmark):
             rows = ask_served(self.served_judge, account, *about)
         return pa.Table.from_pylist(rows, JUDGEMENTS)
 
-    @cached_property
+    @property
     def _scorer(self) -> Scorer:
-        import torch
-
-        return self.settings.judge.build("cuda" if torch.cuda.is_available() else "cpu")
+        return _loaded(type(self.settings.judge), self.settings.judge.model_dump_json())
 
     def per_question(
         self, questions: Sequence[Question], answers: Mapping[str, str], rule: str = "official"
@@ -210,6 +215,14 @@ class Preference(JudgedBenchmark):
         if GRADE not in rows:
             raise BenchmarkError(f"{question.question_id}: its judgements hold no grade")
         return rows[GRADE]["score"]
+
+
+@lru_cache(maxsize=1)
+def _loaded(kind: type[ScorerSettings], settings: str) -> Scorer:
+    """The judge that runs here, loaded once for all recipes."""
+    import torch
+
+    return kind.model_validate_json(settings).build("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _comparison(rows: Mapping[str, dict]) -> dict[str, float]:

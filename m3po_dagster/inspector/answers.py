@@ -118,6 +118,7 @@ class AnswerLists:
 
     def __init__(self) -> None:
         self._kept: Kept[tuple[pa.Table, np.ndarray | None, str]] = Kept(_KEPT_TABLES)
+        self._benchmarks: Kept[Benchmark] = Kept(_KEPT_TABLES)
 
     def prepare(self, catalogue: Catalogue) -> None:
         """Reads and judges what the page shows first of each benchmark, so that no request has to."""
@@ -148,7 +149,7 @@ class AnswerLists:
                 problems.append(problem)
             ids = {name: row for row, name in enumerate(table["question_id"].to_pylist())}
             columns.append((recipe, ids, table, right))
-            readers.append(bound_benchmark(catalogue.study, query.benchmark, artifact, seed))
+            readers.append(self._benchmark(catalogue.study, artifact, query.benchmark, seed))
         if not columns or columns[0][0] != BASE_RECIPE:
             return AnswerPage([], 0, 1, 1, tuple(sorted(seeds)), tuple(problems), False)
         _, _, base, base_right = columns[0]
@@ -196,11 +197,16 @@ class AnswerLists:
             except pa.ArrowException as error:
                 raise ValueError(f"{path} can't be read or is damaged ({error}): remove its folder, then run") from None
             try:
-                return table, _right(bound_benchmark(study, name, artifact, seed), image_root(study, name), table), ""
+                return table, _right(self._benchmark(study, artifact, name, seed), image_root(study, name), table), ""
             except (BenchmarkError, OSError) as error:
                 return table, None, f"Right and wrong can't be told: {error}"
 
         return self._kept.get(key, read)
+
+    def _benchmark(self, study: Study, artifact: Artifact, name: str, seed: int) -> Benchmark:
+        """The benchmark as it was scored; a page asks it about many answers, and its files are read once."""
+        key = (artifact.key, artifact.data_version, name, seed, study.benchmarks[name].model_dump_json())
+        return self._benchmarks.get(key, lambda: bound_benchmark(study, name, artifact, seed))
 
 
 def image_root(study: Study, name: str) -> Path:
@@ -217,7 +223,8 @@ def _seeds(artifact: Artifact) -> list[int]:
 def _right(item: Benchmark, root: Path, table: pa.Table) -> np.ndarray | None:
     """Whether each answer is right by the benchmark's own rule: a description is right when it invents nothing.
 
-    None for a benchmark that has no such rule. Raises BenchmarkError.
+    An open answer is right when it scores more than half, which takes two of ten people's. None for a benchmark that
+    has no such rule. Raises BenchmarkError.
     """
     if not table.num_rows:
         return None
@@ -235,7 +242,7 @@ def _right(item: Benchmark, root: Path, table: pa.Table) -> np.ndarray | None:
     else:
         return None
     by_id = dict(zip(counted["question_id"].to_pylist(), right.to_pylist(), strict=True))
-    return np.array([by_id[question.question_id] > 0 for question in questions])
+    return np.array([by_id[question.question_id] > 0.5 for question in questions])
 
 
 def _aligned(base: pa.Table, ids: Mapping[str, int]) -> np.ndarray:

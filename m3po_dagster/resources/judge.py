@@ -1,6 +1,7 @@
 """The judge as a deployment loads it. It stays warm in a process, over shards."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +36,11 @@ class JudgeResource(dg.ConfigurableResource):
         return _account(study, store, run, probed, log)
 
     def benchmark_account(self, study: Study, store: Path, run: str, log: Callable[[str], None]) -> "Account | None":
-        """Who pays for what the judges of benchmarks are asked; None where none is served."""
-        return _account(study, store, run, (), log) if study.benchmark_judges else None
+        """Who pays for what the judges of benchmarks are asked; None where none is served.
+
+        A question whose reply could not be used is asked once more: the judge may have been mended since.
+        """
+        return replace(_account(study, store, run, (), log), again=True) if study.benchmark_judges else None
 
 
 def _account(study: Study, store: Path, run: str, probed: Iterable[Mapping], log: Callable[[str], None]) -> "Account":

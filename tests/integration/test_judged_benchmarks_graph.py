@@ -83,7 +83,8 @@ def test_rules_stand_beside_each_other_and_a_judge_is_asked_once(
         "coverage",
     }
     judged = tuned.table("judgements").to_pylist()
-    assert {row["component"] for row in judged} >= {"grade"} and all(row["words"] is not None for row in judged)
+    components = {row["component"] for row in judged}
+    assert "grade" in components and components & {"shown first", "same answer"}
     assert tuned.manifest.metadata["checks"]["untrained"]["passed"]
     assert tuned.manifest.metadata["checks"]["untrained"]["figures"]["images"] > 0
     assert base.manifest.metadata["checks"]["untrained"]["figures"]["images"] == 0
@@ -124,7 +125,7 @@ def test_a_judge_that_fails_ends_the_step_and_a_re_run_asks_for_the_rest(
     answered = sum(questions_asked.values())
     judge.up = True
     assert [outcome.error for outcome in project.run() if outcome.error] == []
-    assert sum(questions_asked.values()) <= 2 * answered, "what was answered stays"
+    assert sum(questions_asked.values()) == answered > 0
     before = judge.requests
     assert project.run() == [] and judge.requests == before
 
