@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from m3po_dagster.cli.options import JsonOption, explained
-from m3po_dagster.cli.score_rules import ALL, YesNoRule, print_json, print_table, scored
+from m3po_dagster.cli.score_rules import ALL, YesNoRule, print_json, print_notes, print_table, scored
 from m3po_dagster.evaluation.rules.yes_no import MME_RULES
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ def mme(
     with explained(BenchmarkError, status=1):
         questions, answers = read_mme(results)
         found = scored(rule, MME_RULES, lambda name: score_mme(questions, answers, name))
+    first = next(iter(found.values()))
     if as_json:
         print_json(rule, {name: one.as_json() for name, one in found.items()})
-        return
-    first = next(iter(found.values()))
-    if rule == ALL:
+        print_notes(first.notes(), err=True)
+    elif rule == ALL:
         print_table(["category", "questions", *found], _side_by_side(found), first.notes())
     else:
         print_table(["category", "questions", "acc", "acc+", "score"], _rows(first), first.notes())

@@ -38,5 +38,10 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], notes: Itera
     for row in rows:
         table.add_row(*row)
     console().print(table)
+    print_notes(notes)
+
+
+def print_notes(notes: Iterable[str], err: bool = False) -> None:
+    """A line a note; on standard error beside a JSON object."""
     for note in notes:
-        typer.echo(f"note: {note}")
+        typer.echo(f"note: {note}", err=err)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from m3po_dagster.evaluation.benchmark import Benchmark, Headline, results_table
-from m3po_dagster.evaluation.coco import coco_vocabulary, objects_of_images, read_instances
+from m3po_dagster.evaluation.coco import coco_vocabulary, objects_of_images, read_instances, without_caption
 from m3po_dagster.evaluation.intervals import Estimate, Sums, ratio
 from m3po_dagster.evaluation.question import (
     BenchmarkError,
@@ -144,10 +144,19 @@ class Chair(Benchmark):
         return {name: Estimate(value, n) for name, value in values.items()}
 
     def notes(self, questions: Sequence[Question]) -> list[str]:
-        """Says so when COCO's captions are left out, which the published CHAIR counts too."""
-        if self.settings.instances is None or self.settings.captions is not None:
+        """Says so when COCO's captions, which the published CHAIR counts too, are left out or lack images.
+
+        The file of captions is read anew.
+        """
+        if self.settings.instances is None:
             return []
-        return ["objects that only COCO's captions name count as not there: with captions the rates are lower"]
+        if self.settings.captions is None:
+            return ["objects that only COCO's captions name count as not there: with captions the rates are lower"]
+        coco = read_instances(self.settings.instances)
+        images = {coco.image_id(question.image_uri, question.question_id) for question in questions}
+        if missing := without_caption(self.settings.captions, images):
+            return [f"{missing} of {len(images)} images have no caption: only what is annotated counts as there"]
+        return []
 
     def _records(self) -> list[tuple[str, dict]]:
         """Where each question stands, and its record. Raises BenchmarkError for an id that stands twice."""

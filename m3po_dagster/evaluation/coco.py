@@ -26,6 +26,7 @@ _QUALIFIED = {
     "toilet seat": "toilet",
 }
 _ID = re.compile(r"[0-9]{12}$")
+_KINDS = {int: "a whole number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,25 @@ def objects_of_images(
 ) -> dict[int, set[str]]:
     """The objects in each image: those annotated, and those that its captions name, if there is a file of captions.
 
-    Raises BenchmarkError for a category that the vocabulary lacks.
+    Raises BenchmarkError for a category that the vocabulary lacks, and where none of the images has a caption.
     """
     if missing := [name for name in coco.categories if vocabulary.object_of.get(folded(name)) is None]:
         raise BenchmarkError(f"no synonym is COCO's category {missing[0]!r}: the list must name all of {coco.path}")
     found = {image: {vocabulary.object_of[folded(name)] for name in coco.within[image]} for image in images}
     if captions is not None:
+        captioned = False
         for image, text in read_captions(captions, found):
             found[image] |= vocabulary.objects(text)
+            captioned = True
+        if not captioned:
+            raise BenchmarkError(f"{captions}: no caption is of an image asked about: captions of another split?")
     return found
+
+
+def without_caption(captions: Path, images: Collection[int]) -> int:
+    """How many of these images no caption is of. Raises BenchmarkError."""
+    asked = set(images)
+    return len(asked - {image for image, _ in read_captions(captions, asked)})
 
 
 def read_synonyms(path: Path) -> dict[str, str]:
@@ -124,12 +135,12 @@ def read_instances(path: Path) -> CocoImages:
 
 @lru_cache(maxsize=2)
 def _read_instances(path: Path, _size: int, _mtime_ns: int) -> CocoImages:
-    images = {item["file_name"]: item["id"] for item in _section(path, "images", ("file_name", "id"))}
-    names = {item["id"]: item["name"] for item in _section(path, "categories", ("id", "name"))}
+    images = {item["file_name"]: item["id"] for item in _section(path, "images", {"file_name": str, "id": int})}
+    names = {item["id"]: item["name"] for item in _section(path, "categories", {"id": int, "name": str})}
     if not images or not names:
         raise BenchmarkError(f"{path}: no images and categories: expected COCO's instances_*.json")
     within: dict[int, set[str]] = {number: set() for number in images.values()}
-    for item in _section(path, "annotations", ("image_id", "category_id")):
+    for item in _section(path, "annotations", {"image_id": int, "category_id": int}):
         if item["image_id"] not in within or item["category_id"] not in names:
             raise BenchmarkError(
                 f"{path}: an annotation is of image {item['image_id']} and category {item['category_id']}, "
@@ -141,21 +152,35 @@ def _read_instances(path: Path, _size: int, _mtime_ns: int) -> CocoImages:
 
 
 def read_captions(path: Path, images: Collection[int]) -> Iterator[tuple[int, str]]:
-    """Image id and text of the captions of these images in COCO's captions_*.json. Raises BenchmarkError."""
-    for item in _section(path, "annotations", ("image_id", "caption")):
+    """Image id and text of the captions of these images in COCO's captions_*.json.
+
+    Raises BenchmarkError, also for a file without any caption.
+    """
+    item = None
+    for item in _section(path, "annotations", {"image_id": int, "caption": str}):
         if item["image_id"] in images:
             yield item["image_id"], item["caption"]
+    if item is None:
+        raise BenchmarkError(f"{path}: no captions: expected COCO's captions_*.json")
 
 
-def _section(path: Path, name: str, keys: tuple[str, str]) -> Iterator[dict]:
-    """The records of one list of the file, streamed: train2014's annotations take half a gigabyte."""
+def _section(path: Path, name: str, fields: Mapping[str, type]) -> Iterator[dict]:
+    """The records of one list of the file, streamed: train2014's annotations take half a gigabyte.
+
+    Raises BenchmarkError that names the record which lacks a field, or has one of another type.
+    """
     import ijson
 
     try:
         with path.open("rb") as file:
             for number, item in enumerate(ijson.items(file, f"{name}.item", use_float=True), start=1):
-                if not isinstance(item, dict) or not all(key in item for key in keys):
-                    raise BenchmarkError(f"{path}: {name}, record {number}: expected {' and '.join(keys)}")
+                where = f"{path}: {name}, record {number}"
+                if not isinstance(item, dict) or not all(key in item for key in fields):
+                    raise BenchmarkError(f"{where}: expected {' and '.join(fields)}")
+                for key, kind in fields.items():
+                    # type, not isinstance: a bool is an int.
+                    if type(item[key]) is not kind:
+                        raise BenchmarkError(f"{where}: {key} is {str(item[key])[:40]!r}, expected {_KINDS[kind]}")
                 yield item
     except (ijson.JSONError, UnicodeDecodeError) as error:
         raise BenchmarkError(f"{path}: not valid JSON: {error}") from None

@@ -171,7 +171,8 @@ def _category_questions(root: Path, folder: Path) -> Iterator[Question]:
     for item in sorted(images_folder.iterdir()):
         if item.suffix.lower() != ".txt" and not item.is_dir():
             images.setdefault(item.stem, []).append(item.name)
-    for path in sorted(texts_folder.glob("*.txt")):
+    # Archives made on a Mac bring a ._1.txt beside each 1.txt.
+    for path in sorted(path for path in texts_folder.glob("*.txt") if not path.name.startswith(".")):
         names = images.get(path.stem, [])
         if len(names) != 1:
             raise BenchmarkError(f"{path}: expected one image of that name in {images_folder}, found {names or 'none'}")

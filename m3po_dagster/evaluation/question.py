@@ -100,7 +100,7 @@ def id_field(record: Mapping, where: str) -> str:
     value = record.get("question_id")
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise BenchmarkError(f"{where}: question_id is {str(value)[:40]!r}, expected a whole number or text")
-    return str(value)
+    return _storable(str(value), "question_id", where)
 
 
 def text_field(record: Mapping, key: str, where: str) -> str:
@@ -108,8 +108,20 @@ def text_field(record: Mapping, key: str, where: str) -> str:
     if key not in record:
         raise BenchmarkError(f"{where}: {key} is missing")
     value = record[key]
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
+    if not isinstance(value, str) or not value.strip():
         raise BenchmarkError(f"{where}: {key} is {str(value)[:40]!r}, expected text")
+    return _storable(value, key, where)
+
+
+def _storable(value: str, key: str, where: str) -> str:
+    """The text. Raises BenchmarkError where no file name or table could hold it, though JSON can spell it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise BenchmarkError(f"{where}: {key} holds {half!r}, half a surrogate pair, which is no character") from None
+    if "\0" in value:
+        raise BenchmarkError(f"{where}: {key} is {value[:40]!r}, expected text without NUL")
     return value
 
 

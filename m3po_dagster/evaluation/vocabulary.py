@@ -21,22 +21,24 @@ _HISSES = re.compile(r"(?:s|x|z|ch|sh)$")
 class Vocabulary:
     """Every spelling of every object. A mention is a whole word or phrase in any case, plurals included.
 
-    The longest spelling wins where several fit ("traffic light" is no "light"). A negated mention counts as a mention,
-    as in the original.
+    The longest spelling wins where several fit ("traffic light" is no "light"). The words of a phrase may be joined by
+    hyphens: a "hot-dog" is no dog. A negated mention counts as a mention, as in the original.
     """
 
     def __init__(self, spellings: Mapping[str, str | None]):
         """`spellings` maps each spelling, folded, to its object, or to None where it is a name of nothing here."""
         self.object_of = dict(spellings)
         plurals = {form: spelling for spelling in spellings for form in _plurals(spelling) if form not in spellings}
-        self._singular = {spelling: spelling for spelling in spellings} | plurals
-        longest_first = sorted(self._singular, key=lambda form: (-len(form), form))
-        phrases = "|".join(r"\s+".join(map(re.escape, form.split())) for form in longest_first)
+        forms = {spelling: spelling for spelling in spellings} | plurals
+        longest_first = sorted(forms, key=lambda form: (-len(form), form))
+        phrases = "|".join(r"[\s-]+".join(map(re.escape, form.split())) for form in longest_first)
+        self._singular = {_unhyphenated(form): spelling for form, spelling in forms.items()} | forms
         self._mention = re.compile(rf"(?<!\w)({phrases})(?!\w)")
 
     def spellings(self, text: str) -> list[str]:
         """The spellings that the text uses, in its order, each as often as it stands there."""
-        return [self._singular[folded(match[1])] for match in self._mention.finditer(text.casefold())]
+        found = (folded(match[1]) for match in self._mention.finditer(text.casefold()))
+        return [self._singular.get(form) or self._singular[_unhyphenated(form)] for form in found]
 
     def mentions(self, text: str) -> list[str]:
         """The object of each mention, in the text's order."""
@@ -51,6 +53,10 @@ class Vocabulary:
 def folded(text: str) -> str:
     """As spellings are compared: case folded, single spaces."""
     return " ".join(text.casefold().split())
+
+
+def _unhyphenated(form: str) -> str:
+    return folded(form.replace("-", " "))
 
 
 def _plurals(spelling: str) -> Iterable[str]:

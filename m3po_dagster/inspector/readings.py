@@ -12,9 +12,6 @@ from m3po_dagster.evaluation.registry import benchmark
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.study import Study
 
-SHOWN = 200
-"""Characters of a reading that are shown."""
-
 
 def bound_benchmark(study: Study, name: str, artifact: Artifact, seed: int) -> Benchmark:
     """The benchmark of a recipe's scores; with what its judge said of this seed's answers, where it has one."""
@@ -37,7 +34,7 @@ def readings(item: Benchmark, question: Question, answer: str) -> tuple[tuple[st
     by_reading: dict[str, list[str]] = {}
     try:
         for rule in item.rules:
-            by_reading.setdefault(item.reading(question, answer, rule)[:SHOWN], []).append(rule)
+            by_reading.setdefault(item.reading(question, answer, rule), []).append(rule)
     except (BenchmarkError, OSError):
         return ()
     return tuple((", ".join(rules), said) for said, rules in by_reading.items())

@@ -82,6 +82,11 @@ def test_the_reading_names_the_objects_and_marks_what_is_not_there(tmp_path):
         ("no bus at all", {"bus"}),
         ("light-house", {"light"}),
         ("red" + " " * 100_000 + "light", {"light"}),
+        ("a traffic-light, Traffic -\nLights", {"traffic light"}),
+        ("light-bulbs", {"light bulb"}),
+        ("a t-shirt", {"shirt"}),
+        ("a red-t-shirt", {"uniform"}),
+        ("a t shirt", set()),
         ("", set()),
         ("policemen, ladies, children", {"person"}),
         ("two knives and a carving knife", {"knife"}),
@@ -106,6 +111,8 @@ def test_whole_words_longest_first_plurals_and_synonyms(text, objects):
         "torch": "torch",
         "radio": "radio",
         "potato": "potato",
+        "t-shirt": "shirt",
+        "red t-shirt": "uniform",
     }
     assert Vocabulary(spellings).objects(text) == objects
 

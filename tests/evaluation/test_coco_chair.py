@@ -82,7 +82,28 @@ def test_what_people_named_in_captions_is_there_too(tmp_path):
     ]
     found = values(chair, ANSWERS)
     assert (found["chair_i"], found["chair_s"]) == (pytest.approx(100 / 8), pytest.approx(100 / 3))
+    assert chair.notes(chair.load()) == ["1 of 3 images have no caption: only what is annotated counts as there"]
+    write_coco(tmp_path, IMAGES, [*CAPTIONS, (73, "A table.")])
     assert chair.notes(chair.load()) == []
+
+
+@pytest.mark.parametrize(
+    ("captions", "said"),
+    [
+        ([], "no captions: expected COCO's captions_*.json"),
+        ([(99, "A train."), (7, "A dog.")], "no caption is of an image asked about: captions of another split?"),
+        ([(42, "A dog."), (42, ["A dog."])], "annotations, record 2: caption is \"['A dog.']\", expected text"),
+        ([(42, None)], "annotations, record 1: caption is 'None', expected text"),
+        ([("42", "A dog.")], "annotations, record 1: image_id is '42', expected a whole number"),
+        ([(True, "A dog.")], "annotations, record 1: image_id is 'True', expected a whole number"),
+    ],
+)
+def test_captions_that_are_not_of_these_images_are_refused(tmp_path, captions, said):
+    chair = build(tmp_path, captions=True)
+    write_coco(tmp_path, IMAGES, captions)
+    with pytest.raises(BenchmarkError) as error:
+        chair.load()
+    assert str(error.value) == f"{chair.settings.captions}: {said}"
 
 
 def test_without_synonyms_coco_s_own_names_count(tmp_path):
@@ -113,6 +134,9 @@ def test_without_synonyms_coco_s_own_names_count(tmp_path):
         ("air planes, AIR  PLANE", ["airplane", "airplane"]),
         ("policemen, kids and children", ["person", "person", "person"]),
         ("a cell phone, a teddy bear", []),
+        ("a hot-dog and hot-dogs", ["hot dog", "hot dog"]),
+        ("a train-track", []),
+        ("an adult-dog on a toilet-seat", ["dog", "toilet"]),
         ("a pair of skis under the skies", ["skis"]),
         ("a street light", ["traffic light"]),
     ],
@@ -223,6 +247,14 @@ def test_a_list_of_synonyms_that_does_not_fit_is_refused(tmp_path, synonyms, sai
             "no im",
         ),
         ('{"images": [{"id": 1}]}', "images, record 1: expected file_name and id"),
+        ('{"images": [{"id": "1", "file_name": "1.jpg"}]}', "images, record 1: id is '1', expected a whole number"),
+        ('{"images": [{"id": 1, "file_name": 1}]}', "images, record 1: file_name is '1', expected text"),
+        ('{"images": [{"id": {}, "file_name": "1.jpg"}]}', "images, record 1: id is '{}', expected a whole number"),
+        (
+            '{"images": [{"id": 1, "file_name": "1.jpg"}], "categories": [{"id": 1, "name": "dog"}], '
+            '"annotations": [{"image_id": 1, "category_id": 1}, {"image_id": [], "category_id": 1}]}',
+            r"annotations, record 2: image_id is '\[\]', expected a whole number",
+        ),
         (
             '{"images": [{"id": 1, "file_name": "1.jpg"}], "categories": [{"id": 1, "name": "dog"}], '
             '"annotations": [{"image_id": 2, "category_id": 1}]}',

@@ -146,8 +146,11 @@ def test_every_resample_keeps_the_categories_as_they_are(tmp_path):
 def test_files_beside_the_questions_are_ignored(tmp_path):
     mme = build(tmp_path, ("existence",), images=1)
     (tmp_path / "readme.txt").write_text("not a category")
+    (tmp_path / "._readme.txt").write_bytes(b"\xff")
     (tmp_path / ".cache").mkdir()
     (tmp_path / "existence" / "unasked.jpg").write_bytes(b"x")
+    (tmp_path / "existence" / "._000000000000.txt").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "existence" / "._000000000000.jpg").write_bytes(b"\x00\x05\x16\x07")
     assert len(mme.load()) == 2
 
 

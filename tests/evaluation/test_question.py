@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from m3po_dagster.evaluation.question import BenchmarkError, Question, check_answers
+from m3po_dagster.evaluation.question import BenchmarkError, Question, check_answers, id_field, text_field
 from m3po_dagster.evaluation.registry import benchmark, load_questions
 from m3po_dagster.evaluation.settings import BenchmarkSettings
 
@@ -34,6 +34,25 @@ def test_a_question_is_a_prompt_about_its_image():
 def test_answers_that_do_not_match_are_named(ids, answers, said):
     with pytest.raises(BenchmarkError, match=said):
         check_answers(questions(*ids), answers)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("a\ud83d", r"holds '\ud83d', half a surrogate pair, which is no character"),
+        ("\udc36 dog", r"holds '\udc36', half a surrogate pair"),
+        ("a\0b", r"is 'a\x00b', expected text without NUL"),
+    ],
+)
+def test_what_no_table_can_hold_is_refused_with_its_line(value, said):
+    calls = {"question_id": lambda record: id_field(record, "q.jsonl, line 3")}
+    calls["image"] = lambda record: text_field(record, "image", "q.jsonl, line 3")
+    for key, read in calls.items():
+        record = json.loads(json.dumps({key: value}))
+        with pytest.raises(BenchmarkError) as error:
+            read(record)
+        assert str(error.value).startswith(f"q.jsonl, line 3: {key} {said}")
+        assert read({key: "a\U0001f436"}) == "a\U0001f436"
 
 
 def test_the_kind_chooses_the_benchmark(tmp_path):

@@ -13,6 +13,8 @@ class Constraint(Settings, ABC):
 
     about: ClassVar[About]
     """What it is about: how long the answer is, what it says, or the form it takes."""
+    marks_suffice: ClassVar[bool] = False
+    """Whether an answer without letter or digit can be one at all: "[]" is JSON."""
     kind: str
 
     @abstractmethod
@@ -25,8 +27,12 @@ class Constraint(Settings, ABC):
 
 
 def met_strictly(constraint: Constraint, answer: str) -> bool:
-    """Whether the answer as it stands meets the constraint. An empty answer meets none."""
-    return bool(answer.strip()) and constraint.met(answer)
+    """Whether the answer as it stands meets the constraint.
+
+    An empty answer meets none; one without letter or digit says nothing and is empty too, where marks don't suffice.
+    """
+    says_something = bool(answer.strip()) if constraint.marks_suffice else any(map(str.isalnum, answer))
+    return says_something and constraint.met(answer)
 
 
 def met_loosely(constraint: Constraint, answer: str) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from m3po_dagster.evaluation.constraints.constraint import About, Constraint
-from m3po_dagster.evaluation.constraints.text import listed, mentions
+from m3po_dagster.evaluation.constraints.text import folded, listed, mentions
 from m3po_dagster.method.filtering.language import likeliest_language
 from m3po_dagster.method.filtering.languages import LANGUAGES, near_codes
 
@@ -53,15 +53,19 @@ class IncludeSome(_AboutContent):
 
     @model_validator(mode="after")
     def _can_be_met(self) -> Self:
-        if self.n > len(set(self.words)):
-            raise ValueError(f"n is {self.n}, and there are {len(set(self.words))} different words")
+        if self.n > len(self._different):
+            raise ValueError(f"n is {self.n}, and there are {len(self._different)} different words")
         return self
 
     def describe(self) -> str:
         return f"Include at least {self.n} of {listed(self.words, 'and')}."
 
     def met(self, answer: str) -> bool:
-        return sum(mentions(answer, word) > 0 for word in set(self.words)) >= self.n
+        return sum(mentions(answer, word) > 0 for word in self._different) >= self.n
+
+    @property
+    def _different(self) -> set[str]:
+        return set(map(folded, self.words))
 
 
 class WordTimes(_AboutContent):

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from m3po_dagster.evaluation.constraints.constraint import About, Constraint
 from m3po_dagster.evaluation.constraints.content import Text
-from m3po_dagster.evaluation.constraints.text import bullets, listed, sentences
+from m3po_dagster.evaluation.constraints.text import bullets, cuts_a_word, listed, sentences
 
 _FENCES = ("```json", "```JSON", "```")
 
@@ -30,7 +30,7 @@ class StartsWith(_AboutForm):
 
 
 class EndsWith(_AboutForm):
-    """The answer ends with the text, in any case; nothing follows it."""
+    """The answer ends with the text, in any case; nothing follows it, and a word is not cut."""
 
     kind: Literal["ends_with"] = Field("ends_with", description="the answer ends with the text")
     text: Text = Field(description="the text")
@@ -39,7 +39,8 @@ class EndsWith(_AboutForm):
         return f'End the answer with "{self.text}" and write nothing after it.'
 
     def met(self, answer: str) -> bool:
-        return answer.strip().casefold().endswith(self.text.casefold())
+        answer, text = answer.strip().casefold(), self.text.casefold()
+        return answer.endswith(text) and not cuts_a_word(answer[: -len(text)][-1:], text[0])
 
 
 class SentencesStartWith(_AboutForm):
@@ -108,10 +109,11 @@ class Bullets(_AboutForm):
 
 
 class IsJson(_AboutForm):
-    """The answer is JSON and nothing else; with keys, an object that has them all. A code fence may stand around it."""
+    """The answer is JSON and nothing else; with keys, an object of just these. A code fence may stand around it."""
 
+    marks_suffice: ClassVar[bool] = True
     kind: Literal["json"] = Field("json", description="the answer is valid JSON")
-    keys: tuple[Text, ...] = Field((), description="keys that the object must have; none: any JSON value")
+    keys: tuple[Text, ...] = Field((), description="the keys of the object; none: any JSON value")
 
     def describe(self) -> str:
         what = f"a JSON object with {listed(self.keys, 'and')} as its keys" if self.keys else "valid JSON"
@@ -122,12 +124,13 @@ class IsJson(_AboutForm):
             value = json.loads(_unfenced(answer.strip()), parse_constant=_no_json)
         except (ValueError, RecursionError):
             return False
-        return not self.keys or (isinstance(value, dict) and set(self.keys) <= set(value))
+        return not self.keys or (isinstance(value, dict) and set(self.keys) == set(value))
 
 
 class OneOf(_AboutForm):
     """The answer is one of the options and nothing else; case and a closing full stop don't matter."""
 
+    marks_suffice: ClassVar[bool] = True
     kind: Literal["one_of"] = Field("one_of", description="the answer is one of the options and nothing else")
     options: tuple[Text, ...] = Field(min_length=2, description="the options")
 
@@ -139,7 +142,7 @@ class OneOf(_AboutForm):
 
 
 class Quoted(_AboutForm):
-    """The whole answer stands in double quotation marks."""
+    """The whole answer stands in one pair of double quotation marks; there are no others in it."""
 
     kind: Literal["quoted"] = Field("quoted", description="the whole answer stands in double quotation marks")
 
@@ -148,13 +151,12 @@ class Quoted(_AboutForm):
 
     def met(self, answer: str) -> bool:
         text = answer.strip()
-        return len(text) > 2 and text[0] in '"“' and text[-1] in '"”'
+        return len(text) > 2 and text[0] in '"“' and text[-1] in '"”' and not set(text[1:-1]) & set('"“”')
 
 
 def _opens(answer: str, text: str) -> bool:
     answer, text = answer.casefold(), text.casefold()
-    cuts_a_word = text[-1].isalnum() and answer[len(text) : len(text) + 1].isalnum()
-    return answer.startswith(text) and not cuts_a_word
+    return answer.startswith(text) and not cuts_a_word(text[-1], answer[len(text) : len(text) + 1])
 
 
 def _unfenced(text: str) -> str:

@@ -8,9 +8,14 @@ _PARTS = re.compile(r"(?<!\d)[.,]|[.,](?!\d)")
 _JOINS = "'’-.,"
 _MARK = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+")
 _BULLET = re.compile(r"^\s*(?:[-*+•])\s+\S")
-# After an end mark and any closing quote or bracket; of Chinese and Japanese marks no space follows.
-_END = re.compile(r"(?<=[.!?…])(?P<closing>[\"'”’)\]]*)\s+|(?<=[。！？])[”’」』）]*\s*")
-_NO_END = re.compile(r"(?:\b(?:mr|mrs|ms|dr|prof|st|vs|e\.g|i\.e)|(?-i:\b[A-Z]))\.$", re.IGNORECASE)
+# After an end mark and any closing quote, bracket or emphasis. After Chinese and Japanese marks there need be no space,
+# and then emphasis is the next sentence's.
+_END = re.compile(
+    r"(?<=[.!?…])(?P<closing>[\"'”’)\]*_]*)\s+|(?<=[。！？])(?:[”’」』）*_]+(?=\s|$)|[”’」』）]*)\s*",
+)
+# An underscore, which is emphasis here, is of a word for \b.
+_NO_END = re.compile(r"(?<![^\W_])(?:mr|mrs|ms|dr|prof|st|vs|e\.g|i\.e|(?-i:[A-Z]))\.[*_]*$", re.IGNORECASE)
+_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
 def words(text: str) -> list[str]:
@@ -25,7 +30,8 @@ def words(text: str) -> list[str]:
 def sentences(text: str) -> list[str]:
     """The sentences, list marks removed. A line's end ends a sentence; titles, initials and "e.g." do not.
 
-    A sentence may open with a small letter, but not after a closing quote or bracket: 'He said "Go!" and left.' is one.
+    A sentence may open with a small letter, but not after a closing quote, bracket or emphasis: 'He said "Go!" and
+    left.' is one.
     """
     found = []
     for line in text.splitlines():
@@ -47,11 +53,27 @@ def bullets(text: str) -> list[str]:
 
 def mentions(text: str, phrase: str) -> int:
     """How often the text holds a word or phrase as whole words, in any case and spacing."""
-    text, pattern = _folded(text), r"\s+".join(map(re.escape, _folded(phrase).split()))
+    text, pattern = folded(text), re.escape(folded(phrase))
     return sum(
         not any(map(_is_of_a_word, text[: match.start()][-1:] + text[match.end() :][:1]))
         for match in re.finditer(pattern, text)
     )
+
+
+def cuts_a_word(before: str, after: str) -> bool:
+    """Whether a cut between these two characters, or none at an end of the text, goes through a word.
+
+    Where a script puts no spaces between words it can't be told, and does not.
+    """
+    both = (before, after)
+    return all(both) and all(
+        _is_of_a_word(one) and not unicodedata.name(one, "").startswith(_WITHOUT_SPACES) for one in both
+    )
+
+
+def folded(text: str) -> str:
+    """As words and phrases are compared: case folded, single spaces."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def listed(texts: tuple[str, ...], last: str) -> str:
@@ -63,7 +85,3 @@ def listed(texts: tuple[str, ...], last: str) -> str:
 def _is_of_a_word(character: str) -> bool:
     # Marks are part of the letters of many scripts, and no \\w.
     return character.isalnum() or unicodedata.category(character)[0] == "M"
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFC", text).casefold()

@@ -93,11 +93,12 @@ def read_mme(folder: Path) -> tuple[list[Question], dict[str, str]]:
     """The questions and the answers to them, of every <category>.txt; other kinds of files are left alone.
 
     Raises BenchmarkError that names file and line: for a text file that is no category of MME, a line without its four
-    fields, a question that stands twice, and an image that has not exactly two questions.
+    fields, a question that stands twice with one ground truth, and an image that has not exactly two questions.
     """
     if not folder.is_dir():
         raise BenchmarkError(f"{folder}: no such folder")
-    files = sorted(path for path in folder.iterdir() if path.suffix == ".txt" and not path.name.startswith("."))
+    found = (path for path in folder.iterdir() if path.suffix == ".txt" and not path.name.startswith("."))
+    files = sorted(path for path in found if path.is_file())
     if unknown := [path.name for path in files if path.stem not in OFFICIAL_QUESTIONS]:
         raise BenchmarkError(
             f"{folder}: no categories of MME: {', '.join(unknown)}; there are {', '.join(OFFICIAL_QUESTIONS)}"
@@ -129,15 +130,17 @@ def score_mme(questions: list[Question], answers: Mapping[str, str], rule: str) 
 
 def _category(category: str, path: Path) -> list[tuple[Question, str]]:
     rows: list[tuple[Question, str]] = []
-    places: dict[str, dict[str, int]] = {}
+    places: dict[str, dict[tuple[str, str], int]] = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line:
             continue
         image, text, label, response = _fields(line, f"{path}, line {number}")
         asked = places.setdefault(image, {})
-        if text in asked:
-            raise BenchmarkError(f"{path}, line {number}: {image} and its question stand in line {asked[text]} too")
-        asked[text] = number
+        # One text with both ground truths is two questions, as for the official tool.
+        key = text, label.lower()
+        if key in asked:
+            raise BenchmarkError(f"{path}, line {number}: {image} and its question stand in line {asked[key]} too")
+        asked[key] = number
         uri = f"{category}/{image}"
         rows.append((Question(f"{uri}/{len(asked)}", Path(image), uri, text, label), response))
     if not rows:

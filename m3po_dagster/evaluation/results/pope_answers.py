@@ -11,9 +11,6 @@ from m3po_dagster.evaluation.pope import Pope, labelled_lines, split_shares
 from m3po_dagster.evaluation.question import BenchmarkError, Question, id_field, read_json_lines
 from m3po_dagster.evaluation.results.joining import check_joined
 
-ANSWER_KEYS = ("answer", "text")
-"""POPE's own key of an answer, and LLaVA's."""
-
 OFFICIAL_SHARES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 """What the official script prints."""
 
@@ -43,8 +40,9 @@ class PopeScores:
 def read_pope(answers: Path, labels: Path) -> tuple[list[Question], dict[str, str]]:
     """The questions of a label file and the answers to them, by question id: the label file's stem/question_id.
 
-    An answer is {"question_id", "answer"}; without "answer", LLaVA's "text" is taken. Raises BenchmarkError that names
-    file, line and ids: for a line that is malformed, and for an answer that is missing, extra or there twice.
+    An answer is {"question_id", "answer"}, or a line of LLaVA's, {"question_id", "prompt", "text"}. Raises
+    BenchmarkError that names file, line and ids: for a line that is malformed, and for an answer that is missing, extra
+    or there twice.
     """
     asked, questions = {}, []
     for where, _, question_id, label in labelled_lines(labels):
@@ -75,8 +73,10 @@ def score_pope(splits: Sequence[tuple[Sequence[Question], Mapping[str, str]]], r
 
 
 def _answer(record: Mapping, where: str, question_id: str) -> str:
-    key = next((key for key in ANSWER_KEYS if key in record), None)
-    if key is None:
+    # The text of a label file is the question, which would be scored as an answer without a word.
+    is_llavas = "prompt" in record and "label" not in record
+    key = "text" if is_llavas and "answer" not in record else "answer"
+    if key not in record:
         raise BenchmarkError(f"{where}: question_id {question_id} has no 'answer'")
     if not isinstance(record[key], str):
         raise BenchmarkError(f"{where}: the {key} of question_id {question_id} is {str(record[key])[:40]!r}, no text")

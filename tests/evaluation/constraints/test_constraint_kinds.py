@@ -38,6 +38,8 @@ TABLE = [
     ({"kind": "exclude_words", "words": ["cat"]}, "A dog.\nNo cat!", False, True),
     ({"kind": "include_some", "words": ["one", "two"], "n": 2}, "one two", True, True),
     ({"kind": "include_some", "words": ["one", "two"], "n": 2}, "two two", False, False),
+    ({"kind": "include_some", "words": ["Red", "red", "red  box", "RED BOX"], "n": 2}, "a red ball", False, False),
+    ({"kind": "include_some", "words": ["Red", "red", "red  box", "RED BOX"], "n": 2}, "a red box", True, True),
     ({"kind": "word_times", "word": "red", "n": 2}, "Red, red.", True, True),
     ({"kind": "word_times", "word": "red", "n": 2}, "Red, reddish.", False, False),
     ({"kind": "language", "code": "de"}, "Auf dem Bild ist ein roter Kreis zu sehen.", True, True),
@@ -48,6 +50,13 @@ TABLE = [
     ({"kind": "starts_with", "texts": ["Yes", "No"]}, "**No.**", False, True),
     ({"kind": "ends_with", "text": "the end."}, "So it goes. The END.\n", True, True),
     ({"kind": "ends_with", "text": "the end."}, "The end.\nAnything else?", False, True),
+    ({"kind": "ends_with", "text": "left"}, "It is cleft", False, False),
+    ({"kind": "ends_with", "text": "left"}, "On the top-LEFT", True, True),
+    ({"kind": "ends_with", "text": "left"}, "left", True, True),
+    ({"kind": "ends_with", "text": "र"}, "घर", False, False),
+    ({"kind": "ends_with", "text": "左边。"}, "他在左边。", True, True),
+    ({"kind": "starts_with", "texts": ["是"]}, "是的。", True, True),
+    ({"kind": "starts_with", "texts": ["क"]}, "का", False, False),
     ({"kind": "sentences_start_with", "text": "There is"}, "There is a dog. there is a cat.", True, True),
     ({"kind": "sentences_start_with", "text": "There is"}, "There is a dog. And there is a cat.", False, False),
     ({"kind": "sentences_start_with", "text": "There is"}, "There isn't.", False, False),
@@ -62,7 +71,9 @@ TABLE = [
     ({"kind": "bullets", "n": 2}, "-red\n- blue", False, False),
     ({"kind": "bullets", "n": 2}, "* red\n* blue\n* green", False, True),
     ({"kind": "json"}, "[1, 2]", True, True),
-    ({"kind": "json", "keys": ["a"]}, '```json\n{"a": 1, "b": 2}\n```', True, True),
+    ({"kind": "json"}, "[]", True, True),
+    ({"kind": "json", "keys": ["b", "a"]}, '```json\n{"a": 1, "b": 2}\n```', True, True),
+    ({"kind": "json", "keys": ["a"]}, '{"a": 1, "b": 2}', False, False),
     ({"kind": "json", "keys": ["a"]}, '{"b": 2}', False, False),
     ({"kind": "json", "keys": ["a"]}, '["a"]', False, False),
     ({"kind": "json"}, 'Here:\n{"a": NaN}', False, False),
@@ -70,8 +81,12 @@ TABLE = [
     ({"kind": "one_of", "options": ["Yes", "No"]}, "yes.", True, True),
     ({"kind": "one_of", "options": ["Yes", "No"]}, "Yes, it is", False, False),
     ({"kind": "one_of", "options": ["Yes", "No"]}, "*No*", False, True),
+    ({"kind": "one_of", "options": ["+", "-"]}, "-", True, True),
     ({"kind": "quoted"}, '"A red circle."', True, True),
     ({"kind": "quoted"}, '"A" red circle.', False, False),
+    ({"kind": "quoted"}, '"A circle" and "a box"', False, False),
+    ({"kind": "quoted"}, "“A circle” and “a box”", False, False),
+    ({"kind": "quoted"}, "“It's a box”", True, True),
 ]
 
 
@@ -91,9 +106,15 @@ def test_the_table_has_every_kind_met_and_not_met():
 
 
 @pytest.mark.parametrize(
-    "value", [{"kind": "no_commas"}, {"kind": "max_words", "n": 5}, {"kind": "exclude_words", "words": ["x"]}]
+    "value",
+    [
+        {"kind": "no_commas"},
+        {"kind": "max_words", "n": 5},
+        {"kind": "max_sentences", "n": 1},
+        {"kind": "exclude_words", "words": ["x"]},
+    ],
 )
-@pytest.mark.parametrize("empty", ["", " \n "])
+@pytest.mark.parametrize("empty", ["", " \n ", "*", "...", "- \n-"])
 def test_an_answer_of_nothing_follows_nothing(value, empty):
     assert constraint(value).met(empty)
     assert not met_strictly(constraint(value), empty) and not met_loosely(constraint(value), empty)
@@ -162,6 +183,10 @@ def test_json_gives_back_what_was_read():
         ([{"kind": "include_words", "words": []}], "number 1, words: .*at least 1"),
         ([{"kind": "include_words", "words": [" "]}], r"number 1, words\.0: .*at least 1 char"),
         ([{"kind": "include_some", "words": ["a"], "n": 2}], "number 1: n is 2, and there are 1 different words"),
+        (
+            [{"kind": "include_some", "words": ["a b", "A  B"], "n": 2}],
+            "number 1: n is 2, and there are 1 different words",
+        ),
         ([{"kind": "language", "code": "eng"}], r"number 1: no language 'eng'; near it: en \(English\)"),
     ],
 )

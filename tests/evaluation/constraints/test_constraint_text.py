@@ -32,6 +32,13 @@ def test_words(text, found):
         ("他走了。她来了！", ["他走了。", "她来了！"]),
         ("No. There is none.", ["No.", "There is none."]),
         ("-\n!", []),
+        ("**Bold.** Next.", ["**Bold.**", "Next."]),
+        ("_So?_ **Yes!**", ["_So?_", "**Yes!**"]),
+        ('**"Go."** He left.', ['**"Go."**', "He left."]),
+        ("It is **red.** and round.", ["It is **red.** and round."]),
+        ("**Mr.** Smith, _e.g._ **J.** Smith.", ["**Mr.** Smith, _e.g._ **J.** Smith."]),
+        ("**他走了。** **她来了。**他", ["**他走了。**", "**她来了。", "**他"]),
+        ("他走了。**她来了。**", ["他走了。", "**她来了。**"]),
     ],
 )
 def test_sentences(text, found):

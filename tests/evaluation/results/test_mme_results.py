@@ -168,7 +168,7 @@ def test_harmless_differences_change_no_figure(tmp_path, change):
         ("a.jpg\tq\tYes\tYes\n", "MME asks 2 questions an image, but a.jpg has 1 (line 1)"),
         ("a\tq\tYes\tYes\na\tr\tNo\tNo\nb\tq\tYes\tNo\n", "b has 1 (line 3)"),
         ("a\tq\tYes\t1\na\tr\tNo\t2\na\ts\tNo\t3\n", "a has 3 (line 1, 2, 3)"),
-        ("a\tq\tYes\tYes\n\na\tq\tYes\tNo\n", "line 3: a and its question stand in line 1 too"),
+        ("a\tq\tYes\tYes\n\na\tq\tyes\tNo\n", "line 3: a and its question stand in line 1 too"),
         ("a\tq\tYes\tYes\na\tr\tNo\n", "line 2: expected image, question, ground truth and response"),
         ("a\tq\tYes\tYes\nand so\na\tr\tNo\tNo\n", "line 2: expected image, question, ground truth and response"),
         ("a\tq\tYes\tYes\n \n", "line 2: expected image, question, ground truth and response"),
@@ -190,11 +190,22 @@ def test_a_file_that_is_not_whole_is_named_with_its_line(tmp_path, lines, said):
     assert said in str(error.value)
 
 
+def test_one_text_with_both_ground_truths_is_two_questions_as_for_the_official_tool(tmp_path):
+    folder = write(tmp_path / "results", lambda label: "Yes")
+    for path in folder.iterdir():
+        path.write_text(path.read_text().replace("no train", "a train"))
+    found = scored(folder)
+    assert found.as_json() == official(folder)
+    assert found.parts == {"perception": 500, "cognition": 200, "total": 700}
+
+
 def test_files_that_are_no_category_are_named_and_other_kinds_left_alone(tmp_path):
     folder = write(tmp_path / "results", str)
     for name in ("calculation.py", "README.md", ".hidden.txt"):
         (folder / name).write_text("no results")
+    (folder / "old.txt").mkdir()
     assert scored(folder).parts["total"] == 2800
+    (folder / "old.txt").rmdir()
     (folder / "colour.txt").write_text("")
     with pytest.raises(BenchmarkError, match=r"no categories of MME: colour\.txt; there are existence, count"):
         scored(folder)

@@ -28,9 +28,9 @@ def write_labels(folder, split="random", count=12):
     return path
 
 
-def write_answers(folder, texts, name="answers.jsonl", key="answer", ids=None):
-    path = folder / name
-    rows = [{"question_id": one, key: text} for one, text in zip(ids or range(1, 1 + len(texts)), texts, strict=True)]
+def write_answers(folder, texts, name="answers.jsonl", key="answer", ids=None, **fields):
+    path, ids = folder / name, ids or range(1, 1 + len(texts))
+    rows = [{"question_id": one, **fields, key: text} for one, text in zip(ids, texts, strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -95,13 +95,21 @@ def test_answers_join_on_ids_whatever_the_order_and_the_kind_of_id(tmp_path_fact
 
 def test_llavas_key_is_read_when_popes_own_is_absent(tmp_path):
     labels, texts = write_labels(tmp_path), ["Yes", "No"] * 6
-    llava = write_answers(tmp_path, texts, "llava.jsonl", key="text")
+    llava = write_answers(tmp_path, texts, "llava.jsonl", key="text", prompt="Is there a dog?", metadata={})
     assert scored(llava, labels) == scored(write_answers(tmp_path, texts), labels)
     both = tmp_path / "both.jsonl"
     both.write_text(
-        "\n".join(json.dumps({"question_id": at + 1, "text": "?", "answer": texts[at]}) for at in range(12))
+        "\n".join(
+            json.dumps({"question_id": at + 1, "prompt": "?", "text": "?", "answer": texts[at]}) for at in range(12)
+        )
     )
     assert scored(both, labels) == scored(llava, labels)
+
+
+def test_a_label_file_is_no_file_of_answers_though_its_text_is_text(tmp_path):
+    labels = write_labels(tmp_path)
+    with pytest.raises(BenchmarkError, match=r"random\.json, line 1: question_id 1 has no 'answer'"):
+        scored(labels, labels)
 
 
 def test_several_splits_and_their_unweighted_mean(tmp_path):
@@ -169,7 +177,11 @@ def test_missing_and_extra_answers_are_both_named_with_their_lines(tmp_path):
         ('{"question_id": "1", "answer": "No"}', "question_id 1 is answered in {path}, line 1 too"),
         ('{"question_id": 2}', "question_id 2 has no 'answer'"),
         ('{"question_id": 2, "answer": null}', "the answer of question_id 2 is 'None', no text"),
-        ('{"question_id": 2, "text": 7}', "the text of question_id 2 is '7', no text"),
+        ('{"question_id": 2, "prompt": "?", "text": 7}', "the text of question_id 2 is '7', no text"),
+        ('{"question_id": 2, "prompt": "?"}', "question_id 2 has no 'answer'"),
+        ('{"question_id": 2, "text": "No"}', "question_id 2 has no 'answer'"),
+        ('{"question_id": 2, "prompt": "?", "text": "No", "label": "no"}', "question_id 2 has no 'answer'"),
+        ('{"question_id": "2\\udc00", "answer": "No"}', r"question_id holds '\udc00', half a surrogate pair"),
         ('{"answer": "Yes"}', "question_id is 'None'"),
         ('{"question_id": 2, "answer": "Ye', "not valid JSON"),
         ("[]", "expected one JSON object a line"),
