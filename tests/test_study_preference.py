@@ -112,5 +112,7 @@ def test_the_documented_settings_are_valid(tmp_path):
 
 
 def test_a_judge_that_runs_here_needs_a_map_of_its_own(tmp_path):
-    with pytest.raises(StudyError, match=r"benchmarks\.preference\.judge: scorer 'clip' has no calibration.*of its own here"):
+    with pytest.raises(
+        StudyError, match=r"benchmarks\.preference\.judge: scorer 'clip' has no calibration.*of its own here"
+    ):
         study(tmp_path, {"judge": {"kind": "clip", "model": "ViT-B-32"}})

@@ -68,10 +68,9 @@ def test_rules_stand_beside_each_other_and_a_judge_is_asked_once(
     project.write(with_preference(small_study, world, judge))
     assert [outcome.error for outcome in project.run() if outcome.error] == []
     base, tuned = scores(project, "base"), scores(project, "m3po")
-    questions = len(base.table("answers"))
-    assert questions_asked == {True: questions, False: questions}, (
-        "the base model answers once, whoever compares with it"
-    )
+    # The others were answered before; the base model answers once, whoever is compared with it.
+    new = sum(row["benchmark"] in ("preference", "vizwiz") for row in base.table("answers").to_pylist())
+    assert questions_asked == {True: new, False: new} and new > 0
     found = {(row["benchmark"], row["rule"]) for row in tuned.table().to_pylist()}
     assert {("pope", rule) for rule in ("official", "lmms-eval", "vlmevalkit")} <= found
     assert {("vizwiz", rule) for rule in ("official", "evalai", "lmms-eval", "vlmevalkit")} <= found
