@@ -109,6 +109,7 @@ def test_sources_of_several_formats_are_asked_turn_by_turn(fresh, small_study, m
     )
 
 
+@pytest.mark.slow
 def test_a_benchmark_s_image_is_dropped_and_with_the_filter_off_it_blocks(copy_of_made, small_study):
     project = copy_of_made
     changed, folder = copied(project, small_study)

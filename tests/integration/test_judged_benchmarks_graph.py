@@ -109,6 +109,7 @@ def leaderboard_of(project) -> str:
         return read_heads(instance, ["leaderboard"])["leaderboard", ""].fingerprint
 
 
+@pytest.mark.slow
 def test_a_judge_that_fails_ends_the_step_and_a_re_run_asks_for_the_rest(
     copy_of_made, small_study, world, judge, questions_asked
 ):
@@ -129,6 +130,7 @@ def test_a_judge_that_fails_ends_the_step_and_a_re_run_asks_for_the_rest(
     assert project.run() == [] and judge.requests == before
 
 
+@pytest.mark.slow
 def test_answers_go_on_after_the_last_whole_part(copy_of_made, small_study, monkeypatch, questions_asked):
     project = copy_of_made
     changed = deepcopy(small_study)
