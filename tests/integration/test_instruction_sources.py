@@ -7,6 +7,7 @@ import tarfile
 from copy import deepcopy
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from m3po_dagster.current import read_heads
