@@ -11,7 +11,7 @@ from tests.served_judge import ServedJudge
 
 UP_TO_PAIRS = (
     *("source_dataset", "base_model", "sampling_scorer", "judge_probe", "judge_identity", "recipe_config"),
-    *("filtered_instructions", "candidates", "mas_table", "logprob_table", "preference_pairs"),
+    *("benchmark_data", "filtered_instructions", "candidates", "mas_table", "logprob_table", "preference_pairs"),
 )
 
 
