@@ -73,6 +73,7 @@ def test_every_asset_check_was_evaluated_and_passed(made):
         "confidence_finite",
         "pairs_well_formed",
         "weights_finite",
+        "untrained",
     }
     with made.instance() as instance:
         for key in graph.asset_check_keys:
