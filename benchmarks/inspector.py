@@ -126,6 +126,7 @@ def write_shard(made: Made, shard: str, prompts: int, candidates: int, images: S
                 pa.table(
                     {
                         "prompt_id": ids,
+                        "image_name": [images[i % len(images)] for i in range(prompts)],
                         "image_uri": [images[i % len(images)] for i in range(prompts)],
                         "image_sha256": ids,
                         "width": np.full(prompts, 96, np.int32),
@@ -138,7 +139,6 @@ def write_shard(made: Made, shard: str, prompts: int, candidates: int, images: S
                         "source": ["made"] * prompts,
                         "source_id": ids,
                         "turn": np.zeros(prompts, np.int32),
-                        "image_name": [images[i % len(images)] for i in range(prompts)],
                     }
                 ),
                 FILTERED_INSTRUCTIONS,
