@@ -172,7 +172,8 @@ def test_a_wrong_key_fails_the_step_with_one_sentence(served, settings, monkeypa
     monkeypatch.setenv("GENERATOR_KEY", "sk-wrong")
     project = Project(tmp_path)
     project.write({**settings, "generator": generator(server)})
-    outcomes = project.run(Selection(assets=("source_dataset", "benchmark_data", *STAGES["candidates"].inputs, "candidates")))
+    up_to_candidates = ("source_dataset", "benchmark_data", *STAGES["candidates"].inputs, "candidates")
+    outcomes = project.run(Selection(assets=up_to_candidates))
     errors = [outcome.error for outcome in outcomes if outcome.error]
     assert errors and all("HTTP 401: wrong key: Bearer ***" in one and "api_key_env" in one for one in errors)
     assert not any("sk-wrong" in one for one in errors)

@@ -52,6 +52,8 @@ class AdapterSlot:
         with without_deprecation():
             config = PeftConfig.from_pretrained(str(adapter))
             config.inference_mode = True
+            # PEFT warns of a folder that lies elsewhere than the model did when it was trained.
+            config.base_model_name_or_path = self._model.name_or_path
             # Held before weights are read: what fails after this can be taken out again.
             self._peft = get_peft_model(self._model, config, adapter_name=name)
             self._peft.load_adapter(str(adapter), adapter_name=name, is_trainable=False)
