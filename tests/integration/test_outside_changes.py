@@ -117,6 +117,7 @@ def test_a_thing_outside_that_is_gone_stops_only_what_needs_it(copy_of_made, sma
     assert not any(asset in ("mas_table", "lora_adapter") for asset, _ in made)
 
 
+@pytest.mark.slow
 def test_another_benchmark_filters_anew_and_where_nothing_else_is_dropped_nothing_follows(copy_of_made, small_study):
     project = copy_of_made
     changed = deepcopy(small_study)
