@@ -15,13 +15,13 @@ from m3po_dagster.evaluation.constraints.constraint import Constraint, met_loose
 from m3po_dagster.evaluation.constraints.registry import KINDS, read_constraints
 from m3po_dagster.evaluation.intervals import Estimate, Sums, ratio
 from m3po_dagster.evaluation.question import (
-    BenchmarkError,
     Question,
     benchmark_image,
     check_answers,
     id_field,
     read_json_lines,
     text_field,
+    unique_questions,
 )
 from m3po_dagster.evaluation.settings import IftSettings
 
@@ -46,15 +46,10 @@ class Ift(Benchmark):
 
         A line is {"question_id", "image", "text", "constraints": [{"kind", ...}, ...]}.
         """
-        questions: dict[str, Question] = {}
-        for where, record in read_json_lines(self.settings.path):
-            question = self._question(where, record)
-            if question.question_id in questions:
-                raise BenchmarkError(f"{where}: question_id {question.question_id} stands twice")
-            questions[question.question_id] = question
-        if not questions:
-            raise BenchmarkError(f"{self.settings.path}: no questions")
-        return list(questions.values())
+        path = self.settings.path
+        return unique_questions(
+            path, ((where, self._question(where, record)) for where, record in read_json_lines(path))
+        )
 
     def per_question(
         self, questions: Sequence[Question], answers: Mapping[str, str], rule: str = "official"

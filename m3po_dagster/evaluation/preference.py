@@ -27,6 +27,7 @@ from m3po_dagster.evaluation.question import (
     id_field,
     read_json_lines,
     text_field,
+    unique_questions,
 )
 from m3po_dagster.method.judging import (
     HOW_REQUESTS_TRAVEL,
@@ -56,18 +57,16 @@ class Preference(JudgedBenchmark):
 
     def load(self) -> list[Question]:
         """The questions; `expected` is the reference answer, if there is one. Raises BenchmarkError naming the line."""
-        questions: dict[str, Question] = {}
-        for where, record in read_json_lines(self.settings.questions):
-            uri = text_field(record, "image", where)
-            image = benchmark_image(self.settings.image_root, uri, where)
-            reference = text_field(record, "reference", where) if record.get("reference") is not None else None
-            question = Question(id_field(record, where), image, uri, text_field(record, "text", where), reference)
-            if question.question_id in questions:
-                raise BenchmarkError(f"{where}: question_id {question.question_id} stands twice")
-            questions[question.question_id] = question
-        if not questions:
-            raise BenchmarkError(f"{self.settings.questions}: no questions")
-        return list(questions.values())
+        path = self.settings.questions
+        return unique_questions(
+            path, ((where, self._question(where, record)) for where, record in read_json_lines(path))
+        )
+
+    def _question(self, where: str, record: dict) -> Question:
+        uri = text_field(record, "image", where)
+        image = benchmark_image(self.settings.image_root, uri, where)
+        reference = text_field(record, "reference", where) if record.get("reference") is not None else None
+        return Question(id_field(record, where), image, uri, text_field(record, "text", where), reference)
 
     @property
     def served_judge(self) -> ServedJudgeSettings | None:

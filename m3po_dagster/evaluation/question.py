@@ -1,7 +1,7 @@
 """A benchmark's question, and the join of questions and answers on ids, never on order."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +93,21 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
         if not isinstance(record, dict):
             raise BenchmarkError(f"{where}: expected one JSON object a line")
         yield where, record
+
+
+def unique_questions(path: Path, found: Iterable[tuple[str, Question]]) -> list[Question]:
+    """The questions of a file, given with where each stands.
+
+    Raises BenchmarkError for an id that stands twice, and for a file without questions.
+    """
+    questions: dict[str, Question] = {}
+    for where, question in found:
+        if question.question_id in questions:
+            raise BenchmarkError(f"{where}: question_id {question.question_id} stands twice")
+        questions[question.question_id] = question
+    if not questions:
+        raise BenchmarkError(f"{path}: no questions")
+    return list(questions.values())
 
 
 def id_field(record: Mapping, where: str) -> str:

@@ -1,6 +1,6 @@
 """Which prompts show or ask what a benchmark does (section 4.1)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +13,7 @@ from m3po_dagster.method.filtering.near_duplicate import is_telling
 from m3po_dagster.method.filtering.result import Dropped
 from m3po_dagster.method.filtering.row import SourceRow, is_usable
 from m3po_dagster.method.filtering.settings import ContaminationFilter
-from m3po_dagster.method.known_images.known import KnownBenchmark, coco_id, known_benchmarks
+from m3po_dagster.method.known_images.known import KnownBenchmark, benchmarks_of, known_benchmarks
 
 COCO_ID = "benchmark image (COCO id)"
 SAME_FILE = "benchmark image (same file)"
@@ -76,10 +76,10 @@ class Contamination:
         usable = {(row.image_name, row.image.sha256): row.image.phash for row in rows if is_usable(row.image)}
         by_id: dict[str, Dropped] = {}
         for name, sha256 in usable:
-            if name is not None and (why := _known_id(name, known.values())) is not None:
+            if name is not None and (why := _known_id(name, known)) is not None:
                 by_id.setdefault(sha256, why)
         hashes = {sha256: phash for (_, sha256), phash in usable.items() if sha256 not in by_id}
-        alike = _own(hashes, _by_id(seen, known.values()), settings.distance)
+        alike = _own(hashes, _by_id(seen, known), settings.distance)
         own = _own(hashes, benchmarks, settings.distance) if settings.images and benchmarks is not None else {}
         self._images = {**alike, **own, **by_id}
         self._templates = (
@@ -108,27 +108,24 @@ def contaminated(kept: pa.Table, known: Sequence[str], benchmarks: BenchmarkImag
     leaks = []
     for row in kept.select(["prompt_id", "image_name", "image_uri", "image_sha256"]).to_pylist():
         name = row["image_name"] or row["image_uri"]
-        number = coco_id(name)
-        of = [one.name for one in lists.values() if number in one.coco_ids]
-        if of:
-            leaks.append(Leak(row["prompt_id"], COCO_ID, f"{name} is image {number} of {', '.join(of)}"))
+        if of := benchmarks_of(name, lists):
+            number, named = next(iter(of.values())), ", ".join(lists[key].name for key in of)
+            leaks.append(Leak(row["prompt_id"], COCO_ID, f"{name} is image {number} of {named}"))
         elif benchmarks is not None and row["image_sha256"] in benchmarks.by_sha256:
             same = benchmarks.name(benchmarks.by_sha256[row["image_sha256"]])
             leaks.append(Leak(row["prompt_id"], SAME_FILE, f"{name} has the bytes of {same}"))
     return leaks
 
 
-def _known_id(uri: str, known: Iterable[KnownBenchmark]) -> Dropped | None:
-    number = coco_id(uri)
-    name = next((one.name for one in known if number in one.coco_ids), None)
-    return None if name is None else Dropped(COCO_ID, f"{uri} is image {number} of {name}")
+def _known_id(name: str, known: Mapping[str, KnownBenchmark]) -> Dropped | None:
+    first = next(iter(benchmarks_of(name, known).items()), None)
+    return None if first is None else Dropped(COCO_ID, f"{name} is image {first[1]} of {known[first[0]].name}")
 
 
-def _by_id(seen: ImagesSeen, known: Iterable[KnownBenchmark]) -> BenchmarkImages:
+def _by_id(seen: ImagesSeen, known: Mapping[str, KnownBenchmark]) -> BenchmarkImages:
     """The dataset's own images that are known benchmarks' by their names."""
-    benchmark_of = {number: one.name for one in known for number in one.coco_ids}
-    named = [(row, name, coco_id(name)) for row, name in enumerate(seen.name.to_pylist()) if name is not None]
-    found = [(row, name, benchmark_of[number]) for row, name, number in named if number in benchmark_of]
+    named = ((row, name) for row, name in enumerate(seen.name.to_pylist()) if name is not None)
+    found = [(row, name, known[next(iter(of))].name) for row, name in named if (of := benchmarks_of(name, known))]
     return BenchmarkImages(
         [benchmark for _, _, benchmark in found],
         [name for _, name, _ in found],
