@@ -124,7 +124,7 @@ STAGES: dict[str, Stage] = {
             "preference_pairs",
             ("recipe", "shard"),
             ("candidates", "mas_table", "logprob_table", "recipe_config"),
-            "2",
+            "3",
             _nothing,
         ),
         Stage(

@@ -192,6 +192,8 @@ def examples_of(work: Work) -> list[PreferenceExample]:
                     rejected_ids=None if rejected is None else tuple(ids[rejected]),
                     ref_chosen_logp=row["ref_chosen_logp"],
                     ref_rejected_logp=row["ref_rejected_logp"],
+                    chosen_mas=row["chosen_mas"],
+                    mas_gap=row["mas_gap"],
                 )
             )
     return examples

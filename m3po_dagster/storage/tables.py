@@ -145,6 +145,9 @@ PAIRS = TableSchema(
             column("prompt_id", pa.string(), "the prompt"),
             column("chosen_id", pa.string(), "candidate R_w"),
             column("rejected_id", pa.string(), "candidate R_l; null for rules that train on R_w alone", nullable=True),
+            column(
+                "chosen_mas", pa.float64(), "MAS(R_w); null where a rule ranks by another score alone", nullable=True
+            ),
             column("m3p_score", pa.float64(), "S(R_l), equation 2", nullable=True),
             column("mas_gap", pa.float64(), "MAS(R_w) - MAS(R_l)", nullable=True),
             column(

@@ -290,6 +290,7 @@ def selected(prompts: list[str], wanted: Wanted, shard: str, alpha: float) -> tu
                 "prompt_id": prompt,
                 "chosen_id": f"{prompt}:{chosen}",
                 "rejected_id": f"{prompt}:{rejected}",
+                "chosen_mas": score(prompt, chosen, wanted.judged(shard)),
                 "m3p_score": gap,
                 "mas_gap": gap,
                 "logp_gap": float(rejected - chosen),

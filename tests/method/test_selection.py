@@ -43,6 +43,7 @@ def test_worked_example():
     assert (pair["chosen_id"], pair["rejected_id"]) == ("p:0", "p:1")
     assert pair["m3p_score"] == pytest.approx(0.2)
     assert pair["mas_gap"] == pytest.approx(0.2)
+    assert pair["chosen_mas"] == 0.9
     assert pair["logp_gap"] == pytest.approx(-0.1)
     assert (pair["ref_chosen_logp"], pair["ref_rejected_logp"]) == (-1.2, -1.1)
     assert pair["pair_id"] == pair_id("p:0", "p:1")

@@ -13,7 +13,8 @@ class PreferenceExample:
 
     `chosen_ids` and `rejected_ids` are the token ids as they were sampled, the end of sequence included when the model
     emitted it; they are never decoded and tokenised again. `ref_chosen_logp` and `ref_rejected_logp` are the sums of
-    their log-probs under the base model, in nats (section 3.4). Raises ValueError, naming the pair, for an answer
+    their log-probs under the base model, in nats (section 3.4). `chosen_mas` is MAS(R_w), `mas_gap` MAS(R_w) -
+    MAS(R_l), where they are known. Raises ValueError, naming the pair, for an answer
     without tokens, a log-prob that is not finite, and a rejected answer without its log-prob or the reverse.
     """
 
@@ -23,6 +24,8 @@ class PreferenceExample:
     rejected_ids: tuple[int, ...] | None
     ref_chosen_logp: float
     ref_rejected_logp: float | None
+    chosen_mas: float | None = None
+    mas_gap: float | None = None
 
     def __post_init__(self) -> None:
         if (self.rejected_ids is None) != (self.ref_rejected_logp is None):
