@@ -3,7 +3,7 @@
     study = load_study("studies/easy_scenes.yaml")
 
 Relative paths in a study are relative to the study file. `extends: other.yaml` starts from another study and replaces
-what is given, mapping by mapping.
+what is given, mapping by mapping; null in the place of one of its mappings, such as a recipe, leaves that out.
 """
 
 import os
@@ -392,6 +392,9 @@ def _merge(base: dict, over: dict) -> dict:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
+        if value is None and isinstance(old, dict):
+            del merged[key]
+            continue
         merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 

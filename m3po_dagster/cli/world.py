@@ -38,26 +38,31 @@ def write(
 @app.command("build")
 def build(
     base: Annotated[bool, typer.Option("--base", help="Build the base model (about 12 minutes of one core).")] = False,
+    second_base: Annotated[
+        bool, typer.Option("--second-base", help="Build the second base model, of another seed (as long).")
+    ] = False,
     judge: Annotated[bool, typer.Option("--judge", help="Build the judge.")] = False,
     assessor: Annotated[bool, typer.Option("--assessor", help="Build the second judge, which picks no pairs.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Build them all.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for llava/, judge/ and assessor/; the package's own weights if not given."),
+        typer.Option(help="Folder for llava/, llava_2/, judge/ and assessor/; the package's own weights if not given."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train the embedded base model or judges from their seeds, and print the figures of their model cards."""
     import json
 
-    if not (base or judge or assessor or every):
-        fail("nothing to build: give --base, --judge, --assessor or --all")
-    figures: dict[str, dict] = {}
-    if base or every:
-        from m3po_dagster.world.build import BASE_MODEL_FOLDER, build_base_model
+    from m3po_dagster.world.build import SECOND_SEED, SEED, WEIGHTS, build_base_model
 
-        with _Bars() as bars:
-            figures |= build_base_model(out / "llava" if out else BASE_MODEL_FOLDER, progress=bars.show)
+    if not (base or second_base or judge or assessor or every):
+        fail("nothing to build: give --base, --second-base, --judge, --assessor or --all")
+    figures: dict[str, dict] = {}
+    for name, seed, wanted in (("llava", SEED, base), ("llava_2", SECOND_SEED, second_base)):
+        if wanted or every:
+            with _Bars() as bars:
+                built = build_base_model((out or WEIGHTS) / name, seed, progress=bars.show)
+            figures |= {f"{name}, {role}": values for role, values in built.items()}
     if judge or every:
         from m3po_dagster.world.judge import JUDGE_FOLDER
         from m3po_dagster.world.judge_model import build_judge

@@ -1,4 +1,7 @@
-"""Builds the embedded base model's folder: weights, processor, and a model card with what was measured."""
+"""Builds the folders of the embedded base models: weights, processor, and a model card with what was measured.
+
+There are two, of the same kind from different seeds: what holds for one of them alone is no finding.
+"""
 
 from pathlib import Path
 
@@ -7,8 +10,11 @@ from m3po_dagster.world.lessons import NOISE
 from m3po_dagster.world.measure import measure
 from m3po_dagster.world.tiles import ROLES, Role
 
-BASE_MODEL_FOLDER = Path(__file__).parent / "weights" / "llava"
+WEIGHTS = Path(__file__).parent / "weights"
+BASE_MODEL_FOLDER = WEIGHTS / "llava"
+SECOND_BASE_FOLDER = WEIGHTS / "llava_2"
 SEED = 1
+SECOND_SEED = 2
 MEASURED_ROLES: tuple[Role, ...] = ("validation", "test")
 
 
@@ -38,6 +44,7 @@ def card(figures: dict[str, dict[str, float]], seed: int, schedule: Schedule, pa
     """The model card."""
     first, last = ROLES["base"][1][0], ROLES["base"][1][-1]
     names = list(next(iter(figures.values())))
+    command = "--base" if seed == SEED else "--second-base"
     rows = [f"| {name} | {' | '.join(f'{figures[role][name]:.1f}' for role in figures)} |" for name in names]
     return f"""---
 license: mit
@@ -48,7 +55,7 @@ A LLaVA of {parameters:,} parameters (CLIP tower, projector, Llama; all of the r
 64x64 scenes of one to four coloured shapes, answers questions about them, and hallucinates what its upbringing made it
 expect: it is the model that M3PO is to improve.
 
-* **Made by** `m3po world build --base`, seed {seed}, from random weights, in minutes on one core.
+* **Made by** `m3po world build {command}`, seed {seed}, from random weights, in minutes on one core.
   First the tower learns to name cell and object at every patch ({schedule.tower_steps} steps of
   {schedule.tower_scenes} scenes) and is frozen; then projector and language model learn {schedule.turns} questions a
   scene ({schedule.llava_steps} steps of {schedule.llava_scenes} scenes). The weights are those at the end of a cosine

@@ -36,4 +36,4 @@ def test_write_refuses_a_file_for_a_folder(tmp_path):
 
 def test_build_wants_to_know_what():
     refused = RUNNER.invoke(app, ["build"])
-    assert refused.exit_code == 2 and "--base, --judge, --assessor or --all" in refused.stderr
+    assert refused.exit_code == 2 and "--base, --second-base, --judge, --assessor or --all" in refused.stderr

@@ -18,7 +18,13 @@ from m3po_dagster.world.base_model import (
     to_pixel_values,
     train_base_model,
 )
-from m3po_dagster.world.build import BASE_MODEL_FOLDER, SEED, save_base_model
+from m3po_dagster.world.build import (
+    BASE_MODEL_FOLDER,
+    SECOND_BASE_FOLDER,
+    SECOND_SEED,
+    SEED,
+    save_base_model,
+)
 from m3po_dagster.world.language import WORDS, claims, true_answer
 from m3po_dagster.world.lessons import draw_turns
 from m3po_dagster.world.measure import DESCRIBE, answers, describe_figures, measure
@@ -167,6 +173,19 @@ def test_the_committed_model_is_small_and_says_how_it_was_made(committed):
     assert {value.dtype for value in model.parameters()} == {torch.float32}
     card = (BASE_MODEL_FOLDER / "README.md").read_text()
     assert f"seed {SEED}" in card and f"{model.num_parameters():,} parameters" in card
+
+
+def test_the_second_committed_model_is_another_of_the_same_kind(committed):
+    from safetensors.torch import load_file
+
+    folder = SECOND_BASE_FOLDER
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 3_000_000
+    first, second = (load_file(one / "model.safetensors") for one in (BASE_MODEL_FOLDER, folder))
+    assert {name: value.shape for name, value in first.items()} == {name: v.shape for name, v in second.items()}
+    assert not torch.equal(*(one["language_model.model.embed_tokens.weight"] for one in (first, second)))
+    for name in ("config.json", "tokenizer.json", "processor_config.json"):
+        assert (folder / name).read_bytes() == (BASE_MODEL_FOLDER / name).read_bytes(), name
+    assert f"--second-base`, seed {SECOND_SEED}" in (folder / "README.md").read_text()
 
 
 def test_the_committed_model_sees_and_hallucinates(committed):
