@@ -51,11 +51,11 @@ def lessons():
 @pytest.fixture(scope="module")
 def committed():
     """The committed model and processor, as a user of the folder loads them."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
     from m3po_dagster.torchvision_repair import repair_torchvision
 
     repair_torchvision()
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
     return AutoModelForImageTextToText.from_pretrained(BASE_MODEL_FOLDER), AutoProcessor.from_pretrained(
         BASE_MODEL_FOLDER
     )
@@ -175,7 +175,7 @@ def test_the_committed_model_is_small_and_says_how_it_was_made(committed):
     assert f"seed {SEED}" in card and f"{model.num_parameters():,} parameters" in card
 
 
-def test_the_second_committed_model_is_another_of_the_same_kind(committed):
+def test_the_second_committed_model_is_another_of_the_same_kind():
     from safetensors.torch import load_file
 
     folder = SECOND_BASE_FOLDER
