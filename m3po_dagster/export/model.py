@@ -36,7 +36,7 @@ def export_merged(made: Made, chosen: ChosenAdapter, out: Path) -> None:
     if settings.quantization != "none":
         raise ExportError(
             f"model.quantization is {settings.quantization}: what is merged into rounded weights is rounded too, and "
-            "no longer what was trained. Export the adapter (--adapter), which is loaded over the quantised model as it is"
+            "no longer what was trained. Export the adapter (--adapter), which goes over the quantised model as it is"
         )
     trained_over = made.manifests.inputs(chosen.artifact, "base_model")
     base = made.part("base_model")

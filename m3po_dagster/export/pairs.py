@@ -79,7 +79,7 @@ def _image(record: PairRecord, mode: ImageMode, folder: Path) -> dict[str, Any] 
     """The image as the row holds it; where images are copied, the copy is written, one a file of the dataset."""
     image = record.image
     if mode == "embed":
-        return {"bytes": image.content, "path": Path(record.image_name).with_suffix(image.suffix).name}
+        return {"bytes": image.content, "path": f"{image.path.stem}{image.suffix}"}
     if mode == "reference":
         return str(image.path.resolve())
     place = f"{IMAGES}/{image.sha256[:2]}/{image.sha256}{image.suffix}"

@@ -44,7 +44,7 @@ class TrlPairs(PairFormat):
         """As PairFormat says."""
         facts = record.facts
         return {
-            "images": [image],
+            "images": [{"bytes": None, "path": image} if isinstance(image, str) else image],
             "prompt": [{"role": message.role, "content": message.text} for message in record.messages],
             "chosen": [{"role": "assistant", "content": record.chosen}],
             "rejected": [{"role": "assistant", "content": record.rejected}],
