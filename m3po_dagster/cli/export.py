@@ -17,6 +17,7 @@ from m3po_dagster.study import DEFAULT_STUDY, load_study
 from m3po_dagster.study_errors import StudyError
 
 if TYPE_CHECKING:
+    from m3po_dagster.export.formats import ImageMode
     from m3po_dagster.export.made import Made
 
 LAYOUTS = "trl, llama-factory, ms-swift or rlaif-v"
@@ -72,7 +73,13 @@ def export(
 
     from m3po_dagster.export.folder import ExportError
     from m3po_dagster.export.made import Made
+    from m3po_dagster.export.pairs import FORMATS, image_mode
 
+    if layout is not None:
+        if layout not in FORMATS:
+            fail(f"--format {layout}: there are {LAYOUTS}")
+        with explained(ExportError):
+            images = image_mode(FORMATS[layout], images)
     with explained(StudyError):
         loaded = load_study(study)
     with explained(ExportError, StoreError, OSError, ValueError, status=1):
@@ -86,16 +93,12 @@ def export(
             _write_model(made, name, seed, merge, out)
 
 
-def _write_pairs(made: "Made", name: str, layout: str, images: str | None, out: Path) -> None:
-    from m3po_dagster.export.pairs import FORMATS, export_pairs, image_mode
+def _write_pairs(made: "Made", name: str, layout: str, mode: "ImageMode", out: Path) -> None:
+    from m3po_dagster.export.pairs import FORMATS, export_pairs
 
-    if layout not in FORMATS:
-        fail(f"--format {layout}: there are {LAYOUTS}")
-    chosen = FORMATS[layout]
-    mode = image_mode(chosen, images)
     shards = made.pairs(name)
     with progress(lambda line: typer.echo(line, err=True), "exporting", "pair") as advance:
-        tally = export_pairs(shards, made.study, chosen, mode, out, advance)
+        tally = export_pairs(shards, made.study, FORMATS[layout], mode, out, advance)
     for line in tally.dropped_lines:
         typer.echo(line, err=True)
     shown = f"{tally.written:,} pairs of {len(shards)} shards" if len(shards) > 1 else f"{tally.written:,} pairs"

@@ -66,4 +66,9 @@ def measured(made: Made, chosen: ChosenAdapter) -> Measured:
 
 
 def _by_metric(board: Artifact) -> dict[tuple[str, str, str], dict[str, Any]]:
-    return {(row["recipe"], row["benchmark"], row["metric"]): row for row in board.table().to_pylist()}
+    """The leaderboard's rows against base, by recipe, benchmark and metric."""
+    return {
+        (row["recipe"], row["benchmark"], row["metric"]): row
+        for row in board.table().to_pylist()
+        if row.get("against", BASE_RECIPE) == BASE_RECIPE
+    }

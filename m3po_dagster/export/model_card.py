@@ -113,8 +113,8 @@ def _measured_parts(found: Measured) -> Iterator[str]:
         return
     yield (
         "`this adapter`: the value with its 95 % bootstrap interval over images. `difference`: the recipe's mean over "
-        "its training seeds less the base model's, with the paired 95 % interval; `*` where that excludes 0. Intervals "
-        "are not corrected for the number of comparisons."
+        "its training seeds against the base model, with the leaderboard's 95 % interval; `*` where that excludes 0. "
+        "Intervals are not corrected for the number of comparisons."
     )
     yield table(
         ("metric", "base", "this adapter", "recipe's mean", "seeds", "difference"),
