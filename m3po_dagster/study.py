@@ -18,6 +18,7 @@ from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.settings import DatasetSettings
 from m3po_dagster.evaluation.preference_settings import PreferenceSettings, ServedAssessorSettings
 from m3po_dagster.evaluation.settings import BenchmarkSettings
+from m3po_dagster.export.licences import LicenceSettings
 from m3po_dagster.method.alignment.blip2_itm import Blip2ItmSettings
 from m3po_dagster.method.alignment.budget import BudgetSettings, check_priced
 from m3po_dagster.method.alignment.clip import ClipScorerSettings
@@ -217,6 +218,9 @@ class Study(Settings):
     sweep: SweepSettings = Field(default_factory=SweepSettings, description="grid of selection_sweep (section 4.6)")
     automation: AutomationSettings = Field(
         default_factory=AutomationSettings, description="what Dagster's daemon starts by itself"
+    )
+    licences: LicenceSettings = Field(
+        default_factory=LicenceSettings, description="under which licences things stand: for the cards of exports"
     )
 
     @model_validator(mode="after")

@@ -92,13 +92,8 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
     model, when CUDA is asked for and missing, or when quantisation is asked for and its library is missing.
     """
     repair_torchvision()
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-
     device = device_of(settings)
-    model, processor = _load(settings)
+    model, processor = load_pretrained(settings)
     if settings.device_map == "none" and settings.quantization == "none":
         model = model.to(device)
     if processor.tokenizer.pad_token_id is None:
@@ -120,10 +115,14 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
     return loaded
 
 
-def _load(settings: ModelSettings) -> "tuple[PreTrainedModel, ProcessorMixin]":
+def load_pretrained(settings: ModelSettings) -> "tuple[PreTrainedModel, ProcessorMixin]":
+    """Model and processor as they were published, without the progress bars of a log. Raises as `load_model` does."""
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     path, revision = settings.path, settings.revision
     if Path(path).is_dir():
         where = "the folder"
