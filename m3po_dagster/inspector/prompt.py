@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from m3po_dagster.inspector.catalogue import Catalogue, Place, Recipe
 from m3po_dagster.inspector.rows import read_rows
 from m3po_dagster.method.selection_matrix import ScoreMatrix
-from m3po_dagster.method.selection_rules import confidence_penalty, find_winners
 from m3po_dagster.method.selection_settings import SelectionSettings
+from m3po_dagster.method.selection_winners import confidence_penalty, find_winners
 from m3po_dagster.storage.artifact import Artifact
 
 TEXT_COLUMNS = ("k", "text", "token_ids", "n_tokens", "finish_reason", "multiplicity")
