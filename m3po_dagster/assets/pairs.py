@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from m3po_dagster.assets.checks import pair_yield, pairs_well_formed
 from m3po_dagster.assets.display import column_schema, counts, preview, rows_table
@@ -46,9 +47,9 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult]:
         """Which answer is preferred to which, R_w and R_l of every prompt (section 3.5, equations 1 to 3).
 
-        In: MAS and log-probs of the shard's candidates, and the recipe's rule. Out: at most one pair a prompt with its
-        gaps and reference log-probs; a prompt without a pair stands in a second table with its reason. A partition a
-        recipe and shard; seconds of work, no model.
+        In: MAS and log-probs of the shard's candidates, and the recipe's rule. Out: one pair a prompt, or several by
+        rule margin_pairs, with gaps and reference log-probs; a prompt without a pair stands in a second table with its
+        reason. A partition a recipe and shard; seconds of work, no model.
         """
         yield from materialise(context, study, store, select_shard, describe_pairs)
 
@@ -98,7 +99,7 @@ def select_shard(work: Work) -> Built:
     return Built(
         {"data": (pairs, PAIRS), "dropped": (dropped, DROPPED)},
         facts={"stats": stats, "dropped by reason": by_reason, NUMERICS: numerics},
-        checks=(pairs_well_formed(pairs), pair_yield(len(pairs), len(dropped))),
+        checks=(pairs_well_formed(pairs), pair_yield(pc.count_distinct(pairs["prompt_id"]).as_py(), len(dropped))),
     )
 
 
@@ -114,6 +115,7 @@ def describe_pairs(artifact: Artifact, work: Work) -> Mapping[str, object]:
     recipe, shard = work.partition.split("|")
     return {
         "pairs": len(table),
+        "prompts with a pair": pc.count_distinct(table["prompt_id"]).as_py(),
         "no pair by reason": counts(facts["dropped by reason"]),
         "statistics": dg.MetadataValue.json(facts["stats"]),
         "preview": preview(table, columns=["chosen_id", "rejected_id", "mas_gap", "logp_gap", "m3p_score"]),

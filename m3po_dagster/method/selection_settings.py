@@ -58,9 +58,9 @@ class SelectionSettings(Settings):
         description="m3p: argmax MAS against argmax S (equations 1 to 3); vanilla: the better of two random ones; "
         "reward_max_min: best against worst of one reward; sweet_spot: argmax MAS against the one nearest to mean - 2 "
         "standard deviations; margin_pairs: any pairs with a gap above min_gap, as many with a longer chosen answer as "
-        "with a shorter; random: vanilla's pair in a random direction; flipped: m3p's pair the wrong way round; "
-        "longest: the longest against the shortest, whatever MAS; best_only: R_w alone, for SFT; every_answer: every scored "
-        "answer alone, for kind rlhf",
+        "with a shorter one; random: vanilla's pair in a random direction; flipped: m3p's pair the wrong way round; "
+        "longest: the longest against the shortest, whatever MAS; best_only: R_w alone, for SFT; every_answer: every "
+        "scored answer alone, for kind rlhf",
     )
     alpha: float = Field(
         0.5, ge=0, le=1e6, allow_inf_nan=False, description="weight of the confidence penalty in equation 2; 0: none"
@@ -103,14 +103,14 @@ class SelectionSettings(Settings):
     score: str = Field(
         MAS,
         min_length=1,
-        description="the score column that stands for MAS: a scorer's name for what that scorer alone would choose",
+        description="the score column that stands for MAS: a scorer's name for what it alone would choose",
     )
     score_noise: float = Field(
         0.0,
         ge=0,
         le=1e6,
         allow_inf_nan=False,
-        description="standard deviation of Gaussian noise added to the score before anything is ranked: a noisier judge",
+        description="standard deviation of Gaussian noise on the score before anything is ranked: a noisier judge",
     )
     noise_seed: int = Field(
         0, ge=0, description="seed of score_noise; noise depends on it and the candidate's id alone"

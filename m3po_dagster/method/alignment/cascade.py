@@ -66,7 +66,7 @@ class CascadeSettings(Settings):
         if ranks_by != MAS or selection.rule == "reward_max_min":
             return f"rule {selection.rule} ranks by {ranks_by}, which not every answer has"
         if selection.rule not in (*RULES_WITH_LOSER_SCORE, "best_only"):
-            return f"rule {selection.rule} needs the MAS of every answer"
+            return f"rule {selection.rule} looks at all answers, so every one needs its MAS"
         for name in ("score_noise", "candidates", "max_length_difference"):
             if getattr(selection, name) != SelectionSettings.model_fields[name].default:
                 return f"with {name} an answer can become R_w or R_l that is neither without it"
