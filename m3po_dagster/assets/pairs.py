@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -10,7 +11,7 @@ from m3po_dagster.assets.checks import pair_yield, pairs_well_formed
 from m3po_dagster.assets.display import column_schema, counts, preview, rows_table
 from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
-from m3po_dagster.assets.pictures import curves, gallery, histograms
+from m3po_dagster.assets.pictures import curves, gallery, heat_map, histograms
 from m3po_dagster.graph import label
 from m3po_dagster.inspector.links import prompts_url, tune_url
 from m3po_dagster.materialise import Built, Work, materialise
@@ -19,7 +20,7 @@ from m3po_dagster.method.selection_settings import MAS
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.errors import StoreError
-from m3po_dagster.storage.tables import DROPPED, PAIRS, SWEEP
+from m3po_dagster.storage.tables import DROPPED, PAIRS, SWEEP, SWEEP_NO_PAIR, SWEEP_OVERLAP
 from m3po_dagster.study import Study
 
 SHOWN = 4
@@ -29,13 +30,30 @@ NUMERICS = "numerics"
 """Under which name a manifest says with which numerics its reference log-probs were computed."""
 
 CURVES = {
-    "overlap": "prompts with the default point's pair",
+    "overlap": "pairs as at the default point",
     "active_penalty_share": "pairs whose penalty is active",
     "hard_negative_share": "pairs whose R_l is likelier than R_w",
-    "n_pairs": "prompts that give a pair",
+    "longer_rejected_share": "pairs whose R_l is longer than R_w",
+    "mean_length_difference": "mean tokens of R_w minus R_l",
     "mean_mas_gap": "mean MAS gap",
     "mean_logp_gap": "mean confidence gap, nats",
 }
+
+HOW_TO_READ = """\
+R_w is the same at every point; alpha and delta only move R_l. So, before a GPU is spent:
+
+* **overlap** (the heat map, and the table `overlap` of this artifact): the share of prompts with the same pair at two
+  points. Points that share nearly all pairs train on nearly the same data: take one of them. `identical_to` names the
+  row of an earlier point with the very same pairs; at alpha = 0 delta has no effect.
+* **active penalty**: near 0, alpha and delta change little, since what the MAS prefers is not penalised anyway; near 1,
+  delta excuses nobody.
+* **hard negatives**: R_l is likelier than R_w, a mistake that the model believes in. This is what a larger alpha buys.
+* **MAS gap**: what it costs: the smaller, the less R_l is worse than R_w, and the more a judge's noise decides.
+* **length**: where R_l is mostly the longer one, training on these pairs also says "be shorter". A bound on the lengths
+  (`max_length_difference`) is the remedy.
+* **no pair, ties**: the same at every point. Many ties at the top mean that the judge can't tell the best answers
+  apart, and confidence chooses R_w among them.
+"""
 
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -60,7 +78,8 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
         """What alpha and delta would select, over all shards (section 4.6).
 
         In: the scores of every shard. Out: a row a point of the study's grid: pairs, hard negatives, active penalties,
-        gaps. It costs one pass over the scores, before any GPU is spent on training.
+        gaps, lengths; the overlap between every two points; why prompts give no pair. It costs one pass over the
+        scores, before any GPU is spent on training.
         """
         yield from materialise(context, study, store, sweep_all, describe_sweep)
 
@@ -157,12 +176,18 @@ def sweep_all(work: Work) -> Built:
     tables = zip(*(work.all(name).values() for name in ("candidates", "mas_table", "logprob_table")), strict=True)
     grid = work.study.sweep
     result = sweep((joined(*some) for some in tables), grid.alpha, grid.delta)
-    return Built({"data": (result.cast(SWEEP.schema), SWEEP)})
+    return Built(
+        {
+            "data": (result.points.cast(SWEEP.schema), SWEEP),
+            "overlap": (result.overlap.cast(SWEEP_OVERLAP.schema), SWEEP_OVERLAP),
+            "no_pair": (result.no_pair.cast(SWEEP_NO_PAIR.schema), SWEEP_NO_PAIR),
+        }
+    )
 
 
 def describe_sweep(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """The table and its curves over alpha."""
-    table = artifact.table()
+    """The table, its curves over alpha, how much any two points have in common, and how to read it all."""
+    table, overlap, no_pair = (artifact.table(name) for name in ("data", "overlap", "no_pair"))
     rows = table.to_pylist()
     by_delta = {delta: [row for row in rows if row["delta"] == delta] for delta in work.study.sweep.delta}
     figures = {
@@ -172,8 +197,18 @@ def describe_sweep(artifact: Artifact, work: Work) -> Mapping[str, object]:
         }
         for name, title in CURVES.items()
     }
+    names = [f"{row['alpha']:g} / {row['delta']:g}" for row in rows]
+    shared = np.array(overlap["overlap"].to_numpy(), dtype=float).reshape(len(names), len(names))
     return {
+        "how to read": dg.MetadataValue.md(HOW_TO_READ),
+        "prompts with a pair": rows[0]["n_pairs"],
+        "no pair by reason": counts(
+            dict(zip(*(no_pair[name].to_pylist() for name in ("reason", "n_prompts")), strict=True))
+        ),
+        "prompts tied at the top": dg.MetadataValue.float(rows[0]["top_tie_share"] or 0.0),
+        "distinct points": sum(row["identical_to"] is None for row in rows),
         "preview": rows_table(rows, column_schema(table.schema)),
         "curves": curves(figures, "alpha"),
+        "overlap": heat_map("share of pairs in common, by alpha / delta", names, shared),
         "inspector": dg.MetadataValue.url(tune_url()),
     }

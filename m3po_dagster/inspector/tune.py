@@ -22,6 +22,7 @@ LABELS = {
     "overlap": "share of pairs as saved",
     "active_penalty_share": "share of pairs with a penalty",
     "hard_negative_share": "share of pairs whose R_l is likelier",
+    "longer_rejected_share": "share of pairs whose R_l is longer",
     "mean_mas_gap": "mean MAS gap",
     "mean_logp_gap": "mean confidence gap",
     "mean_length_difference": "mean tokens of R_w minus R_l",

@@ -25,15 +25,18 @@ from m3po_dagster.method.selection_settings import (
     RULES_WITHOUT_REJECTED,
     SelectionSettings,
 )
-from m3po_dagster.method.selection_sweep import SWEEP_SCHEMA, sweep
+from m3po_dagster.method.selection_sweep import NO_PAIR_SCHEMA, OVERLAP_SCHEMA, SWEEP_SCHEMA, SweepResult, sweep
 
 __all__ = [
     "DROPPED_SCHEMA",
+    "NO_PAIR_SCHEMA",
+    "OVERLAP_SCHEMA",
     "PAIRS_SCHEMA",
     "SWEEP_SCHEMA",
     "ScoreTableError",
     "SelectionResult",
     "SelectionSettings",
+    "SweepResult",
     "pair_id",
     "select_pairs",
     "sweep",

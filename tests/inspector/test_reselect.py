@@ -142,6 +142,7 @@ def test_every_pair_is_the_one_that_select_pairs_chooses(case, point, option):
     for name in (
         "active_penalty_share",
         "hard_negative_share",
+        "longer_rejected_share",
         "mean_mas_gap",
         "mean_logp_gap",
         "mean_length_difference",

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from m3po_dagster.method.selection_matrix import text_codes
+from m3po_dagster.method.selection_columns import text_codes
 from m3po_dagster.method.selection_settings import MAS, RULES_WITH_LOSER_SCORE, SelectionSettings
 from m3po_dagster.settings import Settings
 
