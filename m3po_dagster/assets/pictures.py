@@ -27,7 +27,7 @@ GREY = "#8b8fa3"
 # Lines that lie on each other show through.
 DASHES = ("-", "--", "-.", ":")
 PANEL_INCHES = (3.2, 2.2)
-HEAT_MAP_INCHES = (5.6, 5.0)
+HEAT_MAP_INCHES = (4.6, 4.2)
 PANELS_A_ROW = 3
 COLOURS_KEPT = 64
 DOTS_PER_INCH = 100

@@ -131,7 +131,7 @@ def test_a_heat_map_tells_high_shares_from_low_and_stays_small():
     drawn = heat_map("share", names, values)
     assert len(drawn.md_str) < 30_000
     picture = only_picture(drawn).convert("RGB")
-    assert picture.size == (560, 500)
+    assert picture.size == (460, 420)
     # The two most frequent colours beside white: the diagonal is yellow, the rest is not.
     colours = sorted(picture.getcolors(1 << 20), reverse=True)
     strong = [colour for _, colour in colours if max(colour) - min(colour) > 60][:40]
