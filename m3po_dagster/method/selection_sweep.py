@@ -96,9 +96,8 @@ def sweep(
     grid = [settings.model_copy(update={"alpha": float(a), "delta": float(d)}) for a in alphas for d in deltas]
     state = _Sweep(grid, settings)
     for table in [tables] if isinstance(tables, pa.Table) else tables:
-        for block in ScoreMatrix.from_table(table, settings).blocks():
-            state.add(block)
-        del table, block  # or the next shard would be read beside this one
+        state.add_table(table)
+        del table  # or the next shard would be read beside this one
     return state.result()
 
 
@@ -178,6 +177,10 @@ class _Sweep:
         self.penalised, self.harder, self.longer = (np.zeros(len(grid), dtype=np.int64) for _ in range(3))
         self.mas_gap, self.logp_gap, self.length = (np.zeros(len(grid)) for _ in range(3))
         self.same = np.zeros((len(grid) + 1, len(grid) + 1), dtype=np.int64)
+
+    def add_table(self, table: pa.Table) -> None:
+        for block in ScoreMatrix.from_table(table, self.points[-1]).blocks():
+            self.add(block)
 
     def add(self, block: Block) -> None:
         default = self.points[-1]

@@ -1,6 +1,7 @@
 """The grid in one pass equals one selection a point, over one table or many shards."""
 
 import itertools
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -124,6 +125,22 @@ def test_shards_add_up():
     for one, other in zip(parts.points.to_pylist(), whole.points.to_pylist(), strict=True):
         assert one == nearly(other)
     assert parts.overlap == whole.overlap and parts.no_pair == whole.no_pair
+
+
+def test_one_shard_at_a_time_is_in_memory():
+    alive = []
+
+    def tables():
+        previous = None
+        for seed in range(3):
+            alive.append(previous is not None and previous() is not None)
+            table = random_table(seed, prompts=10)
+            previous = weakref.ref(table)
+            yield table
+            del table
+
+    assert sweep(tables(), [0.0, 1.0], [0.0]).points.num_rows == 2
+    assert alive == [False] * 3
 
 
 def test_points_that_differ_only_in_a_late_shard_are_not_called_identical():
