@@ -1,23 +1,25 @@
-"""preference_pairs and selection_sweep: which answers are preferred to which (section 3.5)."""
+"""preference_pairs: which answers are preferred to which (section 3.5)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from m3po_dagster.assets.checks import pair_yield, pairs_well_formed
-from m3po_dagster.assets.display import column_schema, counts, preview, rows_table
+from m3po_dagster.assets.display import counts, preview
 from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
-from m3po_dagster.assets.pictures import curves, gallery, histograms
+from m3po_dagster.assets.pictures import gallery, histograms
 from m3po_dagster.graph import label
-from m3po_dagster.inspector.links import prompts_url, tune_url
+from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.method.generation.numerics import only_one
+from m3po_dagster.method.selection_settings import MAS
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.errors import StoreError
-from m3po_dagster.storage.tables import DROPPED, PAIRS, SWEEP
+from m3po_dagster.storage.tables import DROPPED, PAIRS
 from m3po_dagster.study import Study
 
 SHOWN = 4
@@ -26,18 +28,9 @@ SHOWN = 4
 NUMERICS = "numerics"
 """Under which name a manifest says with which numerics its reference log-probs were computed."""
 
-CURVES = {
-    "overlap": "prompts with the default point's pair",
-    "active_penalty_share": "pairs whose penalty is active",
-    "hard_negative_share": "pairs whose R_l is likelier than R_w",
-    "n_pairs": "prompts that give a pair",
-    "mean_mas_gap": "mean MAS gap",
-    "mean_logp_gap": "mean confidence gap, nats",
-}
-
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
-    """Pairs, a partition a shard and recipe; and the sweep over all shards."""
+    """Pairs, a partition a shard and recipe."""
 
     @stage_asset("preference_pairs", study, PAIRS, group_name="selection", kinds={"numpy", "parquet"}, section="3.5")
     def preference_pairs(
@@ -45,34 +38,22 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult]:
         """Which answer is preferred to which, R_w and R_l of every prompt (section 3.5, equations 1 to 3).
 
-        In: MAS and log-probs of the shard's candidates, and the recipe's rule. Out: at most one pair a prompt with its
-        gaps and reference log-probs; a prompt without a pair stands in a second table with its reason. A partition a
-        recipe and shard; seconds of work, no model.
+        In: MAS and log-probs of the shard's candidates, and the recipe's rule. Out: one pair a prompt, or several by
+        rule margin_pairs, with gaps and reference log-probs; a prompt without a pair stands in a second table with its
+        reason. A partition a recipe and shard; seconds of work, no model.
         """
         yield from materialise(context, study, store, select_shard, describe_pairs)
 
-    @stage_asset("selection_sweep", study, SWEEP, group_name="selection", kinds={"numpy"}, section="4.6")
-    def selection_sweep(
-        context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
-    ) -> Iterator[dg.MaterializeResult]:
-        """What alpha and delta would select, over all shards (section 4.6).
-
-        In: the scores of every shard. Out: a row a point of the study's grid: pairs, hard negatives, active penalties,
-        gaps. It costs one pass over the scores, before any GPU is spent on training.
-        """
-        yield from materialise(context, study, store, sweep_all, describe_sweep)
-
-    return [preference_pairs, selection_sweep]
+    return [preference_pairs]
 
 
-def joined(candidates: Artifact, mas: Artifact, logprobs: Artifact, reward: str | None = None) -> pa.Table:
-    """One row a candidate: text, finish reason, MAS, log-probs, and `reward`, a scorer's column, where it is named.
+def joined(candidates: Artifact, mas: Artifact, logprobs: Artifact, scores: Sequence[str] = (MAS,)) -> pa.Table:
+    """One row a candidate: text, finish reason, log-probs, and `scores`: MAS, and scorers' columns where named.
 
     The three tables hold the same rows in order. Only what selection reads is read: token lists and a judge's words are
     most of the tables' bytes.
     """
     table = candidates.table(columns=["candidate_id", "prompt_id", "k", "text", "finish_reason"])
-    scores = list(dict.fromkeys(["mas", reward or "mas"]))
     for name, other, columns in (("mas_table", mas, scores), ("logprob_table", logprobs, ["sum_logp", "n_tokens"])):
         found = other.table(columns=["candidate_id", *columns])
         if not table["candidate_id"].equals(found["candidate_id"]):
@@ -91,14 +72,14 @@ def select_shard(work: Work) -> Built:
     if recipe.selection is not None:
         numerics = numerics_of(work, work.one("logprob_table"))
         tables = (work.one(name) for name in ("candidates", "mas_table", "logprob_table"))
-        result = select_pairs(joined(*tables, reward=recipe.selection.reward), recipe.selection)
+        result = select_pairs(joined(*tables, scores=recipe.selection.score_columns), recipe.selection)
         pairs, stats = result.pairs.cast(PAIRS.schema), dict(result.stats)
         dropped = result.dropped.rename_columns({"prompt_id": "item_id"}).cast(DROPPED.schema)
     by_reason = {item["values"]: item["counts"] for item in dropped["reason"].value_counts().to_pylist()}
     return Built(
         {"data": (pairs, PAIRS), "dropped": (dropped, DROPPED)},
         facts={"stats": stats, "dropped by reason": by_reason, NUMERICS: numerics},
-        checks=(pairs_well_formed(pairs), pair_yield(len(pairs), len(dropped))),
+        checks=(pairs_well_formed(pairs), pair_yield(pc.count_distinct(pairs["prompt_id"]).as_py(), len(dropped))),
     )
 
 
@@ -114,6 +95,7 @@ def describe_pairs(artifact: Artifact, work: Work) -> Mapping[str, object]:
     recipe, shard = work.partition.split("|")
     return {
         "pairs": len(table),
+        "prompts with a pair": pc.count_distinct(table["prompt_id"]).as_py(),
         "no pair by reason": counts(facts["dropped by reason"]),
         "statistics": dg.MetadataValue.json(facts["stats"]),
         "preview": preview(table, columns=["chosen_id", "rejected_id", "mas_gap", "logp_gap", "m3p_score"]),
@@ -145,33 +127,3 @@ def pictured(pairs: pa.Table, work: Work) -> dg.MarkdownMetadataValue:
         cells = (asked, said[row["chosen_id"]], said.get(row["rejected_id"], ""), "" if gap is None else gap)
         rows.append((prompt.image_path if prompt else None, cells))
     return gallery(("instruction", "chosen, R_w", "rejected, R_l", "MAS gap"), rows)
-
-
-def sweep_all(work: Work) -> Built:
-    """The whole grid over all shards."""
-    from m3po_dagster.method.selection_sweep import sweep
-
-    numerics_of(work, *work.all("logprob_table").values())
-    tables = zip(*(work.all(name).values() for name in ("candidates", "mas_table", "logprob_table")), strict=True)
-    grid = work.study.sweep
-    result = sweep((joined(*some) for some in tables), grid.alpha, grid.delta)
-    return Built({"data": (result.cast(SWEEP.schema), SWEEP)})
-
-
-def describe_sweep(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """The table and its curves over alpha."""
-    table = artifact.table()
-    rows = table.to_pylist()
-    by_delta = {delta: [row for row in rows if row["delta"] == delta] for delta in work.study.sweep.delta}
-    figures = {
-        title: {
-            f"delta {delta:g}": ([row["alpha"] for row in some], [row[name] for row in some])
-            for delta, some in by_delta.items()
-        }
-        for name, title in CURVES.items()
-    }
-    return {
-        "preview": rows_table(rows, column_schema(table.schema)),
-        "curves": curves(figures, "alpha"),
-        "inspector": dg.MetadataValue.url(tune_url()),
-    }
