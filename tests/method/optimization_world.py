@@ -61,3 +61,17 @@ def plain_logp(loaded: LoadedModel, prompt: Prompt, answer_ids: tuple[int, ...])
     start = inputs["input_ids"].shape[1]
     logps = logits[start - 1 : -1].double().log_softmax(dim=-1)
     return logps[range(len(answer_ids)), list(answer_ids)].sum().item()
+
+
+def conversations(world: World) -> list[dict]:
+    """The pairs as TRL takes them: images and messages."""
+    said = [[[{"role": "assistant", "content": text}] for text in texts] for texts in world.texts]
+    return [
+        {
+            "image": example.prompt.open_image(),
+            "prompt": [{"role": "user", "content": example.prompt.question}],
+            "chosen": chosen,
+            "rejected": rejected,
+        }
+        for example, (chosen, rejected) in zip(world.examples, said, strict=True)
+    ]

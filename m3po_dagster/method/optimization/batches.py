@@ -22,12 +22,15 @@ class Batches:
     Rows are [prompt, image included][answer][padding on the right]; `completion_mask` is 1 on the answer. The processor
     sees a batch's prompts in one call, so that images of different sizes and numbers of tiles are put together its own
     way. What the processor gives token by token (token types, which tokens see the image) goes on over the answer as it
-    does over tokens that the model generates; every other tensor is passed on as it is. Raises ValueError,
+    does over tokens that the model generates; every other tensor is passed on as it is. `weights` (one an example) make
+    DPO batches carry `pair_weights`. Raises ValueError,
     naming the pair, when an answer holds the image placeholder, which the model would replace by an image; building a
     batch raises PromptError, a ValueError that names the prompt and its image, for a prompt that can't be read.
     """
 
-    def __init__(self, loaded: LoadedModel, examples: Sequence[PreferenceExample]) -> None:
+    def __init__(
+        self, loaded: LoadedModel, examples: Sequence[PreferenceExample], weights: Sequence[float] | None = None
+    ) -> None:
         placeholder = loaded.image_token_id
         for example in examples:
             if placeholder in example.chosen_ids + (example.rejected_ids or ()):
@@ -37,6 +40,7 @@ class Batches:
                 )
         self._loaded = loaded
         self._examples = examples
+        self._weights = weights
 
     def preference(self, rows: Sequence[dict]) -> "dict[str, torch.Tensor]":
         """A DPO batch of 2B rows, the B chosen first, with the stored log-probs (B,) as TRL's reference.
@@ -52,6 +56,8 @@ class Batches:
         batch = self._tensors([example.prompt for example in picked] * 2, answers)
         batch["ref_chosen_logps"] = torch.tensor([example.ref_chosen_logp for example in picked])
         batch["ref_rejected_logps"] = torch.tensor([example.ref_rejected_logp for example in picked])
+        if self._weights is not None:
+            batch["pair_weights"] = torch.tensor([self._weights[i] for i in indices])
         batch["rows"] = torch.tensor(indices)
         return batch
 

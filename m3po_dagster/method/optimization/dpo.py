@@ -16,6 +16,8 @@ from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.batches import Batches
 from m3po_dagster.method.optimization.examples import PreferenceExample, check_examples
 from m3po_dagster.method.optimization.lora import save_adapter
+from m3po_dagster.method.optimization.losses import loss_arguments
+from m3po_dagster.method.optimization.pair_weights import weigh, weights_of
 from m3po_dagster.method.optimization.run import (
     Progress,
     TrainingResult,
@@ -44,7 +46,7 @@ def train_dpo(
     FloatingPointError at the first loss or gradient that is not finite; nothing is written then.
     """
     check_examples(examples, needs_rejected=True)
-    trainer, result = fit_dpo(load_model(model), examples, settings, seed, progress)
+    trainer, result = fit_dpo(load_model(settings.model_of(model)), examples, settings, seed, progress)
     save_adapter(trainer.model, model, out)
     return result
 
@@ -57,24 +59,9 @@ def fit_dpo(
     progress: Progress | None = None,
 ) -> tuple[Any, TrainingResult]:
     """`train_dpo` on a model in memory, which gets the adapter; returns TRL's trainer, `trainer.model` trained, too."""
-    from trl import DPOConfig, DPOTrainer
-
-    model = loaded.model
-    batches = Batches(loaded, examples)
-    with tempfile.TemporaryDirectory() as folder, without_deprecation(), measured(model) as measures:
-        config = DPOConfig(
-            **trainer_arguments(model, settings, seed, folder),
-            beta=settings.beta,
-            # TRL's "sft" term is the mean negative log-likelihood of the chosen answers' tokens.
-            loss_type=["sigmoid", "sft"] if settings.nll_weight else ["sigmoid"],
-            loss_weights=[1.0, settings.nll_weight] if settings.nll_weight else [1.0],
-            # new_trainer has seen to the base model's; the adapter's stays.
-            disable_dropout=False,
-        )
-        trainer = new_trainer(DPOTrainer, loaded, config, settings.lora, examples, batches.preference, progress)
-        # TRL refuses `precompute_ref_log_probs` for images, since it would run the reference over all of them first.
-        # Here the collator brings the log-probs; all that is left is to tell the loss to read them.
-        trainer.precompute_ref_logps = True
+    batches = Batches(loaded, examples, weights_of(examples, settings))
+    with tempfile.TemporaryDirectory() as folder, without_deprecation(), measured(loaded.model) as measures:
+        trainer = new_dpo_trainer(loaded, batches, examples, settings, seed, folder, progress)
         check_reference(trainer, batches, examples, settings, seed)
         trainer.train()
         margins = margin_rows(trainer.model, batches.preference, examples, settings.batch_size, settings.beta)
@@ -87,6 +74,34 @@ def fit_dpo(
     )
 
 
+def new_dpo_trainer(
+    loaded: LoadedModel,
+    batches: Batches,
+    examples: Sequence[PreferenceExample],
+    settings: DpoSettings,
+    seed: int,
+    folder: str,
+    progress: Progress | None = None,
+) -> Any:
+    """TRL's DPOTrainer on the model with a new adapter, ready to train: it reads `batches` and the stored log-probs."""
+    from trl import DPOConfig, DPOTrainer
+
+    config = DPOConfig(
+        **trainer_arguments(loaded.model, settings, seed, folder),
+        **loss_arguments(settings),
+        # new_trainer has seen to the base model's; the adapter's stays.
+        disable_dropout=False,
+    )
+    trainer = new_trainer(DPOTrainer, loaded, config, settings.lora, examples, batches.preference, progress)
+    # TRL refuses `precompute_ref_log_probs` for images, since it would run the reference over all of them first.
+    # Here the collator brings the log-probs; all that is left is to tell the loss to read them. What LD-DPO compares
+    # is no sum over the whole answer, so that TRL's own reference forward stays.
+    trainer.precompute_ref_logps = settings.ld_alpha is None
+    if settings.pair_weight != "none":
+        weigh(trainer.model.get_base_model(), settings.wpo_weighting)
+    return trainer
+
+
 def check_reference(
     trainer: Any, batches: Batches, examples: Sequence[PreferenceExample], settings: DpoSettings, seed: int
 ) -> None:
@@ -97,6 +112,8 @@ def check_reference(
     """
     sample = sorted(random.Random(seed).sample(range(len(examples)), min(settings.reference_sample, len(examples))))
     compared = []
+    # The stored ones are of whole answers, whatever the loss makes of an answer's tail.
+    trainer.ld_alpha = None
     for start in range(0, len(sample), settings.batch_size):
         rows = sample[start : start + settings.batch_size]
         batch = batches.preference([{"row": row} for row in rows])
@@ -109,6 +126,7 @@ def check_reference(
             for answer, mine, theirs in zip(("chosen", "rejected"), stored, own, strict=True):
                 message = f"pair {example.pair_id}, {answer} answer: stored {mine:.4f}, the trainer's own {theirs:.4f}"
                 compared.append((abs(mine - theirs), message))
+    trainer.ld_alpha = settings.ld_alpha
     # NaN is the worst of all.
     difference, message = max(compared, key=lambda entry: (not math.isfinite(entry[0]), entry[0]))
     if not difference <= settings.reference_tolerance:

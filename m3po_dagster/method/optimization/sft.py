@@ -36,7 +36,7 @@ def train_sft(
     the stored log-probs are only reported, as what the answers had before.
     """
     check_examples(examples, needs_rejected=False)
-    trainer, result = fit_sft(load_model(model), examples, settings, seed, progress)
+    trainer, result = fit_sft(load_model(settings.model_of(model)), examples, settings, seed, progress)
     save_adapter(trainer.model, model, out)
     return result
 
