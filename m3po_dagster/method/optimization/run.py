@@ -197,11 +197,13 @@ def without_dropout(model: Any) -> None:
                 setattr(holder, name, 0.0)
 
 
-def answer_logps(model: Any, batch: "dict[str, torch.Tensor]") -> "torch.Tensor":
+def answer_logps(model: Any, batch: dict[str, Any]) -> "torch.Tensor":
     """The sum of each row's answer log-probs (B,) in nats under `model`, its adapter as it stands."""
     import torch
+    from accelerate.utils import send_to_device
 
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name not in BESIDE_THE_MODEL}
+    inputs = {name: value for name, value in batch.items() if name not in BESIDE_THE_MODEL}
+    inputs = send_to_device(inputs, model.device)
     if "labels" not in inputs:
         inputs["labels"] = inputs["input_ids"].masked_fill(batch["completion_mask"].to(model.device) == 0, -100)
     with torch.no_grad():

@@ -63,7 +63,20 @@ class TrainingSettings(Settings):
         return model.model_copy(update={"quantization": self.quantization})
 
 
-class DpoSettings(TrainingSettings):
+class AnswerTrainingSettings(TrainingSettings):
+    """What training on given answers shares: every prompt's image is seen again and again."""
+
+    image_features: Literal["auto", "always", "never"] = option(
+        "auto",
+        description="Encode each image once and keep what the language model gets of it. auto does where the model "
+        "takes encoded images and is found to get the same of them, always stops the run where not.",
+    )
+    image_features_gb: float = option(
+        4.0, ge=0, description="Memory of the host for encoded images, in GB; one beyond it is encoded at every sight."
+    )
+
+
+class DpoSettings(AnswerTrainingSettings):
     """Direct Preference Optimization (equation 4), the stored log-probs as P_ref."""
 
     kind: Literal["dpo"] = Field("dpo", description="Train on preference pairs.")
@@ -115,6 +128,11 @@ class DpoSettings(TrainingSettings):
         description="mas_gap multiplies a pair's loss by MAS(R_w) - MAS(R_l) over the mean of all pairs: what the "
         "judge is surer of counts more.",
     )
+    layout: Literal["trl", "packed"] = option(
+        "trl",
+        description="packed reads a pair as one row, [prompt, image included][chosen][rejected], neither answer seeing "
+        "the other: half the rows. A sample is compared with TRL's layout, prompt and image twice, before training.",
+    )
     reference_sample: int = Field(
         8, ge=1, description="Pairs whose stored log-probs are compared with the trainer's own before training."
     )
@@ -149,7 +167,7 @@ class DpoSettings(TrainingSettings):
         return {**named, NLL: self.nll_weight} if self.nll_weight else named
 
 
-class SftSettings(TrainingSettings):
+class SftSettings(AnswerTrainingSettings):
     """Supervised fine-tuning on R_w: the mean negative log-likelihood of its tokens."""
 
     kind: Literal["sft"] = Field("sft", description="Train on R_w alone.")
