@@ -75,3 +75,22 @@ def conversations(world: World) -> list[dict]:
         }
         for example, (chosen, rejected) in zip(world.examples, said, strict=True)
     ]
+
+
+def trained_a_little(trainer):
+    """The trainer, its adapter away from the base model, the same for every trainer of a model."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in sorted(trainer.model.named_parameters()):
+        if "lora_B" in name:
+            weight.data.normal_(std=0.1, generator=generator)
+    return trainer
+
+
+def step(trainer, batch) -> tuple[float, list]:
+    """The loss on a batch and the gradient of every weight that is trained."""
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return loss.item(), [weight.grad for weight in trainer.model.parameters() if weight.requires_grad]

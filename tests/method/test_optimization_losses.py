@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
-from optimization_world import World, conversations
+from optimization_world import World, conversations, step, trained_a_little
 from pydantic import ValidationError
 
 from m3po_dagster.method.optimization.batches import Batches
@@ -21,8 +21,14 @@ from m3po_dagster.method.optimization.settings import DpoSettings
 N = 5  # answers of 2 to 8 tokens, chosen and rejected of uneven lengths
 GAPS = (0.5, 0.1, 0.3, 0.9, 0.2)
 SMOOTHED = {"exo_pair": 0.1, "robust": 0.2, "aot": 0.1, "aot_unpaired": 0.1}
+IN_SHORT = ("sigmoid", "ipo", "robust", "apo_zero")
 OPTIONS = [
-    *({"loss": name, "label_smoothing": SMOOTHED.get(name, 0)} for name in get_args(LossName)),
+    *(
+        pytest.param(
+            {"loss": name, "label_smoothing": SMOOTHED.get(name, 0)}, marks=[] if name in IN_SHORT else pytest.mark.slow
+        )
+        for name in get_args(LossName)
+    ),
     {"loss": {"ipo": 0.7, "apo_zero": 0.3}, "nll_weight": 0.5},
     {"loss": "discopop", "discopop_tau": 0.5},
     *({"f_divergence": name} for name in ("forward_kl", "js_divergence", "alpha_divergence")),
@@ -37,25 +43,6 @@ def world(tmp_path_factory):
     world = World(tmp_path_factory.mktemp("losses"), N)
     world.examples = [replace(one, mas_gap=gap) for one, gap in zip(world.examples, GAPS, strict=True)]
     return world
-
-
-def trained_a_little(trainer):
-    """The trainer, its adapter away from the base model, the same for every trainer."""
-    import torch
-
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in sorted(trainer.model.named_parameters()):
-        if "lora_B" in name:
-            weight.data.normal_(std=0.1, generator=generator)
-    return trainer
-
-
-def step(trainer, batch) -> tuple[float, list]:
-    """The loss on a batch and the gradient of every weight that is trained."""
-    trainer.model.train()
-    loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
-    return loss.item(), [weight.grad for weight in trainer.model.parameters() if weight.requires_grad]
 
 
 def ours(world, settings: DpoSettings, folder, rows=range(N)):

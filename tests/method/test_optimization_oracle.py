@@ -128,11 +128,12 @@ def test_the_reference_forwards_are_saved(our_dpo, trls_dpo):
     steps, check, measuring = 3, 1, 3
     assert trls_dpo.counts["language_model_forwards"] == 2 * steps
     assert our_dpo.counts["language_model_forwards"] - check - measuring == steps
-    assert trls_dpo.counts["sequences"] == 2 * 2 * N
+    assert trls_dpo.counts["sequences"] == trls_dpo.counts["images_encoded"] == 2 * 2 * N
     assert our_dpo.counts == {
         "language_model_forwards": steps + check + measuring,
         "sequences": 2 * (N + BATCH + N),
-        "images_encoded": 2 * (N + BATCH + N),
+        # Each once, and those of a batch once more as pixels, to be compared.
+        "images_encoded": N + BATCH,
     }
 
 
