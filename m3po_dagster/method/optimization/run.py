@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.optimization.backbone import give_backbone
 from m3po_dagster.method.optimization.examples import PreferenceExample
-from m3po_dagster.method.optimization.lora import language_model_and_tower, lora_config
+from m3po_dagster.method.optimization.lora import check_trainable, language_model_and_tower, lora_config
 from m3po_dagster.method.optimization.settings import DpoSettings, LoraSettings, SftSettings
 
 if TYPE_CHECKING:
@@ -154,13 +154,11 @@ def new_trainer(
 ) -> Any:
     """TRL's trainer, watched and silent, with a new adapter on the model drawn from the seed in `config`.
 
-    Raises ValueError for 4-bit weights on a CPU.
+    Raises ValueError as `check_trainable` does.
     """
     from transformers import PrinterCallback
 
-    if loaded.precision.endswith("+4bit") and loaded.device.type == "cpu":
-        # bitsandbytes packs them for a product that has no gradient: most of the adapter would silently stay as it is.
-        raise ValueError("4-bit weights can't be trained on a CPU: use a GPU, 8bit, or no quantization (model)")
+    check_trainable(loaded)
     give_backbone(loaded.model)
     # The base model's own, since the stored log-probs are without it; the adapter comes after.
     without_dropout(loaded.model)
