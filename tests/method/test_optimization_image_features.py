@@ -74,9 +74,10 @@ def test_what_does_not_fit_is_encoded_at_every_sight(world, on_pixels, kept):
 
 
 def one_image(loaded, prompt) -> int:
-    features = ImageFeatures(loaded, 1e9)
+    counts = {"images_encoded": 0}
+    features = ImageFeatures(loaded, 1e9, counts)
     features.looks([prompt])
-    assert features.encoded == 1
+    assert counts == {"images_encoded": 1}
     return features.bytes
 
 
@@ -85,11 +86,12 @@ def test_memory_is_bounded(world):
     size = one_image(loaded, world.examples[0].prompt)
     # 64 image tokens, each as wide as the language model, in float32.
     assert size == 64 * loaded.model.config.text_config.hidden_size * 4
-    features = ImageFeatures(loaded, 2.5 * size)
+    counts = {"images_encoded": 0}
+    features = ImageFeatures(loaded, 2.5 * size, counts)
     for _ in range(2):
         features.looks([example.prompt for example in world.examples])
     assert features.bytes == 2 * size
-    assert features.encoded == N + (N - 2)
+    assert counts == {"images_encoded": N + (N - 2)}
 
 
 def wrong(self, looks, batch=ImageFeatures.batch):

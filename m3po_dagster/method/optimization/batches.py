@@ -46,7 +46,7 @@ class Batches:
                     f"pair {example.pair_id}: an answer holds the image placeholder (token {placeholder}); "
                     "suppress it while sampling"
                 )
-        self._loaded = loaded
+        self.loaded = loaded
         self._examples = examples
         self._weights = weights
         self._packed = packed
@@ -96,10 +96,10 @@ class Batches:
         tokens, images = self._encoded(prompts) if self.features is None else self._remembered(prompts)
         rows = []
         for row, answer in enumerate(answers):
-            rows.append(append(self._loaded.model, tokens[row % len(prompts)], answer))
+            rows.append(append(self.loaded.model, tokens[row % len(prompts)], answer))
             rows[-1]["completion_mask"] = torch.ones_like(rows[-1]["input_ids"])
             rows[-1]["completion_mask"][:, : -len(answer)] = 0
-        fills = {"input_ids": self._loaded.tokenizer.pad_token_id}
+        fills = {"input_ids": self.loaded.tokenizer.pad_token_id}
         padded = {
             name: pad_sequence([row[name][0] for row in rows], batch_first=True, padding_value=fills.get(name, 0))
             for name in rows[0]
@@ -108,12 +108,12 @@ class Batches:
 
     def _encoded(self, prompts: Sequence[Prompt]) -> tuple[list[dict], dict[str, Any]]:
         """Each prompt's tensors along its tokens, without padding, and what the processor makes of the images."""
-        answerable = encode(self._loaded, prompts)
+        answerable = encode(self.loaded, prompts)
         if answerable.errors:
             raise next(iter(answerable.errors.values()))
         encoded = dict(answerable.inputs)
         own = encoded["attention_mask"].bool()
-        token_wise = {name: encoded.pop(name) for name in ("input_ids", *grown(self._loaded.model, encoded))}
+        token_wise = {name: encoded.pop(name) for name in ("input_ids", *grown(self.loaded.model, encoded))}
         tokens = [
             {name: value[row : row + 1, own[row]] for name, value in token_wise.items()} for row in range(len(prompts))
         ]

@@ -66,12 +66,10 @@ def fit_dpo(
     batches = Batches(loaded, examples, weights_of(examples, settings), packed=settings.layout == "packed")
     with tempfile.TemporaryDirectory() as folder, without_deprecation(), measured(loaded.model) as measures:
         trainer = new_dpo_trainer(loaded, batches, examples, settings, seed, folder, progress)
-        remember_images(trainer, loaded, batches, settings, measures["counts"])
-        check_reference(trainer, loaded, batches, examples, settings, seed)
+        remember_images(trainer, batches, settings, measures["counts"])
+        check_reference(trainer, batches, examples, settings, seed)
         trainer.train()
         margins = margin_rows(trainer.model, batches.preference, examples, settings.batch_size, settings.beta)
-        if batches.features is not None:
-            measures["counts"]["images_encoded"] = batches.features.encoded
     return trainer, TrainingResult(
         log=trainer.step_rows,
         margins=margins,
@@ -116,12 +114,7 @@ def new_dpo_trainer(
 
 
 def check_reference(
-    trainer: Any,
-    loaded: LoadedModel,
-    batches: Batches,
-    examples: Sequence[PreferenceExample],
-    settings: DpoSettings,
-    seed: int,
+    trainer: Any, batches: Batches, examples: Sequence[PreferenceExample], settings: DpoSettings, seed: int
 ) -> None:
     """Raises ValueError, naming the worst pair, when a sample's stored log-probs differ from the trainer's reference.
 
@@ -147,12 +140,11 @@ def check_reference(
             "score the pairs again with this model and numerics, or allow more"
         )
     if settings.layout == "packed":
-        check_packed(trainer, loaded, batches, [examples[row] for row in sample], sample, own, settings)
+        check_packed(trainer, batches, [examples[row] for row in sample], sample, own, settings)
 
 
 def check_packed(
     trainer: Any,
-    loaded: LoadedModel,
     batches: Batches,
     examples: Sequence[PreferenceExample],
     rows: Sequence[int],
@@ -163,7 +155,7 @@ def check_packed(
 
     `own` are the log-probs of `rows`, whose `examples` these are, in TRL's layout.
     """
-    name = type(loaded.model).__name__
+    name = type(batches.loaded.model).__name__
     try:
         packed = base_logps(trainer, batches, rows, settings, packed=True)
     except Exception as error:  # a model's code raises anything at a mask it doesn't know
@@ -175,7 +167,7 @@ def check_packed(
         for ids, mine, theirs in zip((example.chosen_ids, example.rejected_ids), alone, together, strict=True):
             compared.append((abs(mine - theirs) / len(ids), example.pair_id))
     difference, pair_id = max(compared, key=lambda entry: (not math.isfinite(entry[0]), entry[0]))
-    if not difference <= max(FLOOR, STEPS * step(loaded)):
+    if not difference <= max(FLOOR, STEPS * step(batches.loaded)):
         raise ValueError(
             f"layout packed: {name} gives pair {pair_id} other log-probs than in TRL's layout, {difference:.2g} nats a "
             f"token apart; {INSTEAD}"

@@ -52,12 +52,12 @@ class ImageFeatures:
     """The features of images seen so far, on the CPU, `most_bytes` at most; an image beyond is encoded when it is seen.
 
     Features are kept by what the model is given of an image (in some families the question goes into it), so that
-    prompts on one image share them. `encoded` counts the images that the tower got.
+    prompts on one image share them. `counts["images_encoded"]` counts the images that the tower got.
     """
 
-    def __init__(self, loaded: LoadedModel, most_bytes: float) -> None:
-        self.encoded = 0
+    def __init__(self, loaded: LoadedModel, most_bytes: float, counts: dict[str, int]) -> None:
         self.bytes = 0
+        self._counts = counts
         self._loaded = loaded
         self._most_bytes = most_bytes
         self._prompts: dict[Prompt, tuple[Looked, str]] = {}
@@ -105,7 +105,7 @@ class ImageFeatures:
         with torch.no_grad():
             output = model.get_image_features(**given, return_dict=True)
         self._output_class = type(output)
-        self.encoded += 1
+        self._counts["images_encoded"] += 1
         kept = {name: value for name, value in output.items() if name not in _INTERNAL and _tensors(value)}
         return {name: _on_cpu(value) for name, value in kept.items()}
 
@@ -138,38 +138,42 @@ class ImageFeatures:
             if image_features is None:
                 return forward(*args, **kwargs)
             kwargs = {**dict.fromkeys(needed), **kwargs}
-            return forward(*args, mm_encoder_outputs={"image": self._output_class(**image_features)}, **kwargs)
+            encoded = self._counts["images_encoded"]
+            output = forward(*args, mm_encoder_outputs={"image": self._output_class(**image_features)}, **kwargs)
+            # Whoever counts an image a row counts none of this forward's.
+            self._counts["images_encoded"] = encoded
+            return output
 
         self._loaded.model.forward = served
 
 
 def remember_images(
-    trainer: Any, loaded: LoadedModel, batches: "Batches", settings: "AnswerTrainingSettings", counts: dict[str, int]
+    trainer: Any, batches: "Batches", settings: "AnswerTrainingSettings", counts: dict[str, int]
 ) -> None:
     """Sets `batches.features` as `settings.image_features` asks, when the language model gets the same of them.
 
-    What trying took is added to `counts` where images go on being encoded as they come. Raises ValueError, with the
-    reason, where `always` is asked for and can't be.
+    Images encoded are added to `counts`, those of the comparison too. Raises ValueError, with the reason, where
+    `always` is asked for and can't be.
     """
     if settings.image_features == "never":
         return
-    features = ImageFeatures(loaded, settings.image_features_gb * 1e9)
-    reason = _why_not(trainer, loaded, batches, features, settings.batch_size)
-    name = type(loaded.model).__name__
+    features = ImageFeatures(batches.loaded, settings.image_features_gb * 1e9, counts)
+    reason = _why_not(trainer, batches, features, settings.batch_size, counts)
+    name = type(batches.loaded.model).__name__
     if reason is None:
         batches.features = features
         _LOG.info("%s: an image is encoded once; %g GB are kept at most", name, settings.image_features_gb)
-        return
-    if settings.image_features == "always":
+    elif settings.image_features == "always":
         raise ValueError(f"image_features always: {name}: {reason}; use auto or never")
-    counts["images_encoded"] += features.encoded
-    _LOG.info("%s: images are encoded at every sight: %s", name, reason)
+    else:
+        _LOG.info("%s: images are encoded at every sight: %s", name, reason)
 
 
 def _why_not(
-    trainer: Any, loaded: LoadedModel, batches: "Batches", features: ImageFeatures, batch_size: int
+    trainer: Any, batches: "Batches", features: ImageFeatures, batch_size: int, counts: dict[str, int]
 ) -> str | None:
     """Why a batch's images can't be given encoded; None when they can."""
+    loaded = batches.loaded
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return "its weights are spread over processes, and its vision tower can't run by itself"
     if "mm_encoder_outputs" not in inspect.signature(loaded.model.forward).parameters:
@@ -181,7 +185,7 @@ def _why_not(
         return {name: value for name, value in given.items() if name not in beside}
 
     pixels = batch()
-    features.encoded += len(pixels["input_ids"])
+    counts["images_encoded"] += len(pixels["input_ids"])
     features.serve()
     batches.features = features
     try:

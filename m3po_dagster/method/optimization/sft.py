@@ -57,11 +57,9 @@ def fit_sft(
     with tempfile.TemporaryDirectory() as folder, without_deprecation(), measured(model) as measures:
         config = SFTConfig(**trainer_arguments(model, settings, seed, folder))
         trainer = new_trainer(SFTTrainer, loaded, config, settings.lora, examples, batches.supervised, progress)
-        remember_images(trainer, loaded, batches, settings, measures["counts"])
+        remember_images(trainer, batches, settings, measures["counts"])
         trainer.train()
         margins = margin_rows(trainer.model, batches.supervised, examples, settings.batch_size, beta=None)
-        if batches.features is not None:
-            measures["counts"]["images_encoded"] = batches.features.encoded
     return trainer, TrainingResult(
         log=trainer.step_rows,
         margins=margins,
