@@ -181,6 +181,8 @@ def compare(results: dict[str, dict], folder: Path) -> None:
         for name in ("seconds", "gflop", "peak_memory_mb", "language_model_tokens"):
             found[f"{name}_ratio"] = first[name] / found[name]
         found["loss_difference"] = abs(found["loss"] - first["loss"])
+        # The stored reference was scored another way than TRL scores it: apart from that, what a layout changes.
+        found["loss_difference_from_stored"] = abs(found["loss"] - results["stored"]["loss"])
         found["gradient_difference"] = float((gradient(way) - expected).norm() / expected.norm())
 
 
@@ -241,8 +243,11 @@ def show(args: argparse.Namespace, ways: dict[str, dict]) -> None:
         )
         if way.startswith("packed") and found["gflop_ratio"] < MIN_FLOPS_RATIO:
             print(f"  fewer operations saved than the target of {MIN_FLOPS_RATIO:g}")
-        if args.dtype == "float32" and found["loss_difference"] > MAX_LOSS_DIFFERENCE:
-            print(f"  a loss further from TRL's than {MAX_LOSS_DIFFERENCE:g}")
+        if way.startswith("packed") and args.dtype == "float32":
+            apart = found["loss_difference_from_stored"]
+            print(f"  loss, reference alike: {apart:.1e} from TRL's layout")
+            if apart > MAX_LOSS_DIFFERENCE:
+                print(f"  further than the target of {MAX_LOSS_DIFFERENCE:g}")
         if args.dtype == "float32" and found["gradient_difference"] > MAX_GRADIENT_DIFFERENCE:
             print(f"  a gradient further from TRL's than {MAX_GRADIENT_DIFFERENCE:g}")
 

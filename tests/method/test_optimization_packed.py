@@ -147,6 +147,15 @@ def test_a_model_that_cannot_keep_answers_apart_is_refused(world):
         fit_dpo(loaded, world.examples, PACKED, 0)
 
 
+def test_experts_balanced_over_trls_rows_are_refused(world):
+    loaded = world.load()
+    text = loaded.model.config.get_text_config()
+    # What the config of a language model with experts says.
+    text.output_router_logits, text.router_aux_loss_coef = False, 0.01
+    with pytest.raises(ValueError, match="the load of experts is balanced over TRL's rows; use `layout: trl`"):
+        fit_dpo(loaded, world.examples, PACKED, 0)
+
+
 def test_a_model_that_raises_at_the_mask_is_refused(world, monkeypatch):
     def unknown(self, mask, dtype):
         raise TypeError("no such mask")

@@ -1,7 +1,6 @@
 """Encodes each image once a run: what the frozen vision tower and projector make of it is kept, and given instead.
 
-    features = ImageFeatures(loaded, most_bytes)
-    features.serve()                        # the model's forward takes `image_features` from now on
+    remember_images(trainer, batches, settings, counts)     # batches carry `image_features` from now on
 
 transformers' models take encoded images in place of pixels (`mm_encoder_outputs`). Whether the language model then gets
 what it gets from pixels is looked at for the model and images at hand (`difference`); a family that has no such input,
@@ -60,7 +59,7 @@ class ImageFeatures:
         self._counts = counts
         self._loaded = loaded
         self._most_bytes = most_bytes
-        self._prompts: dict[Prompt, tuple[Looked, str]] = {}
+        self._prompts: dict[Prompt, Looked] = {}
         self._features: dict[str, dict[str, Any]] = {}
         self._output_class: type | None = None
 
