@@ -15,7 +15,7 @@ from m3po_dagster.method.generation.model import LoadedModel, load_model, withou
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.batches import Batches
 from m3po_dagster.method.optimization.examples import PreferenceExample, check_examples
-from m3po_dagster.method.optimization.lora import save_adapter
+from m3po_dagster.method.optimization.execution import PLAIN, Execution
 from m3po_dagster.method.optimization.run import (
     Progress,
     TrainingResult,
@@ -24,6 +24,7 @@ from m3po_dagster.method.optimization.run import (
     n_trainable,
     new_trainer,
     trainer_arguments,
+    write_adapter,
 )
 from m3po_dagster.method.optimization.settings import DpoSettings
 
@@ -35,6 +36,7 @@ def train_dpo(
     seed: int,
     out: Path,
     progress: Progress | None = None,
+    execution: Execution = PLAIN,
 ) -> TrainingResult:
     """Trains an adapter on `examples` and writes it to the folder `out`; `progress(step, steps)` is called every step.
 
@@ -44,8 +46,8 @@ def train_dpo(
     FloatingPointError at the first loss or gradient that is not finite; nothing is written then.
     """
     check_examples(examples, needs_rejected=True)
-    trainer, result = fit_dpo(load_model(model), examples, settings, seed, progress)
-    save_adapter(trainer.model, model, out)
+    trainer, result = fit_dpo(load_model(model), examples, settings, seed, progress, execution)
+    write_adapter(trainer, model, out)
     return result
 
 
@@ -55,15 +57,16 @@ def fit_dpo(
     settings: DpoSettings,
     seed: int,
     progress: Progress | None = None,
+    execution: Execution = PLAIN,
 ) -> tuple[Any, TrainingResult]:
     """`train_dpo` on a model in memory, which gets the adapter; returns TRL's trainer, `trainer.model` trained, too."""
     from trl import DPOConfig, DPOTrainer
 
     model = loaded.model
     batches = Batches(loaded, examples)
-    with tempfile.TemporaryDirectory() as folder, without_deprecation(), measured(model) as measures:
+    with tempfile.TemporaryDirectory() as folder, without_deprecation(), measured(model, execution) as measures:
         config = DPOConfig(
-            **trainer_arguments(model, settings, seed, folder),
+            **trainer_arguments(model, settings, seed, folder, execution),
             beta=settings.beta,
             # TRL's "sft" term is the mean negative log-likelihood of the chosen answers' tokens.
             loss_type=["sigmoid", "sft"] if settings.nll_weight else ["sigmoid"],
@@ -71,15 +74,18 @@ def fit_dpo(
             # new_trainer has seen to the base model's; the adapter's stays.
             disable_dropout=False,
         )
-        trainer = new_trainer(DPOTrainer, loaded, config, settings.lora, examples, batches.preference, progress)
+        trainer = new_trainer(
+            DPOTrainer, loaded, config, settings.lora, examples, batches.preference, progress, execution
+        )
         # TRL refuses `precompute_ref_log_probs` for images, since it would run the reference over all of them first.
         # Here the collator brings the log-probs; all that is left is to tell the loss to read them.
         trainer.precompute_ref_logps = True
         check_reference(trainer, batches, examples, settings, seed)
         trainer.train()
-        margins = margin_rows(trainer.model, batches.preference, examples, settings.batch_size, settings.beta)
+        margins = margin_rows(trainer, batches.preference, examples, settings)
     return trainer, TrainingResult(
         log=trainer.step_rows,
+        trajectory=trainer.trajectory,
         margins=margins,
         n_examples=len(examples),
         n_trainable=n_trainable(trainer.model),
