@@ -159,6 +159,9 @@ def test_passes_are_the_same_step(world, tmp_path, settings):
         one, other = ([row[name] for row in run.log] for run in runs)
         assert one == pytest.approx(other, abs=1e-4), name
     assert [sorted(row["pair_ids"]) for row in runs[0].log] == [sorted(row["pair_ids"]) for row in runs[1].log]
+    rows, theirs = ({(row["pair_id"], row["step"]): row for row in run.trajectory} for run in runs)
+    assert rows.keys() == theirs.keys()
+    assert [row["loss"] for row in rows.values()] == pytest.approx([theirs[key]["loss"] for key in rows], abs=1e-4)
     in_training = [
         run.counts["language_model_forwards"] - -(-N // size) for run, size in zip(runs, (4, 2), strict=True)
     ]

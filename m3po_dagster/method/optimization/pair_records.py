@@ -6,8 +6,9 @@ once more on the rows of each pair alone: the arithmetic of every loss stays TRL
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,11 @@ ACROSS_PAIRS = frozenset({"aot", "aot_unpaired"})
 
 
 def recording(trainer_class: type) -> type:
-    """`trainer_class` (TRL's DPOTrainer, SFTTrainer or made from one), adding to `pair_records` with every loss.
+    """`trainer_class` (TRL's DPOTrainer, SFTTrainer or made from one) that has a record of each example of a loss.
 
-    A record has `loss`, `reward_margin`, `chosen_logp`, `rejected_logp` (None where undefined: an SFT example has no
-    rejected answer, a loss across pairs no part that is a pair's), and `right` of `tokens` tokens of R_w that were the
-    likeliest. `loss` is what the batch's loss would be with this example alone.
+    `take_records()` gives those since it was last called: `loss`, `reward_margin`, `chosen_logp`, `rejected_logp` (None
+    where undefined: an SFT example has no rejected answer, a loss across pairs no part that is a pair's), and `right`
+    of `tokens` tokens of R_w that were the likeliest. `loss` is what the batch's loss would be with this example alone.
     """
     from trl import DPOTrainer, SFTTrainer
 
@@ -35,26 +36,40 @@ def recording(trainer_class: type) -> type:
     return mixin if trainer_class is base else type("Recording", (trainer_class, mixin), {})
 
 
+class _Records:
+    """Keeps what the records are made from until they are asked for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._passed: list[Callable[[], list[dict]]] = []
+        super().__init__(*args, **kwargs)
+
+    def take_records(self) -> list[dict]:
+        """The records of the losses since the last call, in the order of their examples."""
+        passed, self._passed = self._passed, []
+        return [record for records in passed for record in records()]
+
+
 def _recording_dpo(base: type) -> type:
-    class RecordingDpo(base):
+    class RecordingDpo(_Records, base):
         def _compute_loss(self, model, inputs, return_outputs):
             kept, all_kept = [], []
             with alone(self), _watching(self.model, all_kept):
                 loss = super()._compute_loss(_keeping(model, kept), inputs, return_outputs)
             # TRL's own reference forward, where it runs one, comes after the policy's.
-            self.pair_records += dpo_records(self, inputs, kept[0], None if self.precompute_ref_logps else all_kept[-1])
+            reference = None if self.precompute_ref_logps else all_kept[-1]
+            self._passed.append(partial(dpo_records, self, inputs, kept[0], reference))
             return loss
 
     return RecordingDpo
 
 
 def _recording_sft(base: type) -> type:
-    class RecordingSft(base):
+    class RecordingSft(_Records, base):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             kept = []
             with alone(self):
                 loss = super().compute_loss(_keeping(model, kept), inputs, return_outputs, num_items_in_batch)
-            self.pair_records += sft_records(kept[0])
+            self._passed.append(partial(sft_records, kept[0]))
             return loss
 
     return RecordingSft

@@ -32,7 +32,6 @@ def watched(
             super().__init__(*args, **kwargs)
             self.step_rows: list[dict[str, Any]] = []
             self.trajectory: list[dict[str, Any]] = []
-            self.pair_records: list[dict[str, Any]] = []
             self._seen: list[dict[str, Any]] = []
             self._shares: list[float] = []
             self._token_shares: list[float] = []
@@ -84,9 +83,8 @@ def watched(
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             rows, counted = inputs.pop("rows").tolist(), inputs.pop("counted").tolist()
-            self.pair_records = []
             loss = self._shared(super().compute_loss, model, inputs, return_outputs, num_items_in_batch)
-            for row, counts, record in zip(rows, counted, self.pair_records, strict=True):
+            for row, counts, record in zip(rows, counted, self.take_records(), strict=True):
                 if counts:
                     self._seen.append({"pair_id": examples[row].pair_id, **record})
             if not torch.isfinite(loss):
@@ -116,11 +114,10 @@ def watched(
             inputs = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
             inputs.pop("rows")
             inputs.pop("counted", None)
-            self.pair_records = []
             self.model_wrapped.eval()
             with torch.no_grad(), self.compute_loss_context_manager():
                 super().compute_loss(self.model_wrapped, inputs)
-            return self.pair_records
+            return self.take_records()
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             super().log(logs, start_time)
