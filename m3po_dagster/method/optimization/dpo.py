@@ -103,8 +103,9 @@ def check_reference(
     """
     sample = sorted(random.Random(seed).sample(range(len(examples)), min(settings.reference_sample, len(examples))))
     compared = []
-    for start in range(0, len(sample), settings.batch_size):
-        rows = sample[start : start + settings.batch_size]
+    size = trainer.args.per_device_train_batch_size
+    for start in range(0, len(sample), size):
+        rows = sample[start : start + size]
         batch = batches.preference([{"row": row} for row in rows])
         batch = {name: tensor.to(trainer.model.device) for name, tensor in batch.items()}
         del batch["rows"]

@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ class TrainingResult:
     n_examples: int
     n_trainable: int
     peak_memory: int
-    trajectory: list[dict[str, Any]]
+    trajectory: list[dict[str, Any]] = field(default_factory=list)
     resumed_from: int = 0
 
 

@@ -25,7 +25,7 @@ def watched(
     """
     import torch
     from accelerate.data_loader import prepare_data_loader
-    from accelerate.utils import gather_object
+    from accelerate.utils import gather_object, send_to_device
 
     class Watched(recording(trainer_class)):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -111,9 +111,8 @@ def watched(
 
         def records_of(self, batch: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
             """The records of a collator's batch under the model as it stands (see `recording`); nothing is trained."""
-            inputs = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-            inputs.pop("rows")
-            inputs.pop("counted", None)
+            inputs = {name: value for name, value in batch.items() if name not in ("rows", "counted")}
+            inputs = send_to_device(inputs, self.accelerator.device)
             self.model_wrapped.eval()
             with torch.no_grad(), self.compute_loss_context_manager():
                 super().compute_loss(self.model_wrapped, inputs)
