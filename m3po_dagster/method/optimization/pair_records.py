@@ -141,6 +141,9 @@ def dpo_records(trainer: Any, inputs: "Mapping[str, torch.Tensor]", outputs: Any
         records.append(
             {
                 **_trl_loss(trainer, pair, _rows(outputs, rows)),
+                # Of whole answers, whatever the loss makes of an answer's tail.
+                "chosen_logp": outputs.log_probs[i].sum().item(),
+                "rejected_logp": outputs.log_probs[n + i].sum().item(),
                 "right": int((right & tokens.bool()).sum()),
                 "tokens": int(tokens.sum()),
             }
