@@ -21,7 +21,8 @@ def watched(
     """`trainer_class` with its rows in `step_rows` and `trajectory` (see `TrainingResult`), on `execution`'s terms.
 
     A step holds the same examples, each counting alike, however processes and passes divide it. The trainer's dataset
-    is `trainer_rows`, its collator's batches name their examples under `rows` and which of them count under `counted`.
+    is `trainer_rows`; its collator's batches name their examples under `rows` and, where not all of them count, say
+    which do under `counted`.
     """
     import torch
     from accelerate.data_loader import prepare_data_loader
@@ -82,7 +83,8 @@ def watched(
             return (mine * pieces / total).tolist()
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            rows, counted = inputs.pop("rows").tolist(), inputs.pop("counted").tolist()
+            rows, counted = inputs.pop("rows").tolist(), inputs.pop("counted", None)
+            counted = [True] * len(rows) if counted is None else counted.tolist()
             loss = self._shared(super().compute_loss, model, inputs, return_outputs, num_items_in_batch)
             for row, counts, record in zip(rows, counted, self.take_records(), strict=True):
                 if counts:
