@@ -41,6 +41,7 @@ from m3po_dagster.method.generation.settings import (
     SamplingSettings,
 )
 from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
+from m3po_dagster.method.optimization.trainer_settings import LocalTrainerSettings, TrainerSettings
 from m3po_dagster.method.selection import SelectionSettings
 from m3po_dagster.settings import PartitionName, Settings
 from m3po_dagster.study_errors import StudyError, explain
@@ -214,6 +215,10 @@ class Study(Settings):
     benchmarks: dict[PartitionName, AnyBenchmarkSettings] = Field(
         min_length=1, description="benchmarks by name (section 4.1)"
     )
+    trainer: TrainerSettings = Field(
+        default_factory=LocalTrainerSettings,
+        description="where adapters are trained, and how often a training is saved: no result depends on it",
+    )
     answers: AnswerSettings = Field(default_factory=AnswerSettings, description="how benchmark questions are answered")
     sweep: SweepSettings = Field(default_factory=SweepSettings, description="grid of selection_sweep (section 4.6)")
     automation: AutomationSettings = Field(
@@ -240,6 +245,21 @@ class Study(Settings):
                     )
         if len(self.recipes) > 99:
             raise ValueError("more than 99 recipes: Dagster would no longer follow staleness through the leaderboard")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_can_be_divided(self) -> "Study":
+        if self.trainer.processes > 1 and self.model.device_map == "auto":
+            raise ValueError(
+                "trainer.kind accelerate gives each process a GPU of its own, and model.device_map auto spreads the "
+                "model over all of them: use device_map none (fsdp shards the model), or trainer kind local"
+            )
+        for name, recipe in self.recipes.items():
+            if recipe.training:
+                try:
+                    self.trainer.division(recipe.training.batch_size)
+                except ValueError as error:
+                    raise ValueError(f"recipes.{name}.training: {error}") from None
         return self
 
     @model_validator(mode="after")

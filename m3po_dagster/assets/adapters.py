@@ -22,18 +22,23 @@ from m3po_dagster.graph import STAGES, label
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.lineage.manifests import Manifests
 from m3po_dagster.lineage.profile import TRAINED_ON_COLUMNS, abridged, trained_on_rows
+from m3po_dagster.lineage.unlearned import by_gain, not_learned, outcomes
 from m3po_dagster.materialise import Built, Work, materialise, reference
 from m3po_dagster.method.generation.numerics import of_model, only_one
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.resources.trainer import TrainerResource
 from m3po_dagster.storage.artifact import Artifact
+from m3po_dagster.storage.errors import StoreError
 from m3po_dagster.storage.fingerprint import fingerprint
-from m3po_dagster.storage.tables import ADAPTERS, MARGINS, TRAINING_LOG
+from m3po_dagster.storage.tables import ADAPTERS, MARGINS, TRAINING_LOG, TRAJECTORY
 from m3po_dagster.study import Study
 
 BASE_ADAPTER = "base"
 """What stands for "no adapter" in the tables."""
+
+WORST_PAIRS = 10
+WORST_COLUMNS = ("prompt", "R_w", "R_l", "margin", "loss before", "loss", "steps", "pair_id")
 
 CURVES = ("loss", "reward_margin", "reward_accuracy", "token_accuracy")
 """Columns of the training log that are drawn; DPO and SFT fill different ones."""
@@ -111,12 +116,19 @@ def train_seed(
             return draft.committed
         out, (pairs, reference_facts) = draft.folder("files"), examples()
         with work.progress(f"training seed {seed}", "step") as advance:
-            result = trainer.train(work.study.model, pairs, training, seed, out, advance)
+            result = trainer.train(work.study, pairs, training, seed, out, draft.scratch(), advance)
+        if result.resumed_from:
+            work.log(f"seed {seed}: went on from the checkpoint of step {result.resumed_from}")
         log = pa.Table.from_pylist(result.log, schema=TRAINING_LOG.schema)
         margins = pa.Table.from_pylist(result.margins, schema=MARGINS.schema)
+        trajectory = pa.Table.from_pylist(result.trajectory, schema=TRAJECTORY.schema)
         gained = [row["reward_margin"] for row in result.margins if row["reward_margin"] is not None]
         return draft.commit(
-            tables={"training_log": (log, TRAINING_LOG), "margins": (margins, MARGINS)},
+            tables={
+                "training_log": (log, TRAINING_LOG),
+                "margins": (margins, MARGINS),
+                "trajectory": (trajectory, TRAJECTORY),
+            },
             settings=settings,
             inputs=inputs,
             code_version=code_version,
@@ -127,6 +139,8 @@ def train_seed(
                 "examples": result.n_examples,
                 "trainable parameters": result.n_trainable,
                 "peak memory": result.peak_memory,
+                "processes": work.study.trainer.processes,
+                "resumed from step": result.resumed_from,
                 **{name.replace("_", " "): number for name, number in result.counts.items()},
                 **reference_facts,
                 "checks": {},
@@ -146,14 +160,16 @@ def examples_with_reference(
     pairs = work.all("preference_pairs").values()
     stored = only_one((artifact.manifest.metadata[NUMERICS] for artifact in pairs), label(work.part))
     examples = examples_of(work)
-    if stored is None or work.study.recipes[work.partition].training.kind == "sft":
+    training = work.study.recipes[work.partition].training
+    if stored is None or training.kind == "sft":
         return examples, {"reference": "stored", "reference numerics": stored, "reference forwards": 0}
-    own = of_model(work.study.model)
+    model = training.model_of(work.study.model)
+    own = of_model(model)
     if stored == own:
         return examples, {"reference": "stored", "reference numerics": own, "reference forwards": 0}
     work.log(f"the stored log-probs are {stored}, the trainer's {own}: {len(examples)} pairs are scored again")
     with work.progress("scoring the reference", "pair") as advance:
-        examples, counts = trainer.rescored(work.study.model, examples, advance)
+        examples, counts = trainer.rescored(model, examples, advance)
     forwards = counts.prefill_forwards + counts.scoring_forwards
     return examples, {
         "reference": "rescored",
@@ -229,6 +245,32 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
             "step",
         ),
         "reward margins": histograms({"reward margin a pair after training": margins}),
+        "pairs not learned": {str(seed): len(not_learned(adapter)) for seed, adapter in trained.items()},
+        "worst pairs": rows_table(worst_pairs(work, first), WORST_COLUMNS),
         "inspector": dg.MetadataValue.url(prompts_url(recipe=work.partition)),
         "files": dg.MetadataValue.path(str(first.path("files"))),
     }
+
+
+def worst_pairs(work: Work, adapter: Artifact) -> list[dict[str, object]]:
+    """The pairs of the smallest reward margins (SFT: gains in log P), learned or not, as rows of WORST_COLUMNS."""
+    lowest = [row for _, row in by_gain(adapter)[:WORST_PAIRS]]
+    try:
+        found = outcomes(Manifests(work.store), adapter, lowest)
+    except StoreError as error:
+        # An adapter of before is reused whatever became of the pairs that it was trained on.
+        work.log(f"no table of the worst pairs: {error}")
+        return []
+    return [
+        {
+            "prompt": outcome.question,
+            "R_w": outcome.chosen_text,
+            "R_l": outcome.rejected_text,
+            "margin": outcome.margin["reward_margin"],
+            "loss before": outcome.margin.get("loss_before"),
+            "loss": outcome.margin.get("loss"),
+            "steps": ", ".join(str(seen["step"]) for seen in outcome.trajectory),
+            "pair_id": outcome.pair_id,
+        }
+        for outcome in found
+    ]

@@ -63,7 +63,7 @@ def adapter(
     """Sum an adapter up and trace it back to the dataset files, or list the pairs it was trained on."""
     with explained(StoreError, status=1):
         manifests = Manifests(opened(folder))
-        chosen = choose(manifests, name, _current(manifests, study))
+        chosen = choose(manifests, name, current_adapters(manifests, study))
         if pairs:
             _print_pairs(chosen, *adapter_pairs(manifests, chosen.artifact), as_json)
             return
@@ -123,7 +123,7 @@ def diff(
     """Show what differs between two adapters: judge, recipe, model, dataset, code, training, and their pairs."""
     with explained(StoreError, status=1):
         manifests = Manifests(opened(folder))
-        current = _current(manifests, study)
+        current = current_adapters(manifests, study)
         one, other = (choose(manifests, name, current) for name in (first, second))
         result = compare(manifests, one.artifact, other.artifact)
     if as_json:
@@ -133,7 +133,7 @@ def diff(
     _print([*chosen_lines(one), "", *chosen_lines(other), "", *diff_lines(result, pairs)])
 
 
-def _current(manifests: Manifests, study: Path | None) -> Current | None:
+def current_adapters(manifests: Manifests, study: Path | None) -> Current | None:
     """What says which adapters are current: the study file, or Dagster's event log if it is at hand."""
     if study is None:
         return _event_log()

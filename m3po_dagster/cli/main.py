@@ -2,7 +2,7 @@
 
 import typer
 
-from m3po_dagster.cli import data, doctor, judge, lineage, run, score, status, store, study, ui, world
+from m3po_dagster.cli import data, doctor, judge, lineage, pairs, run, score, status, store, study, ui, world
 from m3po_dagster.cli.export import export
 from m3po_dagster.cli.inspect import inspect
 from m3po_dagster.cli.select import select
@@ -27,6 +27,7 @@ app.add_typer(
     name="lineage",
     help="What an adapter was made from, what a pair or image went into, how two adapters differ.",
 )
+app.add_typer(pairs.app, name="pairs", help="What became of a recipe's preference pairs in training.")
 app.add_typer(doctor.app, name="doctor", help="Checks of what a study leans on: whether two engines agree.")
 app.add_typer(judge.app, name="judge", help="A study's judge: its maps, and whether it judges as people do.")
 app.add_typer(score.app, name="score", help="Score anybody's answers to a benchmark, by every public tool's rules.")

@@ -32,6 +32,7 @@ from m3po_dagster.storage.tables import TableSchema
 
 ROW_GROUP = 16_384
 PARTS = "parts"
+SCRATCH = "scratch"
 _PLAN = "plan.json"
 _PART = re.compile(r"(\d{5})\.parquet")
 _HASH = b"m3po.hash"
@@ -151,12 +152,20 @@ class Draft:
     def folder(self, name: str = "files") -> Path:
         """An empty local folder whose files `commit` takes in (an adapter's weights); the same one when asked again."""
         self._writable()
-        if check_name("folder", name) in (PARTS, LOCK):
+        if check_name("folder", name) in (PARTS, SCRATCH, LOCK):
             raise StoreError(f"a folder of {self.key} can't be called {name!r}: choose another name")
         if name in self._folders:
             return self._disk.local(f"{self._folder}/{name}")
         path = self._disk.make_empty(f"{self._folder}/{name}")
         self._folders.add(name)
+        return path
+
+    def scratch(self) -> Path:
+        """A local folder that one attempt leaves to the next, for what is no result (checkpoints); gone at `commit`."""
+        self._writable()
+        path = self._disk.local(f"{self._folder}/{SCRATCH}")
+        with explained("make the folder", path):
+            path.mkdir(parents=True, exist_ok=True)
         return path
 
     def commit(
@@ -238,7 +247,8 @@ class Draft:
         try:
             for name in leftovers(self._disk, self.key, manifest):
                 self._disk.remove(f"{self._folder}/{name}")
-            self._disk.remove(f"{self._folder}/{PARTS}")
+            for name in (PARTS, SCRATCH):
+                self._disk.remove(f"{self._folder}/{name}")
         except StoreError as error:
             _LOG.warning("%s is committed; its parts stay behind until the next gc: %s", self.key, error)
 

@@ -382,12 +382,31 @@ MARGINS = TableSchema(
         [
             column("pair_id", pa.string(), "the pair"),
             column(
-                "reward_margin", pa.float64(), "reward margin after training; 0 before by definition", nullable=True
+                "reward_margin_before", pa.float64(), "reward margin before training: 0 by definition", nullable=True
             ),
+            column("reward_margin", pa.float64(), "reward margin after training", nullable=True),
+            column("loss_before", pa.float64(), "the pair's own loss under the base model", nullable=True),
+            column("loss", pa.float64(), "the pair's own loss under the adapter", nullable=True),
             column("chosen_logp_before", pa.float64(), "log P of R_w under the base model, nats"),
             column("chosen_logp_after", pa.float64(), "log P of R_w under the adapter, nats"),
             column("rejected_logp_before", pa.float64(), "log P of R_l under the base model, nats", nullable=True),
             column("rejected_logp_after", pa.float64(), "log P of R_l under the adapter, nats", nullable=True),
         ]
     ),
+)
+
+TRAJECTORY = TableSchema(
+    "trajectory",
+    ("pair_id", "step"),
+    pa.schema(
+        [
+            column("pair_id", pa.string(), "the pair"),
+            column("step", pa.int64(), "the optimiser step that saw it; what follows is from before its update"),
+            column("loss", pa.float64(), "the pair's own loss", nullable=True),
+            column("reward_margin", pa.float64(), "its reward of R_w minus that of R_l", nullable=True),
+            column("chosen_logp", pa.float64(), "log P of R_w, nats"),
+            column("rejected_logp", pa.float64(), "log P of R_l, nats", nullable=True),
+        ]
+    ),
+    counts=False,
 )

@@ -170,6 +170,23 @@ def test_links_lead_to_the_inspector(events):
             assert metadata["inspector"].url == expected, (asset, partition)
 
 
+def test_an_adapter_shows_the_pairs_it_learned_least(made, events):
+    for asset, partition, metadata in events:
+        if asset != "lora_adapter" or partition == "base":
+            continue
+        (adapter,) = (found for found in made.store.list("adapter") if found.key.partition == f"{partition}|0")
+        margins = adapter.table("margins").to_pylist()
+        gain = {
+            "m3po": lambda row: row["reward_margin"],
+            "sft": lambda row: row["chosen_logp_after"] - row["chosen_logp_before"],
+        }[partition]
+        expected = sorted(margins, key=lambda row: (gain(row), row["pair_id"]))[:10]
+        records = [record.data for record in metadata["worst pairs"].records]
+        assert [record["pair_id"] for record in records] == [row["pair_id"] for row in expected]
+        assert all(record["prompt"] and record["R_w"] and record["steps"] for record in records)
+        assert metadata["pairs not learned"].data == {"0": sum(gain(row) <= 0 for row in margins)}
+
+
 def test_figures_beside_the_pictures(made, events):
     """Numbers that Dagster plots over partitions and time, against the tables they are of."""
     with made.instance() as instance:

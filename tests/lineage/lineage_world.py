@@ -24,6 +24,7 @@ from m3po_dagster.storage.tables import (
     PAIRS,
     SOURCE_SHARDS,
     TRAINING_LOG,
+    TRAJECTORY,
     TableSchema,
     mas_schema,
 )
@@ -42,7 +43,7 @@ class Wanted:
     """A study in a few words.
 
     `recipes` holds {name: alpha}. With `judged_apart` the judge gives other scores in these shards alone, and those of
-    the judge "strict" elsewhere.
+    the judge "strict" elsewhere. Of each adapter's pairs the first so many are `unlearned`, the very first the least.
     """
 
     dataset: str = "scenes"
@@ -56,6 +57,7 @@ class Wanted:
     epochs: int = 1
     beta: float = 0.1
     judged_apart: tuple[str, ...] | None = None
+    unlearned: int = 0
     pairs_a_prompt: int = 1
 
     def but(self, **changes: object) -> "Wanted":
@@ -219,15 +221,27 @@ class World:
             after = [
                 {
                     "pair_id": i,
-                    "reward_margin": len(i) / 100 + seed,
+                    "reward_margin": len(i) / 100 + seed if number >= wanted.unlearned else number - wanted.unlearned,
+                    "reward_margin_before": 0.0,
+                    "loss_before": 0.7,
+                    "loss": 0.8 if number < wanted.unlearned else 0.1,
                     "chosen_logp_before": -1.0,
                     "chosen_logp_after": -0.5,
                     "rejected_logp_before": -2.0,
                     "rejected_logp_after": -3.0,
                 }
-                for i in ids
+                for number, i in enumerate(ids)
             ]
-            tables = {"training_log": table(log, TRAINING_LOG), "margins": table(after, MARGINS)}
+            seen = [
+                {"pair_id": i, "step": row["step"], "loss": 0.7, "reward_margin": 0.0, "chosen_logp": -1.0}
+                for row in log
+                for i in dict.fromkeys(row["pair_ids"])
+            ]
+            tables = {
+                "training_log": table(log, TRAINING_LOG),
+                "margins": table(after, MARGINS),
+                "trajectory": table(seen, TRAJECTORY),
+            }
             part = ("adapter", f"{name}|{seed}")
             adapter = put(*part, tables, settings, *used, weights=digest(order, wanted.beta))
             rows.append(

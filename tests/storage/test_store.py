@@ -288,12 +288,24 @@ def test_a_folder_begins_empty_and_holds_only_its_own_files(store, tmp_path):
         with pytest.raises(StoreError, match="link"):
             draft.commit(code_version="1")
         (draft.folder() / "link").unlink()
-        for name in ("parts", "lock", "../x"):
+        for name in ("parts", "scratch", "lock", "../x"):
             with pytest.raises(StoreError, match="folder"):
                 draft.folder(name)
         artifact = draft.commit(code_version="1")
     assert list(artifact.manifest.files) == ["files/deep/weights"]
     assert (artifact.path("files") / "deep" / "weights").read_text() == "whole"
+
+
+def test_scratch_is_left_to_the_next_attempt_and_gone_at_commit(store):
+    with store.open(*key()) as draft:
+        (draft.scratch() / "deep").mkdir()
+        (draft.scratch() / "deep" / "checkpoint").write_text("step 7")
+    with store.open(*key()) as draft:
+        assert (draft.scratch() / "deep" / "checkpoint").read_text() == "step 7"
+        (draft.folder() / "weights").write_text("whole")
+        artifact = draft.commit(code_version="1")
+    assert list(artifact.manifest.files) == ["files/weights"]
+    assert sorted(path.name for path in artifact.folder.iterdir()) == ["files", "manifest.json"]
 
 
 def test_prefixes_find_one_artifact_or_say_why_not(store):

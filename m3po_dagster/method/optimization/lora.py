@@ -1,13 +1,16 @@
 """The LoRA adapter: which layers it covers, and how it is written (paper, section 3.6)."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.settings import LoraSettings
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig, PeftModel
 
 
@@ -32,6 +35,15 @@ def language_model_and_tower(model: Any) -> tuple[Any, Any]:
             "leave the other alone; use a model with both"
         )
     return decoder, tower
+
+
+def check_trainable(loaded: LoadedModel) -> None:
+    """Raises ValueError for 4-bit weights on a CPU."""
+    if loaded.precision.endswith("+4bit") and loaded.device.type == "cpu":
+        # bitsandbytes packs them for a product that has no gradient: most of the adapter would silently stay as it is.
+        raise ValueError(
+            "4-bit weights can't be trained on a CPU: use a GPU, 8bit, or no quantization (model, training)"
+        )
 
 
 def language_model_linears(model: Any) -> str:
@@ -62,10 +74,13 @@ def lora_config(model: Any, settings: LoraSettings) -> "LoraConfig":
     )
 
 
-def save_adapter(model: "PeftModel", base_model: ModelSettings, out: Path) -> None:
+def save_adapter(
+    model: "PeftModel", base_model: ModelSettings, out: Path, state_dict: "Mapping[str, torch.Tensor] | None" = None
+) -> None:
     """Writes `adapter_model.safetensors` and `adapter_config.json` to the folder `out`, for peft to load.
 
     The config names `base_model`: its name and revision on the hub, or its folder's own name, never the folder's place.
+    `state_dict` holds the model's weights where `model` has only a part of them.
     """
     import copy
 
@@ -78,7 +93,7 @@ def save_adapter(model: "PeftModel", base_model: ModelSettings, out: Path) -> No
     config.base_model_name_or_path = Path(base_model.path).resolve().name if is_folder else base_model.path
     config.revision = None if is_folder else base_model.revision
     config.inference_mode = True
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = get_peft_model_state_dict(model, state_dict=state_dict, save_embedding_layers=False)
     save_file(
         {name: weight.contiguous().cpu() for name, weight in weights.items()},
         out / "adapter_model.safetensors",

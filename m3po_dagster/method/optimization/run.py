@@ -1,27 +1,29 @@
 """What a DPO and an SFT run share: the trainer's arguments, the watch over every step, counts, the result."""
 
 import contextlib
-import math
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m3po_dagster.method.generation.model import LoadedModel
+from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.backbone import give_backbone
 from m3po_dagster.method.optimization.examples import PreferenceExample
-from m3po_dagster.method.optimization.lora import language_model_and_tower, lora_config
+from m3po_dagster.method.optimization.execution import PLAIN, Execution, processes
+from m3po_dagster.method.optimization.lora import check_trainable, language_model_and_tower, lora_config, save_adapter
+from m3po_dagster.method.optimization.pair_records import ACROSS_PAIRS, base_loss
 from m3po_dagster.method.optimization.settings import DpoSettings, LoraSettings, SftSettings
+from m3po_dagster.method.optimization.watched import Progress, watched
 
 if TYPE_CHECKING:
     import torch
 
 # Columns of a batch that the trainers read and the model doesn't take.
-BESIDE_THE_MODEL = frozenset({"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "rows"})
-
-Progress = Callable[[int, int], None]
+BESIDE_THE_MODEL = frozenset({"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "rows", "counted"})
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,19 @@ class TrainingResult:
     `log`: a row a step: step, pairs_seen, pair_ids, loss, learning_rate, grad_norm, token_accuracy, and for DPO
     reward_accuracy, reward_margin, chosen_logp and rejected_logp (batch means; None for SFT). Until the first update
     every margin is 0 up to rounding, so that reward_accuracy is chance.
-    `margins`: a row an example: pair_id, reward_margin, chosen_logp_before, chosen_logp_after, rejected_logp_before,
-    rejected_logp_after. The log-probs are sums in nats; `before` is the stored one. reward_margin is
-    beta * ((chosen_after - chosen_before) - (rejected_after - rejected_before)), 0 before training by definition;
-    what concerns the rejected answer is None for SFT.
+    `trajectory`: a row each time a pair was seen, from the step's own forward before its update: pair_id, step, and the
+    pair's own loss (None for a loss that sorts a batch's answers), reward_margin, chosen_logp and rejected_logp.
+    `margins`: a row an example: pair_id, reward_margin_before (0 by definition), reward_margin, loss_before, loss,
+    chosen_logp_before, chosen_logp_after, rejected_logp_before, rejected_logp_after. The log-probs are sums in nats;
+    `before` is the stored one. reward_margin is
+    beta * ((chosen_after - chosen_before) - (rejected_after - rejected_before)), after training; what concerns the
+    rejected answer is None for SFT. loss_before is None where the loss needs more than the stored log-probs.
     `counts`: language_model_forwards (calls), sequences (rows they held), images_encoded (images the vision
     tower got; one a row, however many tiles it is cut into).
     `seconds` covers checking, training and measuring, not loading. `peak_memory` is in bytes: allocated on the
-    accelerator, or on a CPU the process's peak resident set.
+    accelerator, or on a CPU the process's peak resident set; of several processes, the largest.
+    `resumed_from` is the step whose checkpoint was taken up, 0 for none. Rows, counts and seconds are those of the
+    whole training, the steps before included; counts are of all processes together.
     """
 
     log: list[dict[str, Any]]
@@ -48,13 +55,24 @@ class TrainingResult:
     n_examples: int
     n_trainable: int
     peak_memory: int
+    trajectory: list[dict[str, Any]] = field(default_factory=list)
+    resumed_from: int = 0
 
 
-def trainer_arguments(model: Any, settings: DpoSettings | SftSettings, seed: int, folder: str) -> dict[str, Any]:
-    """The arguments that TRL's DPOConfig and SFTConfig share; nothing is evaluated, reported or checkpointed."""
+def trainer_arguments(
+    model: Any,
+    settings: DpoSettings | SftSettings,
+    seed: int,
+    folder: str,
+    execution: Execution = PLAIN,
+) -> dict[str, Any]:
+    """The arguments that TRL's DPOConfig and SFTConfig share; nothing is evaluated or reported."""
+    share = settings.batch_size // processes()
+    pass_size = execution.pass_size or share
     return {
-        "output_dir": folder,
-        "per_device_train_batch_size": settings.batch_size,
+        "output_dir": str(execution.checkpoints.folder) if execution.checkpoints else folder,
+        "per_device_train_batch_size": pass_size,
+        "gradient_accumulation_steps": share // pass_size,
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
@@ -73,6 +91,7 @@ def trainer_arguments(model: Any, settings: DpoSettings | SftSettings, seed: int
         "dataloader_pin_memory": False,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
+        # Execution's checkpoints are, by time.
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -80,67 +99,34 @@ def trainer_arguments(model: Any, settings: DpoSettings | SftSettings, seed: int
 
 
 def trainer_rows(examples: Sequence[PreferenceExample]) -> Any:
-    """The trainer's dataset: indices of `examples`; the column `image` tells TRL to leave the work to the collator."""
+    """The trainer's dataset: indices of `examples`; the column `image` tells TRL to leave the work to the collator.
+
+    The last row is StepBatches' stand-in: an example that does not count.
+    """
     from datasets import Dataset
 
+    rows = [*range(len(examples)), 0]
     return Dataset.from_dict(
-        {"row": list(range(len(examples))), "image": [str(example.prompt.image_path) for example in examples]}
+        {
+            "row": rows,
+            "image": [str(examples[row].prompt.image_path) for row in rows],
+            "counted": [True] * len(examples) + [False],
+        }
     )
 
 
-def watched(trainer_class: type, examples: Sequence[PreferenceExample], progress: Progress | None) -> type:
-    """`trainer_class`, keeping a row a step in `step_rows`, and stopping at the first loss or gradient not finite."""
+def marked(collator: Callable[[Sequence[dict]], "dict[str, torch.Tensor]"]) -> Any:
+    """`collator`, its batches saying under `counted` (B,) which examples count; one that doesn't has no labels."""
     import torch
 
-    class Watched(trainer_class):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.step_rows: list[dict[str, Any]] = []
-            self.step_pairs: list[str] = []
+    def collate(rows: Sequence[dict]) -> "dict[str, torch.Tensor]":
+        batch = dict(collator(rows))
+        batch["counted"] = torch.tensor([row["counted"] for row in rows])
+        if "labels" in batch:
+            batch["labels"] = batch["labels"].masked_fill(~batch["counted"][:, None], -100)
+        return batch
 
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            self.step_pairs = [examples[row].pair_id for row in inputs.pop("rows").tolist()]
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            if not torch.isfinite(loss):
-                self._stop("loss", loss.item(), self.state.global_step + 1)
-            return loss
-
-        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-            super().log(logs, start_time)
-            row = self.state.log_history[-1]
-            if "loss" not in row:  # the closing summary
-                return
-            if not math.isfinite(row["grad_norm"]):
-                self._stop("gradient norm", row["grad_norm"], row["step"])
-            seen = self.step_rows[-1]["pairs_seen"] if self.step_rows else 0
-            self.step_rows.append(
-                {
-                    "step": row["step"],
-                    "pairs_seen": seen + len(self.step_pairs),
-                    "pair_ids": self.step_pairs,
-                    "loss": row["loss"],
-                    "learning_rate": row["learning_rate"],
-                    "grad_norm": row["grad_norm"],
-                    "token_accuracy": row["mean_token_accuracy"],
-                    "reward_accuracy": row.get("rewards/accuracies"),
-                    "reward_margin": row.get("rewards/margins"),
-                    "chosen_logp": row.get("logps/chosen"),
-                    "rejected_logp": row.get("logps/rejected"),
-                }
-            )
-            if progress is not None:
-                progress(row["step"], self.state.max_steps)
-
-        def _stop(self, what: str, value: float, step: int) -> None:
-            raise FloatingPointError(
-                f"step {step}: the {what} is {value} on the pairs {', '.join(self.step_pairs)}; "
-                "lower the learning rate, or look at these pairs"
-            )
-
-        def _send_telemetry(self) -> None:
-            """TRL reports every trainer's construction to its makers; this project tells nobody anything."""
-
-    return Watched
+    return collate
 
 
 def new_trainer(
@@ -151,23 +137,29 @@ def new_trainer(
     examples: Sequence[PreferenceExample],
     collator: Callable[[Sequence[dict]], "dict[str, torch.Tensor]"],
     progress: Progress | None,
+    execution: Execution = PLAIN,
 ) -> Any:
     """TRL's trainer, watched and silent, with a new adapter on the model drawn from the seed in `config`.
 
-    Raises ValueError for 4-bit weights on a CPU.
+    Raises ValueError as `check_trainable` does, and for a loss across pairs when a step's pairs are divided.
     """
     from transformers import PrinterCallback
 
-    if loaded.precision.endswith("+4bit") and loaded.device.type == "cpu":
-        # bitsandbytes packs them for a product that has no gradient: most of the adapter would silently stay as it is.
-        raise ValueError("4-bit weights can't be trained on a CPU: use a GPU, 8bit, or no quantization (model)")
+    pieces = config.gradient_accumulation_steps * processes()
+    if pieces > 1 and ACROSS_PAIRS & set(config.loss_type if isinstance(config.loss_type, list) else ()):
+        raise ValueError(
+            f"a loss that sorts the answers of a whole step ({', '.join(sorted(ACROSS_PAIRS))}) can't be computed from "
+            f"{pieces} parts of it: train it with trainer kind local, without per_device_batch_size"
+        )
+
+    check_trainable(loaded)
     give_backbone(loaded.model)
     # The base model's own, since the stored log-probs are without it; the adapter comes after.
     without_dropout(loaded.model)
-    trainer = watched(trainer_class, examples, progress)(
+    trainer = watched(trainer_class, examples, progress, execution)(
         model=loaded.model,
         args=config,
-        data_collator=collator,
+        data_collator=marked(collator),
         train_dataset=trainer_rows(examples),
         processing_class=loaded.processor,
         peft_config=lora_config(loaded.model, lora),
@@ -197,53 +189,69 @@ def without_dropout(model: Any) -> None:
                 setattr(holder, name, 0.0)
 
 
-def answer_logps(model: Any, batch: "dict[str, torch.Tensor]") -> "torch.Tensor":
-    """The sum of each row's answer log-probs (B,) in nats under `model`, its adapter as it stands."""
-    import torch
-
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name not in BESIDE_THE_MODEL}
-    if "labels" not in inputs:
-        inputs["labels"] = inputs["input_ids"].masked_fill(batch["completion_mask"].to(model.device) == 0, -100)
-    with torch.no_grad():
-        # The forward that TRL's trainers themselves use.
-        return model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum(dim=1)
-
-
 def margin_rows(
-    model: Any,
+    trainer: Any,
     collator: Callable[[Sequence[dict]], "dict[str, torch.Tensor]"],
     examples: Sequence[PreferenceExample],
-    batch_size: int,
-    beta: float | None,
+    settings: DpoSettings | SftSettings,
 ) -> list[dict[str, Any]]:
-    """The rows of `TrainingResult.margins` under `model` as trained; `beta` is None where nothing is rejected (SFT)."""
-    margins = []
-    for start in range(0, len(examples), batch_size):
-        batch = examples[start : start + batch_size]
-        logps = answer_logps(model.eval(), collator([{"row": start + i} for i in range(len(batch))])).tolist()
-        for i, example in enumerate(batch):
-            chosen, rejected, reward_margin = logps[i], None, None
-            if beta is not None:
-                rejected = logps[len(batch) + i]
-                gain = (chosen - example.ref_chosen_logp) - (rejected - example.ref_rejected_logp)
-                reward_margin = beta * gain
-            margins.append(
-                {
-                    "pair_id": example.pair_id,
-                    "reward_margin": reward_margin,
-                    "chosen_logp_before": example.ref_chosen_logp,
-                    "chosen_logp_after": chosen,
-                    "rejected_logp_before": None if beta is None else example.ref_rejected_logp,
-                    "rejected_logp_after": rejected,
-                }
-            )
-    return margins
+    """The rows of `TrainingResult.margins` under `trainer`'s model as trained, from one forward a batch.
+
+    Processes share the work, and all have all the rows.
+    """
+    from accelerate.utils import gather_object
+
+    size, state = trainer.args.per_device_train_batch_size, trainer.accelerator
+    starts = list(range(0, len(examples), size))
+    turns = -(-len(starts) // state.num_processes)
+    found = []
+    for turn in range(turns):
+        number = turn * state.num_processes + state.process_index
+        # All processes must take part in every forward; what is over is thrown away.
+        start = starts[min(number, len(starts) - 1)]
+        rows = range(start, min(start + size, len(examples)))
+        records = trainer.records_of(collator([{"row": row} for row in rows]))
+        if number < len(starts):
+            found += [(row, record) for row, record in zip(rows, records, strict=True)]
+    return [_margins(trainer, examples[row], record, settings) for row, record in sorted(gather_object(found))]
+
+
+def _margins(
+    trainer: Any, example: PreferenceExample, after: dict[str, Any], settings: DpoSettings | SftSettings
+) -> dict[str, Any]:
+    compared = settings.kind == "dpo"
+    margin, before = None, -example.ref_chosen_logp / len(example.chosen_ids)
+    if compared:
+        gain = (after["chosen_logp"] - example.ref_chosen_logp) - (after["rejected_logp"] - example.ref_rejected_logp)
+        margin, before = settings.beta * gain, base_loss(trainer, example)
+    return {
+        "pair_id": example.pair_id,
+        "reward_margin_before": 0.0 if compared else None,
+        "reward_margin": margin,
+        "loss_before": before,
+        "loss": after["loss"],
+        "chosen_logp_before": example.ref_chosen_logp,
+        "chosen_logp_after": after["chosen_logp"],
+        "rejected_logp_before": example.ref_rejected_logp if compared else None,
+        "rejected_logp_after": after["rejected_logp"],
+    }
+
+
+def write_adapter(trainer: Any, model: ModelSettings, out: Path) -> None:
+    """Writes the trained adapter to the folder `out`, put together from all processes that hold a part of it."""
+    weights = None
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.accelerator.is_main_process:
+        save_adapter(trainer.accelerator.unwrap_model(trainer.model), model, out, weights)
+    trainer.accelerator.wait_for_everyone()
 
 
 @contextlib.contextmanager
-def measured(model: Any) -> "Iterator[dict[str, Any]]":
-    """Gives counts, seconds and peak_memory of `TrainingResult` for the work inside, complete on leaving."""
+def measured(model: Any, execution: Execution = PLAIN) -> "Iterator[dict[str, Any]]":
+    """Gives counts, seconds, peak_memory and resumed_from of `TrainingResult` for the work inside, whole on leaving."""
     import torch
+    from accelerate.utils import gather_object
 
     counts = {"language_model_forwards": 0, "sequences": 0, "images_encoded": 0}
     measures: dict[str, Any] = {"counts": counts}
@@ -272,18 +280,31 @@ def measured(model: Any) -> "Iterator[dict[str, Any]]":
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(model.device)
     started = time.perf_counter()
+
+    def spent() -> dict[str, Any]:
+        """By all processes, with what the steps before the checkpoint took that was taken up."""
+        earlier = execution.checkpoints.carried if execution.checkpoints else {"seconds": 0.0, "counts": {}}
+        of_all = gather_object([counts])
+        return {
+            "seconds": earlier["seconds"] + time.perf_counter() - started,
+            "counts": {name: earlier["counts"].get(name, 0) + sum(one[name] for one in of_all) for name in counts},
+        }
+
+    if execution.checkpoints:
+        execution.checkpoints.spent = spent
     try:
         yield measures
     finally:
         for hook in hooks:
             hook.remove()
-    measures["seconds"] = time.perf_counter() - started
+    measures |= spent()
     if on_gpu:
-        measures["peak_memory"] = torch.cuda.max_memory_allocated(model.device)
+        peak = torch.cuda.max_memory_allocated(model.device)
     else:
         # macOS counts bytes, others kibibytes.
-        unit = 1 if sys.platform == "darwin" else 1024
-        measures["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    measures["peak_memory"] = max(gather_object([peak]))
+    measures["resumed_from"] = execution.checkpoints.carried["step"] if execution.checkpoints else 0
 
 
 def n_trainable(model: Any) -> int:

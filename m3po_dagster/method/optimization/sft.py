@@ -9,7 +9,8 @@ from m3po_dagster.method.generation.model import LoadedModel, load_model, withou
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.batches import Batches
 from m3po_dagster.method.optimization.examples import PreferenceExample, check_examples
-from m3po_dagster.method.optimization.lora import save_adapter
+from m3po_dagster.method.optimization.execution import PLAIN, Execution
+from m3po_dagster.method.optimization.image_features import remember_images
 from m3po_dagster.method.optimization.run import (
     Progress,
     TrainingResult,
@@ -18,6 +19,7 @@ from m3po_dagster.method.optimization.run import (
     n_trainable,
     new_trainer,
     trainer_arguments,
+    write_adapter,
 )
 from m3po_dagster.method.optimization.settings import SftSettings
 
@@ -29,6 +31,7 @@ def train_sft(
     seed: int,
     out: Path,
     progress: Progress | None = None,
+    execution: Execution = PLAIN,
 ) -> TrainingResult:
     """Trains an adapter on the chosen answers of `examples`; rejected answers are ignored.
 
@@ -36,8 +39,8 @@ def train_sft(
     the stored log-probs are only reported, as what the answers had before.
     """
     check_examples(examples, needs_rejected=False)
-    trainer, result = fit_sft(load_model(model), examples, settings, seed, progress)
-    save_adapter(trainer.model, model, out)
+    trainer, result = fit_sft(load_model(settings.model_of(model)), examples, settings, seed, progress, execution)
+    write_adapter(trainer, model, out)
     return result
 
 
@@ -47,19 +50,24 @@ def fit_sft(
     settings: SftSettings,
     seed: int,
     progress: Progress | None = None,
+    execution: Execution = PLAIN,
 ) -> tuple[Any, TrainingResult]:
     """`train_sft` on a model in memory, which gets the adapter; returns TRL's trainer, `trainer.model` trained, too."""
     from trl import SFTConfig, SFTTrainer
 
     model = loaded.model
     batches = Batches(loaded, examples)
-    with tempfile.TemporaryDirectory() as folder, without_deprecation(), measured(model) as measures:
-        config = SFTConfig(**trainer_arguments(model, settings, seed, folder))
-        trainer = new_trainer(SFTTrainer, loaded, config, settings.lora, examples, batches.supervised, progress)
+    with tempfile.TemporaryDirectory() as folder, without_deprecation(), measured(model, execution) as measures:
+        config = SFTConfig(**trainer_arguments(model, settings, seed, folder, execution))
+        trainer = new_trainer(
+            SFTTrainer, loaded, config, settings.lora, examples, batches.supervised, progress, execution
+        )
+        remember_images(trainer, batches, settings, measures["counts"])
         trainer.train()
-        margins = margin_rows(trainer.model, batches.supervised, examples, settings.batch_size, beta=None)
+        margins = margin_rows(trainer, batches.supervised, examples, settings)
     return trainer, TrainingResult(
         log=trainer.step_rows,
+        trajectory=trainer.trajectory,
         margins=margins,
         n_examples=len(examples),
         n_trainable=n_trainable(trainer.model),

@@ -1,0 +1,40 @@
+"""Trains an adapter by the kind that a recipe asks for: in this process, or in several that `accelerate` launches."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from m3po_dagster.method.generation.settings import ModelSettings
+from m3po_dagster.method.optimization.checkpoints import Checkpoints
+from m3po_dagster.method.optimization.dpo import train_dpo
+from m3po_dagster.method.optimization.examples import PreferenceExample
+from m3po_dagster.method.optimization.execution import Execution
+from m3po_dagster.method.optimization.launch import launch
+from m3po_dagster.method.optimization.run import TrainingResult
+from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
+from m3po_dagster.method.optimization.sft import train_sft
+from m3po_dagster.method.optimization.trainer_settings import AccelerateTrainerSettings, LocalTrainerSettings
+
+BY_KIND: dict[str, Callable[..., TrainingResult]] = {"dpo": train_dpo, "sft": train_sft}
+
+
+def train(
+    trainer: LocalTrainerSettings | AccelerateTrainerSettings,
+    model: ModelSettings,
+    examples: Sequence[PreferenceExample],
+    settings: DpoSettings | SftSettings,
+    seed: int,
+    out: Path,
+    scratch: Path,
+    progress: Callable[[int, int], None],
+) -> TrainingResult:
+    """Trains on the examples and writes the adapter into the folder `out`.
+
+    `scratch` is a folder that an attempt leaves to the next one: checkpoints are in it. Raises as `train_dpo` does, and
+    ValueError when the recipe's batch can't be divided as `trainer` asks.
+    """
+    pass_size, _ = trainer.division(settings.batch_size)
+    if trainer.kind == "accelerate":
+        return launch(trainer, model, examples, settings, seed, out, scratch, progress)
+    every = trainer.checkpoint_minutes
+    execution = Execution(None if every is None else Checkpoints(scratch / "checkpoints", every), pass_size)
+    return BY_KIND[settings.kind](model, examples, settings, seed, out, progress, execution)
