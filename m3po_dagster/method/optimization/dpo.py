@@ -15,6 +15,7 @@ from m3po_dagster.method.generation.model import LoadedModel, load_model, withou
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.batches import Batches
 from m3po_dagster.method.optimization.examples import PreferenceExample, check_examples
+from m3po_dagster.method.optimization.health import health
 from m3po_dagster.method.optimization.lora import save_adapter
 from m3po_dagster.method.optimization.run import (
     Progress,
@@ -83,6 +84,7 @@ def fit_dpo(
         margins=margins,
         n_examples=len(examples),
         n_trainable=n_trainable(trainer.model),
+        health=health(loaded, trainer, examples, margins, settings.batch_size, seed, settings.beta),
         **measures,
     )
 
