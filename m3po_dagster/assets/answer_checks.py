@@ -47,12 +47,12 @@ def answer_format(scores: pa.Table, forms: Sequence[str], base: Mapping[str, flo
     }
     if not shares:
         return ANSWER_FORMAT.outcome(True, "no benchmark whose rule reads the form")
-    lost = {key: base[key[0]] - share for key, share in shares.items() if key[0] in base}
-    passed = min(shares.values()) >= LEAST_FORMAT and max(lost.values(), default=0.0) <= LARGEST_LOSS
+    change = {key: share - base[key[0]] for key, share in shares.items() if key[0] in base}
+    passed = min(shares.values()) >= LEAST_FORMAT and min(change.values(), default=0.0) >= -LARGEST_LOSS
     found = f"{min(shares.values()):.1f} % in the worst benchmark"
-    if lost:
-        worst = max(lost, key=lost.__getitem__)
-        found += f"; against base {-lost[worst]:+.1f} points in {_name(worst)}"
+    if change:
+        worst = min(change, key=change.__getitem__)
+        found += f"; against base {change[worst]:+.1f} points in {_name(worst)}"
     return ANSWER_FORMAT.outcome(passed, found, **{_name(key): share for key, share in shares.items()})
 
 

@@ -22,6 +22,7 @@ from m3po_dagster.assets.checks import (
 )
 from m3po_dagster.assets.display import rows_table
 from m3po_dagster.assets.pictures import Interval, intervals
+from m3po_dagster.method.optimization.health import FEWEST_STEPS
 
 LOWEST_DRIFT = -0.1
 """Nats a token: each token of R_w a tenth less likely. Recipes of the embedded world that help lie from 0 to 0.05."""
@@ -67,7 +68,8 @@ def _weights_finite(finite: Mapping[int, bool]) -> Check:
 def _loss_falls(figures: Mapping[int, Figures]) -> Check:
     known = _known(figures, "loss_last")
     if not known:
-        return LOSS_FALLS.outcome(True, _unknown(figures))
+        few = f"not measured: fewer than {FEWEST_STEPS} steps, or a training by another measure than its loss"
+        return LOSS_FALLS.outcome(True, few if figures else _unknown(figures))
     falls = {seed: one["loss_first"] - one["loss_last"] for seed, one in known.items()}
     worst = min(falls, key=falls.__getitem__)
     one = known[worst]
@@ -106,14 +108,15 @@ def _image_ablation(figures: Mapping[int, Figures]) -> Check:
     lows = {seed: one["image_gain"] - ONE_SIDED * one["image_gain_error"] for seed, one in known.items()}
     worst = min(lows, key=lows.__getitem__)
     one = known[worst]
-    kept = f", {one['gain_blank'] / one['gain']:.0%} kept" if one["gain"] > 0 else ""
+    kept = {seed: max(0.0, one["gain_blank"] / one["gain"]) for seed, one in known.items() if one["gain"] > 0}
+    share = f", {kept[worst]:.0%} kept" if worst in kept else ""
     return IMAGE_ABLATION.outcome(
         lows[worst] > 0,
-        f"{one['gain']:.4f} beside the image, {one['gain_blank']:.4f} beside a blank one{kept}; the difference is "
+        f"{one['gain']:.4f} beside the image, {one['gain_blank']:.4f} beside a blank one{share}; the difference is "
         f"above {lows[worst]:.4f} with 95 %{_of_seed(worst, known)}",
         worst=lows[worst],
         **_by_seed({seed: one["image_gain"] for seed, one in known.items()}),
-        **{f"kept, seed {seed}": one["gain_blank"] / one["gain"] for seed, one in known.items() if one["gain"] > 0},
+        **{f"seed {seed} kept": share for seed, share in kept.items()},
     )
 
 

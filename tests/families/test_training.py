@@ -140,6 +140,10 @@ def test_a_dpo_step(run, world):
     # The check of the reference, the step, the margins: a forward each, over both answers of every pair.
     sequences = 3 * 2 * len(world.examples)
     assert run.result.counts == {"language_model_forwards": 3, "sequences": sequences, "images_encoded": sequences}
+    # From logits at the answers' positions alone, where the margins are from TRL's head.
+    margins = [row["reward_margin"] for row in run.result.margins]
+    assert run.result.health["gain"] == pytest.approx(sum(margins) / len(margins), abs=1e-5)
+    assert run.result.health["kl_to_base"] > 0 and run.result.health["gain_blank"] != run.result.health["gain"]
 
 
 def test_a_log_prob_that_is_not_the_models_is_refused(world):
