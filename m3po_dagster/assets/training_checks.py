@@ -27,7 +27,7 @@ from m3po_dagster.method.optimization.health import FEWEST_STEPS
 LOWEST_DRIFT = -0.1
 """Nats a token: each token of R_w a tenth less likely. Recipes of the embedded world that help lie from 0 to 0.05."""
 LARGEST_KL = 0.2
-"""Nats a token, between the largest of a recipe that helps (0.04) and the smallest of one that harms (0.7)."""
+"""Nats a token, between the largest of a recipe there that helps (0.05) and the smallest of one that harms (0.4)."""
 FEWEST_EXAMPLES = 10
 """Examples below which a mean's standard error says little of it."""
 ONE_SIDED = 1.645

@@ -84,7 +84,7 @@ def fit_dpo(
         margins=margins,
         n_examples=len(examples),
         n_trainable=n_trainable(trainer.model),
-        health=health(loaded, trainer, examples, margins, settings.batch_size, seed, settings.beta),
+        health=health(loaded, trainer, examples, margins, seed, settings.beta),
         **measures,
     )
 

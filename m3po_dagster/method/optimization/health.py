@@ -38,7 +38,6 @@ def health(
     trainer: Any,
     examples: Sequence[PreferenceExample],
     margins: Sequence[Mapping[str, Any]],
-    batch_size: int,
     seed: int,
     beta: float | None,
 ) -> dict[str, float]:
@@ -50,7 +49,7 @@ def health(
         **loss_trend(trainer.step_rows),
         **drift(examples, margins),
         **mas_agreement(examples, margins),
-        **against_base(loaded, trainer.model, examples, batch_size, seed, beta),
+        **against_base(loaded, trainer.model, examples, trainer.args.per_device_train_batch_size, seed, beta),
     }
 
 

@@ -64,6 +64,6 @@ def fit_sft(
         margins=margins,
         n_examples=len(examples),
         n_trainable=n_trainable(trainer.model),
-        health=health(loaded, trainer, examples, margins, settings.batch_size, seed, beta=None),
+        health=health(loaded, trainer, examples, margins, seed, beta=None),
         **measures,
     )
