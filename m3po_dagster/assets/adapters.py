@@ -12,12 +12,12 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
-from m3po_dagster.assets.checks import learned, weights_finite
 from m3po_dagster.assets.display import preview, rows_table
 from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pairs import NUMERICS
 from m3po_dagster.assets.pictures import curves, histograms
+from m3po_dagster.assets.training_checks import health_picture, health_table, training_checks
 from m3po_dagster.graph import STAGES, label
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.lineage.manifests import Manifests
@@ -81,14 +81,10 @@ def train_recipe(work: Work, trainer: TrainerResource) -> Built:
         }
         for seed, artifact in trained.items()
     ] or [{"adapter_id": BASE_ADAPTER, "seed": 0, "fingerprint": None, "data_version": BASE_ADAPTER}]
-    facts = [artifact.manifest.metadata for artifact in trained.values()]
     return Built(
         {"data": (pa.Table.from_pylist(rows, schema=ADAPTERS.schema), ADAPTERS)},
         facts={"adapters": {str(seed): reference(artifact) for seed, artifact in trained.items()}},
-        checks=(
-            weights_finite(all(fact["finite"] for fact in facts)),
-            learned([fact["reward accuracy"] for fact in facts if fact["reward accuracy"] is not None]),
-        ),
+        checks=training_checks({seed: artifact.manifest.metadata for seed, artifact in trained.items()}),
         made_with={f"adapter[{work.partition}|{seed}]": reference(artifact) for seed, artifact in trained.items()},
     )
 
@@ -122,6 +118,7 @@ def train_seed(
         log = pa.Table.from_pylist(result.log, schema=TRAINING_LOG.schema)
         margins = pa.Table.from_pylist(result.margins, schema=MARGINS.schema)
         trajectory = pa.Table.from_pylist(result.trajectory, schema=TRAJECTORY.schema)
+        health = result.health
         gained = [row["reward_margin"] for row in result.margins if row["reward_margin"] is not None]
         return draft.commit(
             tables={
@@ -133,7 +130,8 @@ def train_seed(
             inputs=inputs,
             code_version=code_version,
             metadata={
-                "finite": finite(out) and all(np.isfinite(row["loss"]) for row in result.log),
+                "finite": finite(out) and all(np.isfinite([*(row["loss"] for row in result.log), *health.values()])),
+                "health": {name: value for name, value in health.items() if np.isfinite(value)},
                 "reward accuracy": float(np.mean([margin > 0 for margin in gained])) if gained else None,
                 "training seconds": result.seconds,
                 "examples": result.n_examples,
@@ -223,6 +221,7 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
     }
     if not trained:
         return {"preview": preview(artifact.table())}
+    facts = {seed: adapter.manifest.metadata for seed, adapter in trained.items()}
     logs = {seed: adapter.table("training_log") for seed, adapter in trained.items()}
     first = next(iter(trained.values()))
     margins = first.table("margins")["reward_margin"].drop_null().to_numpy()
@@ -244,6 +243,8 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
             },
             "step",
         ),
+        "health": health_table(facts),
+        "health by seed": health_picture(facts),
         "reward margins": histograms({"reward margin a pair after training": margins}),
         "pairs not learned": {str(seed): len(not_learned(adapter)) for seed, adapter in trained.items()},
         "worst pairs": rows_table(worst_pairs(work, first), WORST_COLUMNS),

@@ -8,10 +8,10 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from m3po_dagster.assets.answer_checks import answer_checks
 from m3po_dagster.assets.answers import BASE, answered, answers_to
-from m3po_dagster.assets.checks import answer_format
 from m3po_dagster.assets.display import column_schema, preview, rows_table
-from m3po_dagster.assets.judgements import Judging, bound, judged, judges_of, with_columns
+from m3po_dagster.assets.judgements import Judging, bound, judged, with_columns
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pictures import Interval, intervals
 from m3po_dagster.assets.untrained import untrained
@@ -68,7 +68,8 @@ def evaluate(work: Work, generator: GeneratorResource, judge: JudgeResource) -> 
     questions = {name: item.load() for name, item in suite.items()}
     base: dict[str, Artifact] = {}
     if work.partition != BASE_RECIPE:
-        base = answered(work, generator, BASE, {name: questions[name] for name in judges_of(suite)})
+        # Asked once for all recipes, its own among them.
+        base = answered(work, generator, BASE, questions)
     answers, judgements, rows, made_with = [], [], [], {}
     for adapter in work.one("lora_adapter").table().to_pylist():
         seed = adapter["seed"]
@@ -94,16 +95,17 @@ def evaluate(work: Work, generator: GeneratorResource, judge: JudgeResource) -> 
                 for rule in item.rules
                 for metric in item.score(questions[name], by_id, rule)
             ]
-    scores = pa.Table.from_pylist(rows, schema=SCORES.schema)
+    scores, said = pa.Table.from_pylist(rows, schema=SCORES.schema), pa.concat_tables(answers)
+    theirs = {name: artifact.table() for name, artifact in base.items()}
     empty = JUDGEMENTS_OF_RECIPE.schema.empty_table()
     return Built(
         {
             "data": (scores, SCORES),
-            "answers": (pa.concat_tables(answers), ANSWERS),
+            "answers": (said, ANSWERS),
             "judgements": (pa.concat_tables([empty, *judgements], promote_options="permissive"), JUDGEMENTS_OF_RECIPE),
         },
         facts={"notes": [f"{name}: {note}" for name, item in suite.items() for note in item.notes(questions[name])]},
-        checks=(answer_format(scores, [name for name, item in suite.items() if item.reads_form]), untrained(work)),
+        checks=(*answer_checks(suite, questions, scores, said, theirs), untrained(work)),
         made_with=made_with,
     )
 

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m3po_dagster.evaluation.benchmark import OFFICIAL
 from m3po_dagster.method.alignment.cascade import NOT_NEEDED
 from m3po_dagster.method.filtering import Leak
 from m3po_dagster.method.generation.diversity import Diversity
@@ -91,10 +90,41 @@ NOT_INVERTED = Rule(
 CONFIDENCE_FINITE = Rule("confidence_finite", True, "every log-prob is finite and not above 0")
 PAIRS_WELL_FORMED = Rule("pairs_well_formed", True, "no pair rejects its chosen answer, every log-prob is finite")
 PAIR_YIELD = Rule("pair_yield", False, "at least half of the prompts gave a pair")
-WEIGHTS_FINITE = Rule("weights_finite", True, "every adapter weight and every loss is finite")
+WEIGHTS_FINITE = Rule(
+    "weights_finite",
+    True,
+    "every adapter weight, every loss, and every log-prob under the trained model is a finite number",
+)
+LOSS_FALLS = Rule("loss_falls", False, "the mean loss of the last fifth of the steps is below that of the first fifth")
 LEARNED = Rule("learned", False, "at the end of training most chosen answers have the higher reward")
+AGREES_WITH_MAS = Rule(
+    "agrees_with_mas",
+    False,
+    "at the end of training the answer with the higher MAS has the higher reward in most pairs",
+)
+CHOSEN_DRIFT = Rule(
+    "chosen_drift",
+    False,
+    "training made R_w's tokens less likely by at most 0.1 nat each, in the mean over the examples",
+)
+KL_TO_BASE = Rule(
+    "kl_to_base", False, "on tokens of the examples' answers, KL(policy || base) is at most 0.2 nat in the mean"
+)
+IMAGE_ABLATION = Rule(
+    "image_ablation",
+    False,
+    "what training gave the answers (DPO: their reward margin, SFT: R_w's log-prob) shrinks when the image is blanked",
+)
 ANSWER_FORMAT = Rule(
-    "answer_format", False, "where a rule reads the form of an answer, at least 90 % are in the asked format"
+    "answer_format",
+    False,
+    "where a rule reads the form of an answer, at least 90 % are in the asked format, and at most 5 points fewer than "
+    "the base model's",
+)
+LENGTH_DRIFT = Rule(
+    "length_drift",
+    False,
+    "to open questions the mean answer has between 2/3 and 3/2 of the tokens of the base model's mean answer",
 )
 UNTRAINED = Rule(
     "untrained", True, "no image of a benchmark is among those the recipe was trained on, by bytes or by COCO id"
@@ -117,8 +147,16 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "logprob_table": (CONFIDENCE_FINITE,),
     "preference_pairs": (PAIRS_WELL_FORMED, PAIR_YIELD),
-    "lora_adapter": (WEIGHTS_FINITE, LEARNED),
-    "benchmark_scores": (ANSWER_FORMAT, UNTRAINED),
+    "lora_adapter": (
+        WEIGHTS_FINITE,
+        LOSS_FALLS,
+        LEARNED,
+        AGREES_WITH_MAS,
+        CHOSEN_DRIFT,
+        KL_TO_BASE,
+        IMAGE_ABLATION,
+    ),
+    "benchmark_scores": (ANSWER_FORMAT, LENGTH_DRIFT, UNTRAINED),
 }
 
 
@@ -211,27 +249,6 @@ def pair_yield(paired: int, dropped: int) -> Check:
     """Few prompts with a pair: the judge can't tell the candidates apart, or the candidates are all alike."""
     total = paired + dropped
     return PAIR_YIELD.outcome(total == 0 or paired / total >= 0.5, f"{paired} of {total} prompts", pairs=paired)
-
-
-def weights_finite(finite: bool) -> Check:
-    """A diverged training must not be benchmarked as if it were a model."""
-    return WEIGHTS_FINITE.outcome(finite, "all finite" if finite else "NaN or infinity")
-
-
-def learned(accuracies: list[float]) -> Check:
-    """Share of the pairs whose chosen answer gained more than its rejected one, the worst seed."""
-    if not accuracies:
-        return LEARNED.outcome(True, "nothing was trained on pairs")
-    worst = min(accuracies)
-    return LEARNED.outcome(worst > 0.5, f"{worst:.1%} of the pairs for the worst seed", reward_accuracy=worst)
-
-
-def answer_format(scores: pa.Table, benchmarks: Sequence[str]) -> Check:
-    """A lost answer format must not be read as hallucination; `benchmarks` are those whose rules read the form."""
-    rows = scores.filter(pc.and_(pc.equal(scores["metric"], "format"), pc.equal(scores["rule"], OFFICIAL))).to_pylist()
-    shares = [row["value"] for row in rows if row["benchmark"] in benchmarks]
-    worst = min(shares, default=100.0)
-    return ANSWER_FORMAT.outcome(worst >= 90, f"{worst:.1f} % in the worst benchmark", format=worst)
 
 
 def trained_on_benchmarks(images: int, hits: Sequence[str]) -> Check:

@@ -1,7 +1,7 @@
 """What a benchmark's judge says of an adapter's answers: an object of the store, asked for once."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from m3po_dagster.assets.answers import answers_to, benchmark_identity
 from m3po_dagster.evaluation.judged import JudgedBenchmark
 from m3po_dagster.evaluation.question import Question
-from m3po_dagster.graph import STAGES
 from m3po_dagster.materialise import Work, reference
 from m3po_dagster.method.generation.failures import too_many
 from m3po_dagster.resources.judge import JudgeResource
@@ -19,6 +18,8 @@ from m3po_dagster.storage.fingerprint import fingerprint
 from m3po_dagster.storage.tables import BENCHMARK_JUDGEMENTS
 
 JUDGEMENTS_ASSET = "benchmark_judgements"
+CODE_VERSION = "2"
+"""Of the judgements alone: another way to score or check the answers asks no judge again."""
 SHOWN_REASONS = 5
 
 
@@ -47,7 +48,6 @@ def judged(work: Work, judge: JudgeResource, judging: Judging) -> Artifact:
     Raises TooFewJudged when more than judge.max_unscored of them have no score: nothing is kept as a result then, what
     was answered stays in the ledger, and a re-run asks for the rest. Raises as `JudgedBenchmark.judge_answers` does.
     """
-    stage = STAGES["benchmark_scores"]
     settings = {
         "judge": judging.item.judge_identity(),
         "files": work.identities.benchmarks(work.study)[judging.name].get("judge files"),
@@ -59,7 +59,7 @@ def judged(work: Work, judge: JudgeResource, judging: Judging) -> Artifact:
     if judging.against is not None:
         inputs["against"] = reference(judging.against)
     versions = {name: item["data_version"] for name, item in inputs.items()}
-    key = fingerprint(*part, stage.code_version, settings, versions)
+    key = fingerprint(*part, CODE_VERSION, settings, versions)
     found = work.store.find(*part, key)
     if found is not None:
         # It may have been judged when more of them were allowed to be missing.
@@ -71,7 +71,7 @@ def judged(work: Work, judge: JudgeResource, judging: Judging) -> Artifact:
         table = _ask(work, judge, judging)
         _refuse_few(judging.name, table, work.study.judge.max_unscored)
         return draft.commit(
-            {"data": (table, BENCHMARK_JUDGEMENTS)}, code_version=stage.code_version, settings=settings, inputs=inputs
+            {"data": (table, BENCHMARK_JUDGEMENTS)}, code_version=CODE_VERSION, settings=settings, inputs=inputs
         )
 
 
@@ -105,8 +105,3 @@ def bound(item: JudgedBenchmark, table: pa.Table, seed: int, benchmark: str) -> 
     """The benchmark with those of a recipe's judgements that are of this seed and benchmark."""
     mine = table.filter(pc.and_(pc.equal(table["benchmark"], benchmark), pc.equal(table["seed"], seed)))
     return item.judged(mine.drop_columns(["seed", "benchmark"]))
-
-
-def judges_of(suite: Mapping[str, object]) -> list[str]:
-    """Names of the benchmarks that a judge reads."""
-    return [name for name, item in suite.items() if isinstance(item, JudgedBenchmark)]

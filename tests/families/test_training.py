@@ -146,6 +146,10 @@ def test_a_dpo_step(run, world):
     # An image once as pixels, to be compared, and once for the run.
     images = sequences if world.name in TAKES_NO_ENCODED_IMAGES else 2 * len(world.examples)
     assert run.result.counts == {"language_model_forwards": 3, "sequences": sequences, "images_encoded": images}
+    # From logits at the answers' positions alone, where the margins are from TRL's head.
+    margins = [row["reward_margin"] for row in run.result.margins]
+    assert run.result.health["gain"] == pytest.approx(sum(margins) / len(margins), abs=1e-5)
+    assert run.result.health["kl_to_base"] > 0 and run.result.health["gain_blank"] != run.result.health["gain"]
 
 
 @pytest.mark.slow

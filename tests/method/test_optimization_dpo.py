@@ -126,8 +126,8 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(adapter, world):
     loaded.model.get_decoder().layers[0].self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
     _, result = fit_dpo(loaded, world.examples, SETTINGS.model_copy(update={"gradient_checkpointing": True}), 0)
     assert [row["loss"] for row in result.log] == pytest.approx([row["loss"] for row in plain.log], abs=1e-5)
-    steps, check, measuring = 6, 1, 3
-    assert len(calls) == 2 * steps + check + measuring
+    steps, check, measuring, health = 6, 1, 3, 2 * 2 * 3
+    assert len(calls) == 2 * steps + check + measuring + health
 
 
 def test_a_stored_log_prob_off_by_more_than_the_tolerance_is_refused(world, tmp_path):

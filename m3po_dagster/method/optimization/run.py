@@ -4,7 +4,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class TrainingResult:
     accelerator, or on a CPU the process's peak resident set; of several processes, the largest.
     `resumed_from` is the step whose checkpoint was taken up, 0 for none. Rows, counts and seconds are those of the
     whole training, the steps before included; counts are of all processes together.
+    `health`: what `health.health` measured of the trained model, outside of counts and seconds.
     """
 
     log: list[dict[str, Any]]
@@ -57,6 +58,7 @@ class TrainingResult:
     peak_memory: int
     trajectory: list[dict[str, Any]] = field(default_factory=list)
     resumed_from: int = 0
+    health: Mapping[str, float] = field(default_factory=dict)
 
 
 def trainer_arguments(

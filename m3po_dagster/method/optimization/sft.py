@@ -10,6 +10,7 @@ from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.batches import Batches
 from m3po_dagster.method.optimization.examples import PreferenceExample, check_examples
 from m3po_dagster.method.optimization.execution import PLAIN, Execution
+from m3po_dagster.method.optimization.health import health
 from m3po_dagster.method.optimization.image_features import remember_images
 from m3po_dagster.method.optimization.run import (
     Progress,
@@ -71,5 +72,6 @@ def fit_sft(
         margins=margins,
         n_examples=len(examples),
         n_trainable=n_trainable(trainer.model),
+        health=health(loaded, trainer, examples, margins, seed, beta=None),
         **measures,
     )
