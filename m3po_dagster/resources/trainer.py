@@ -1,4 +1,4 @@
-"""The trainer as a deployment runs it: DPO or SFT by the recipe's kind, on TRL."""
+"""The trainer as a deployment runs it: DPO, SFT or simulated RLHF by the recipe's kind, on TRL."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.examples import PreferenceExample
+from m3po_dagster.method.optimization.rlhf_settings import RlhfSettings
 from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
 
 if TYPE_CHECKING:
@@ -29,14 +30,15 @@ class TrainerResource:
         self,
         model: ModelSettings,
         examples: Sequence[PreferenceExample],
-        settings: DpoSettings | SftSettings,
+        settings: DpoSettings | SftSettings | RlhfSettings,
         seed: int,
         out: Path,
         progress: Callable[[int, int], None],
     ) -> "TrainingResult":
         """Trains on the examples and writes the adapter into the folder `out`."""
         from m3po_dagster.method.optimization.dpo import train_dpo
+        from m3po_dagster.method.optimization.rlhf import train_rlhf
         from m3po_dagster.method.optimization.sft import train_sft
 
-        train = train_dpo if settings.kind == "dpo" else train_sft
+        train = {"dpo": train_dpo, "sft": train_sft, "rlhf": train_rlhf}[settings.kind]
         return train(model, examples, settings, seed, out, progress)

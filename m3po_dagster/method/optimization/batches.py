@@ -49,7 +49,7 @@ class Batches:
         indices = [row["row"] for row in rows]
         picked = [self._examples[i] for i in indices]
         answers = [example.chosen_ids for example in picked] + [example.rejected_ids for example in picked]
-        batch = self._tensors([example.prompt for example in picked] * 2, answers)
+        batch = self.tensors([example.prompt for example in picked] * 2, answers)
         batch["ref_chosen_logps"] = torch.tensor([example.ref_chosen_logp for example in picked])
         batch["ref_rejected_logps"] = torch.tensor([example.ref_rejected_logp for example in picked])
         batch["rows"] = torch.tensor(indices)
@@ -61,12 +61,13 @@ class Batches:
 
         indices = [row["row"] for row in rows]
         picked = [self._examples[i] for i in indices]
-        batch = self._tensors([example.prompt for example in picked], [example.chosen_ids for example in picked])
+        batch = self.tensors([example.prompt for example in picked], [example.chosen_ids for example in picked])
         batch["labels"] = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
         batch["rows"] = torch.tensor(indices)
         return batch
 
-    def _tensors(self, prompts: Sequence[Prompt], answers: Sequence[tuple[int, ...]]) -> "dict[str, torch.Tensor]":
+    def tensors(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> "dict[str, torch.Tensor]":
+        """Rows of these prompts with an answer of token ids each."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 

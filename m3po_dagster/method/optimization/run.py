@@ -5,8 +5,8 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from m3po_dagster.method.generation.model import LoadedModel
@@ -37,6 +37,7 @@ class TrainingResult:
     what concerns the rejected answer is None for SFT.
     `counts`: language_model_forwards (calls), sequences (rows they held), images_encoded (images the vision
     tower got; one a row, however many tiles it is cut into).
+    `facts`: what else the adapter's manifest says, by name.
     `seconds` covers checking, training and measuring, not loading. `peak_memory` is in bytes: allocated on the
     accelerator, or on a CPU the process's peak resident set.
     """
@@ -48,6 +49,7 @@ class TrainingResult:
     n_examples: int
     n_trainable: int
     peak_memory: int
+    facts: Mapping[str, float | int | None] = field(default_factory=dict)
 
 
 def trainer_arguments(model: Any, settings: DpoSettings | SftSettings, seed: int, folder: str) -> dict[str, Any]:
