@@ -1,9 +1,10 @@
 """preference_pairs and selection_sweep: which answers are preferred to which (section 3.5)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from m3po_dagster.assets.checks import pair_yield, pairs_well_formed
 from m3po_dagster.assets.display import column_schema, counts, preview, rows_table
@@ -14,6 +15,7 @@ from m3po_dagster.graph import label
 from m3po_dagster.inspector.links import prompts_url, tune_url
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.method.generation.numerics import only_one
+from m3po_dagster.method.selection_settings import MAS
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.errors import StoreError
@@ -45,9 +47,9 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult]:
         """Which answer is preferred to which, R_w and R_l of every prompt (section 3.5, equations 1 to 3).
 
-        In: MAS and log-probs of the shard's candidates, and the recipe's rule. Out: at most one pair a prompt with its
-        gaps and reference log-probs; a prompt without a pair stands in a second table with its reason. A partition a
-        recipe and shard; seconds of work, no model.
+        In: MAS and log-probs of the shard's candidates, and the recipe's rule. Out: one pair a prompt, or several by
+        rule margin_pairs, with gaps and reference log-probs; a prompt without a pair stands in a second table with its
+        reason. A partition a recipe and shard; seconds of work, no model.
         """
         yield from materialise(context, study, store, select_shard, describe_pairs)
 
@@ -65,14 +67,13 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
     return [preference_pairs, selection_sweep]
 
 
-def joined(candidates: Artifact, mas: Artifact, logprobs: Artifact, reward: str | None = None) -> pa.Table:
-    """One row a candidate: text, finish reason, MAS, log-probs, and `reward`, a scorer's column, where it is named.
+def joined(candidates: Artifact, mas: Artifact, logprobs: Artifact, scores: Sequence[str] = (MAS,)) -> pa.Table:
+    """One row a candidate: text, finish reason, log-probs, and `scores`: MAS, and scorers' columns where named.
 
     The three tables hold the same rows in order. Only what selection reads is read: token lists and a judge's words are
     most of the tables' bytes.
     """
     table = candidates.table(columns=["candidate_id", "prompt_id", "k", "text", "finish_reason"])
-    scores = list(dict.fromkeys(["mas", reward or "mas"]))
     for name, other, columns in (("mas_table", mas, scores), ("logprob_table", logprobs, ["sum_logp", "n_tokens"])):
         found = other.table(columns=["candidate_id", *columns])
         if not table["candidate_id"].equals(found["candidate_id"]):
@@ -91,14 +92,14 @@ def select_shard(work: Work) -> Built:
     if recipe.selection is not None:
         numerics = numerics_of(work, work.one("logprob_table"))
         tables = (work.one(name) for name in ("candidates", "mas_table", "logprob_table"))
-        result = select_pairs(joined(*tables, reward=recipe.selection.reward), recipe.selection)
+        result = select_pairs(joined(*tables, scores=recipe.selection.score_columns), recipe.selection)
         pairs, stats = result.pairs.cast(PAIRS.schema), dict(result.stats)
         dropped = result.dropped.rename_columns({"prompt_id": "item_id"}).cast(DROPPED.schema)
     by_reason = {item["values"]: item["counts"] for item in dropped["reason"].value_counts().to_pylist()}
     return Built(
         {"data": (pairs, PAIRS), "dropped": (dropped, DROPPED)},
         facts={"stats": stats, "dropped by reason": by_reason, NUMERICS: numerics},
-        checks=(pairs_well_formed(pairs), pair_yield(len(pairs), len(dropped))),
+        checks=(pairs_well_formed(pairs), pair_yield(pc.count_distinct(pairs["prompt_id"]).as_py(), len(dropped))),
     )
 
 
@@ -114,6 +115,7 @@ def describe_pairs(artifact: Artifact, work: Work) -> Mapping[str, object]:
     recipe, shard = work.partition.split("|")
     return {
         "pairs": len(table),
+        "prompts with a pair": pc.count_distinct(table["prompt_id"]).as_py(),
         "no pair by reason": counts(facts["dropped by reason"]),
         "statistics": dg.MetadataValue.json(facts["stats"]),
         "preview": preview(table, columns=["chosen_id", "rejected_id", "mas_gap", "logp_gap", "m3p_score"]),

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from m3po_dagster.inspector.fronts import Fronts
-from m3po_dagster.method.selection_rules import confidence_penalty
 from m3po_dagster.method.selection_settings import SelectionSettings
+from m3po_dagster.method.selection_winners import confidence_penalty
 
 
 def pick(fronts: Fronts, settings: SelectionSettings) -> np.ndarray:

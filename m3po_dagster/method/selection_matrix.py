@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from m3po_dagster.method.selection_ids import ScoreTableError, first_null, id_type, ids_as_strings
+from m3po_dagster.method.selection_noise import gaussian_noise
+from m3po_dagster.method.selection_settings import MAS, SelectionSettings
 
 REQUIRED_COLUMNS = ("prompt_id", "candidate_id", "mas", "sum_logp", "n_tokens")
 OPTIONAL_COLUMNS = ("k", "text", "finish_reason")
@@ -36,7 +38,7 @@ class Block:
     """
 
     start: int
-    value: np.ndarray  # what the rule ranks by: MAS or a reward; NaN when unusable
+    value: np.ndarray  # what the rule ranks by: MAS, a reward or a length; NaN when unusable
     sum_logp: np.ndarray  # 0 where unknown
     n_tokens: np.ndarray  # 1 where unknown
     can_win: np.ndarray | None  # usable and not cut; None: every candidate can
@@ -60,32 +62,40 @@ class ScoreMatrix:
     starts: np.ndarray
     lengths: np.ndarray
     rows: np.ndarray | None  # row of the table each entry comes from; None: the same
-    mas: np.ndarray  # NaN when unscored
+    mas: np.ndarray  # MAS or the score that stands for it, noise included; NaN when unscored
     value: np.ndarray  # what the rule ranks by; NaN when unusable
     sum_logp: np.ndarray
     n_tokens: np.ndarray
     can_win: np.ndarray | None
     text: np.ndarray | None
-    counts: dict[str, int]  # candidates: all, unscored, without confidence, truncated
+    counts: dict[str, int]  # candidates: all, unscored, without confidence, truncated; left out where there is a bound
 
     @classmethod
-    def from_table(cls, table: pa.Table, reward: str | None = None) -> "ScoreMatrix":
+    def from_table(cls, table: pa.Table, settings: SelectionSettings | None = None) -> "ScoreMatrix":
         """Check and lay out a table with columns prompt_id, mas, sum_logp, n_tokens; optional k, text, finish_reason.
 
-        A candidate whose score is null, NaN, infinite or beyond 1e100 is unscored; one whose sum_logp or n_tokens is,
-        is without confidence. Both stay in the counts and are never chosen. Without k, the order of a prompt's rows
-        stands in for it. `reward` names the column to rank by instead of mas.
+        The settings name the column that is ranked by, the noise on it (seeded by candidate_id) and how many of the
+        samples there are to be. A candidate whose score is null, NaN, infinite or beyond 1e100 is unscored; one whose
+        sum_logp or n_tokens is, is without confidence; one beyond settings.candidates is left out. All stay in the
+        counts and are never chosen. Without k, the order of a prompt's rows stands in for it.
 
         Raises ScoreTableError: a missing or repeated column, a wrong type, a null id, a null or repeated k,
         n_tokens below 1, a log-prob above 0.
         """
+        settings = SelectionSettings() if settings is None else settings
         prompt_ids, rows, starts = _layout(table)
 
         def figures(name: str) -> np.ndarray:
             return _ordered(_number(table, name), rows)
 
-        mas, sum_logp, n_tokens = figures("mas"), figures("sum_logp"), figures("n_tokens")
-        value = mas if reward in (None, "mas") else figures(reward)
+        sum_logp, n_tokens = figures("sum_logp"), figures("n_tokens")
+        stands_for_mas = settings.ranks_by == settings.score
+        mas = figures(settings.score if stands_for_mas else MAS)
+        if settings.score_noise:
+            ids = ids_as_strings(_one_column(table, "candidate_id"), "candidate_id")
+            noise = settings.score_noise * gaussian_noise(ids, settings.noise_seed)
+            mas = mas + _ordered(noise, rows)
+        value = mas if stands_for_mas else figures(settings.ranks_by)
         _refuse(n_tokens < 1, rows, "n_tokens", n_tokens, "an answer has at least 1 token")
         _refuse(n_tokens > np.floor(n_tokens), rows, "n_tokens", n_tokens, "it must be a whole number")
         _refuse(sum_logp > LARGEST_LOGP, rows, "sum_logp", sum_logp, "a log-probability can't be above 0")
@@ -99,6 +109,10 @@ class ScoreMatrix:
         }
         can_win = None if truncated is None else ~_ordered(truncated, rows)
         usable = scored & confident
+        if settings.candidates is not None:
+            beyond = _sample_numbers(table, rows, starts) >= settings.candidates
+            counts["left_out"] = int(np.count_nonzero(beyond))
+            usable &= ~beyond
         if not usable.all():
             can_win = usable if can_win is None else usable & can_win
             value = np.where(usable, value, np.nan)
@@ -272,6 +286,14 @@ def _ascending(k: np.ndarray, starts: np.ndarray) -> bool:
     falls = k[1:] <= k[:-1]
     falls[starts[1:] - 1] = False
     return not falls.any()
+
+
+def _sample_numbers(table: pa.Table, rows: np.ndarray | None, starts: np.ndarray) -> np.ndarray:
+    """k of each entry, or its place in its prompt where the table has none."""
+    k = _k(table)
+    if k is None:
+        return np.arange(table.num_rows) - np.repeat(starts[:-1], np.diff(starts))
+    return _ordered(k, rows)
 
 
 def _k(table: pa.Table) -> np.ndarray | None:

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from m3po_dagster.method.selection_matrix import Block, ScoreMatrix
-from m3po_dagster.method.selection_rules import confidence_penalty, find_winners
 from m3po_dagster.method.selection_settings import SelectionSettings
+from m3po_dagster.method.selection_winners import confidence_penalty, find_winners
 
 
 def _column(name: str, kind: pa.DataType, description: str, nullable: bool = True) -> pa.Field:
