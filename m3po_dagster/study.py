@@ -160,8 +160,8 @@ class Recipe(Settings):
             raise ValueError("rule best_only gives no rejected answer, which DPO needs; use it with training kind sft")
         if self.training and (self.training.kind == "rlhf") != (self.selection.rule == EVERY_ANSWER):
             raise ValueError(
-                f"rule {EVERY_ANSWER} keeps every scored answer, which training kind rlhf needs for its proxy reward, and "
-                f"no other kind can use: here rule {self.selection.rule} meets kind {self.training.kind}"
+                f"rule {EVERY_ANSWER} keeps every scored answer, which training kind rlhf needs for its proxy reward "
+                f"and no other kind can use: here rule {self.selection.rule} meets kind {self.training.kind}"
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("a seed stands twice")

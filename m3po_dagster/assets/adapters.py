@@ -12,7 +12,7 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
-from m3po_dagster.assets.checks import learned, weights_finite
+from m3po_dagster.assets.checks import learned, proxy_reward, weights_finite
 from m3po_dagster.assets.display import preview, rows_table
 from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
@@ -35,8 +35,8 @@ from m3po_dagster.study import Study
 BASE_ADAPTER = "base"
 """What stands for "no adapter" in the tables."""
 
-CURVES = ("loss", "reward_margin", "reward_accuracy", "token_accuracy")
-"""Columns of the training log that are drawn; DPO and SFT fill different ones."""
+CURVES = ("loss", "reward_margin", "reward_accuracy", "token_accuracy", "reward", "kl", "answer_tokens")
+"""Columns of the training log that are drawn; every kind of training fills its own."""
 
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -51,10 +51,12 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
         store: StoreResource,
         trainer: dg.ResourceParam[TrainerResource],
     ) -> Iterator[dg.MaterializeResult]:
-        """LoRA adapters trained on the recipe's pairs by DPO (section 3.6, equation 4) or SFT. A partition a recipe.
+        """LoRA adapters trained on the recipe's pairs by DPO (section 3.6, equation 4), SFT or simulated RLHF. A
+        partition a recipe.
 
         In: the recipe's pairs of all shards with their prompts and sampled tokens, the base model, the recipe. Out: an
-        adapter a training seed with its log and the reward margin of every pair. The recipe base trains nothing.
+        adapter a training seed with its log and the reward margin of every pair, where it trained on pairs. The recipe
+        base trains nothing.
         """
         yield from materialise(context, study, store, lambda work: train_recipe(work, trainer), describe)
 
@@ -83,6 +85,7 @@ def train_recipe(work: Work, trainer: TrainerResource) -> Built:
         checks=(
             weights_finite(all(fact["finite"] for fact in facts)),
             learned([fact["reward accuracy"] for fact in facts if fact["reward accuracy"] is not None]),
+            proxy_reward([fact for fact in facts if "reward rank correlation" in fact]),
         ),
         made_with={f"adapter[{work.partition}|{seed}]": reference(artifact) for seed, artifact in trained.items()},
     )
@@ -128,6 +131,7 @@ def train_seed(
                 "trainable parameters": result.n_trainable,
                 "peak memory": result.peak_memory,
                 **{name.replace("_", " "): number for name, number in result.counts.items()},
+                **result.facts,
                 **reference_facts,
                 "checks": {},
             },
@@ -140,13 +144,13 @@ def examples_with_reference(
     """The recipe's examples, their reference log-probs of the trainer's numerics, and what the manifest says of it.
 
     The stored log-probs are the reference where their numerics are the trainer's, and where nothing is compared with
-    them: SFT only reports them. Raises MixedNumerics when the shards' pairs were selected by log-probs of different
-    numerics.
+    them: SFT only reports them, simulated RLHF reads the base model itself. Raises MixedNumerics when the shards' pairs
+    were selected by log-probs of different numerics.
     """
     pairs = work.all("preference_pairs").values()
     stored = only_one((artifact.manifest.metadata[NUMERICS] for artifact in pairs), label(work.part))
     examples = examples_of(work)
-    if stored is None or work.study.recipes[work.partition].training.kind == "sft":
+    if stored is None or work.study.recipes[work.partition].training.kind != "dpo":
         return examples, {"reference": "stored", "reference numerics": stored, "reference forwards": 0}
     own = of_model(work.study.model)
     if stored == own:

@@ -93,6 +93,9 @@ PAIRS_WELL_FORMED = Rule("pairs_well_formed", True, "no pair rejects its chosen 
 PAIR_YIELD = Rule("pair_yield", False, "at least half of the prompts gave a pair")
 WEIGHTS_FINITE = Rule("weights_finite", True, "every adapter weight and every loss is finite")
 LEARNED = Rule("learned", False, "at the end of training most chosen answers have the higher reward")
+PROXY_REWARD = Rule(
+    "proxy_reward", False, "simulated RLHF's proxy reward ranks answers it was not fitted to better than chance does"
+)
 ANSWER_FORMAT = Rule(
     "answer_format", False, "where a rule reads the form of an answer, at least 90 % are in the asked format"
 )
@@ -117,7 +120,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "logprob_table": (CONFIDENCE_FINITE,),
     "preference_pairs": (PAIRS_WELL_FORMED, PAIR_YIELD),
-    "lora_adapter": (WEIGHTS_FINITE, LEARNED),
+    "lora_adapter": (WEIGHTS_FINITE, LEARNED, PROXY_REWARD),
     "benchmark_scores": (ANSWER_FORMAT, UNTRAINED),
 }
 
@@ -224,6 +227,19 @@ def learned(accuracies: list[float]) -> Check:
         return LEARNED.outcome(True, "nothing was trained on pairs")
     worst = min(accuracies)
     return LEARNED.outcome(worst > 0.5, f"{worst:.1%} of the pairs for the worst seed", reward_accuracy=worst)
+
+
+def proxy_reward(facts: Sequence[Mapping[str, float | None]]) -> Check:
+    """A policy follows a reward that is noise as willingly as a good one. `facts`: of each seed's adapter."""
+    lows = [fact["reward rank correlation low"] for fact in facts]
+    if not lows:
+        return PROXY_REWARD.outcome(True, "no reward guided the training")
+    if None in lows:
+        return PROXY_REWARD.outcome(False, "too few prompts with answers that both tell apart to say so")
+    worst = facts[int(np.argmin(lows))]
+    value, low = worst["reward rank correlation"], worst["reward rank correlation low"]
+    found = f"a rank correlation of {value:.2f} with MAS within prompts, at least {low:.2f}, for the worst seed"
+    return PROXY_REWARD.outcome(low > 0, found, rank_correlation=value, low=low)
 
 
 def answer_format(scores: pa.Table, benchmarks: Sequence[str]) -> Check:

@@ -64,7 +64,7 @@ def fit_rlhf(
     seed: int,
     progress: Progress | None = None,
 ) -> tuple[Any, TrainingResult]:
-    """`train_rlhf` on a model in memory, which gets the adapter; returns TRL's trainer, `trainer.model` trained, too."""
+    """`train_rlhf` on a model in memory, which gets the adapter; returns TRL's trainer too, `trainer.model` trained."""
     check_examples(examples, needs_rejected=False)
     Batches(loaded, examples)  # refuses answers that hold the image placeholder
     check_processor(loaded)
@@ -103,7 +103,8 @@ def check_processor(loaded: LoadedModel) -> None:
     if not loaded.processor.chat_template or loaded.image_token_id is None:
         missing = "image token in its config" if loaded.processor.chat_template else "chat template"
         raise ValueError(
-            f"{type(loaded.model).__name__} has no {missing}, which TRL's RLOO and GRPO trainers need: train it by dpo or sft"
+            f"{type(loaded.model).__name__} has no {missing}, which TRL's RLOO and GRPO trainers need: train it by dpo "
+            "or sft"
         )
 
 
