@@ -17,13 +17,11 @@ from m3po_dagster.method.alignment.judge_bias import by_prompt, rank_correlation
 from m3po_dagster.method.optimization.answer_features import AnswerFeatures
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.optimization.ridge import Ridge, fit_ridge
-from m3po_dagster.method.optimization.rlhf_settings import RlhfSettings
+from m3po_dagster.method.optimization.rlhf_settings import TOLD_BY, RlhfSettings
 from m3po_dagster.method.prompt import Prompt
 
 CHOOSES_PENALTY = 0.2
 """Share of the fitted prompts that choose the penalty before the fit on all of them."""
-TOLD_BY = 4
-"""The reward is told by one answer for so many that it is fitted to, at most."""
 
 
 @dataclass(frozen=True)

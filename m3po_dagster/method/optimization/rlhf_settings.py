@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from m3po_dagster.method.optimization.settings import TrainingSettings
 
+TOLD_BY = 4
+"""How good the reward is gets told by at most one answer for so many that it may be fitted to."""
+
 
 class RlhfSettings(TrainingSettings):
     """Simulated RLHF: a reward fitted to MAS guides the policy, which answers anew at every step.
