@@ -134,7 +134,7 @@ def estimate(
             for one in plan.scorers
         ),
         trainings=tuple(
-            _rlhf(one, one.sampled, work.prompts, prompt, answer, model, card, assumed)
+            _rlhf(one, one.sampled, work.prompts, rows, prompt, answer, model, card, assumed)
             if one.sampled
             else _training(
                 one, work.prompts * (prompt + answer), plan.served and not plan.rescored, model, card, assumed
@@ -255,6 +255,7 @@ def _rlhf(
     training: Training,
     sampled: Sampled,
     prompts: int,
+    scored: Range,
     prompt: float,
     answer: float,
     model: ModelFacts,
@@ -264,7 +265,7 @@ def _rlhf(
     """Simulated RLHF: a reward fitted to answers that are there; then answers sampled, read and trained on.
 
     TRL reads the prompt anew for every answer, then both for the log-prob before the step, for the reward and, with a
-    price on it, for the KL. Its rows don't share a prompt's keys and values.
+    price on it, for the KL. Its rows don't share a prompt's keys and values. `scored`: answers that are there.
     """
     answer = min(answer, float(sampled.max_new_tokens))
     rows = sampled.prompts * sampled.answers
@@ -276,10 +277,9 @@ def _rlhf(
     steps = longest * (ceil(prompts / sampled.prompts) * training.epochs * answer)
     decoding = steps * _decoding_step(rows, rows * prompt, answer, model, card, assumed) / assumed.decode_efficiency
     whole = prompt + answer
-    read = drawn * (prompt + (2 + sampled.reference) * whole) + sampled.reward_answers * whole
-    reading = exactly(read * assumed.read_flops * model.parameters) / (
-        assumed.read_utilisation * card.flops(model.bits)
-    )
+    fitted = Range(min(scored.low, sampled.reward_answers), min(scored.high, sampled.reward_answers))
+    read = fitted * whole + exactly(drawn * (prompt + (2 + sampled.reference) * whole))
+    reading = read * (assumed.read_flops * model.parameters) / (assumed.read_utilisation * card.flops(model.bits))
     operations = assumed.lora_flops + (assumed.checkpoint_flops if training.checkpointing else 0)
     learning = exactly(drawn * whole * operations * model.parameters) / (
         assumed.train_utilisation * card.flops(model.bits)

@@ -13,10 +13,14 @@ TOLD_BY = 4
 class RlhfSettings(TrainingSettings):
     """Simulated RLHF: a reward fitted to MAS guides the policy, which answers anew at every step.
 
-    `batch_size` counts prompts, each with `answers` answers; epochs go over the prompts.
+    Its examples are prompts: an epoch goes over all of which an answer has a score.
     """
 
     kind: Literal["rlhf"] = Field("rlhf", description="Optimise the policy against a proxy reward.")
+    batch_size: int = Field(
+        8, ge=1, description="Prompts a step; where the last step of an epoch lacks some, others come again."
+    )
+    epochs: int = Field(1, ge=1, description="Passes over the prompts.")
     algorithm: Literal["rloo", "grpo"] = Field(
         "rloo",
         description="TRL's trainer: rloo compares an answer's reward with the mean of its siblings' and takes the KL "
