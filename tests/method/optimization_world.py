@@ -1,7 +1,5 @@
 """Examples to train a random-weight LLaVA on, their log-probs from one plain unpadded forward an answer."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from tiny_llava import tiny_llava, tiny_prompts
@@ -63,15 +61,3 @@ def plain_logp(loaded: LoadedModel, prompt: Prompt, answer_ids: tuple[int, ...])
     start = inputs["input_ids"].shape[1]
     logps = logits[start - 1 : -1].double().log_softmax(dim=-1)
     return logps[range(len(answer_ids)), list(answer_ids)].sum().item()
-
-
-def scored(examples: list[PreferenceExample], mas: Callable[[PreferenceExample], float]) -> list[PreferenceExample]:
-    """Both answers of every pair, each an example of its own with its MAS: what rule every_answer leaves."""
-    answers = []
-    for example in examples:
-        for k, (ids, logp) in enumerate(
-            ((example.chosen_ids, example.ref_chosen_logp), (example.rejected_ids, example.ref_rejected_logp))
-        ):
-            alone = PreferenceExample(f"{example.pair_id}:{k}", example.prompt, ids, None, logp, None)
-            answers.append(replace(alone, chosen_mas=mas(alone)))
-    return answers

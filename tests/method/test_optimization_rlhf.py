@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from optimization_world import World, scored
+from optimization_world import World
 from pydantic import ValidationError
 
 from m3po_dagster.method.optimization import rlhf
 from m3po_dagster.method.optimization.answer_features import AnswerFeatures
+from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.optimization.rlhf import check_processor, fit_rlhf, optimise, policy_rows, train_rlhf
 from m3po_dagster.method.optimization.rlhf_settings import RlhfSettings
 from m3po_dagster.method.prompt import Message
@@ -29,7 +30,14 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def examples(world):
-    return scored(world.examples, lambda one: 1 / len(one.chosen_ids) + int(one.pair_id[5]) / 100)
+    """Both answers of every pair, each alone with a MAS: what rule every_answer leaves."""
+    answers = []
+    for i, pair in enumerate(world.examples):
+        both = (pair.chosen_ids, pair.ref_chosen_logp), (pair.rejected_ids, pair.ref_rejected_logp)
+        for k, (ids, logp) in enumerate(both):
+            mas = 1 / len(ids) + i / 100
+            answers.append(PreferenceExample(f"{pair.pair_id}:{k}", pair.prompt, ids, None, logp, None, chosen_mas=mas))
+    return answers
 
 
 @pytest.fixture(scope="module", params=["rloo", "grpo"])
