@@ -241,7 +241,10 @@ def policy_trainer(
                     rewards += [float(value) for value in reward(self.asked[some], answers[some])]
             for prompt, value in zip(self.asked, rewards, strict=True):
                 if not math.isfinite(value):
-                    self._stop(f"reward of an answer to prompt {prompt.prompt_id}", value, self.state.global_step + 1)
+                    raise FloatingPointError(
+                        f"step {self.state.global_step + 1}: the reward of an answer to prompt {prompt.prompt_id} is "
+                        f"{value}: the base model's hidden states overflow in {loaded.precision}: change model.dtype"
+                    )
             return rewards
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -54,6 +54,15 @@ class RlhfSettings(TrainingSettings):
     )
 
     @model_validator(mode="after")
+    def _one_policy(self) -> "RlhfSettings":
+        if self.lora.dropout:
+            raise ValueError(
+                f"lora.dropout {self.lora.dropout} would make the policy that is trained another at every forward than "
+                "the one that sampled the answers: set it to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_forwards(self) -> "RlhfSettings":
         sampled = self.batch_size * self.answers
         if sampled % self.answers_at_once:
