@@ -17,7 +17,7 @@ from m3po_dagster.assets.display import preview, rows_table
 from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pairs import NUMERICS
-from m3po_dagster.assets.pictures import curves, histograms
+from m3po_dagster.assets.pictures import Lines, curves, histograms
 from m3po_dagster.graph import STAGES, label
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.lineage.manifests import Manifests
@@ -224,15 +224,22 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
         "language model forwards": first.manifest.metadata["language model forwards"],
         "reference log-probs": first.manifest.metadata.get("reference", "stored"),
         "curves": curves(
-            {
-                name.replace("_", " "): {
-                    f"seed {seed}": (log["step"].to_pylist(), log[name].to_pylist()) for seed, log in logs.items()
-                }
-                for name in CURVES
-            },
+            training_curves(logs),
             "step",
         ),
         "reward margins": histograms({"reward margin a pair after training": margins}),
         "inspector": dg.MetadataValue.url(prompts_url(recipe=work.partition)),
         "files": dg.MetadataValue.path(str(first.path("files"))),
+    }
+
+
+def training_curves(logs: Mapping[str, pa.Table]) -> dict[str, Lines]:
+    """The columns of CURVES over the steps, a line a seed; a log of before a column came has no line there."""
+    return {
+        name.replace("_", " "): {
+            f"seed {seed}": (log["step"].to_pylist(), log[name].to_pylist())
+            for seed, log in logs.items()
+            if name in log.column_names
+        }
+        for name in CURVES
     }
