@@ -40,6 +40,7 @@ from m3po_dagster.method.generation.settings import (
     RoundSettings,
     SamplingSettings,
 )
+from m3po_dagster.method.optimization.rlhf_settings import RlhfSettings
 from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
 from m3po_dagster.method.optimization.trainer_settings import LocalTrainerSettings, TrainerSettings
 from m3po_dagster.method.selection import SelectionSettings
@@ -49,6 +50,7 @@ from m3po_dagster.world.judge import SceneJudgeSettings
 
 DEFAULT_STUDY = Path("studies/easy_scenes.yaml")
 BASE_RECIPE = "base"
+EVERY_ANSWER = "every_answer"
 OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 
 SingleScorerSettings = Annotated[
@@ -74,7 +76,7 @@ AssessorSettings = Annotated[
     Field(discriminator="kind"),
 ]
 AnyBenchmarkSettings = Annotated[BenchmarkSettings | PreferenceSettings[AssessorSettings], Field(discriminator="kind")]
-TrainingSettings = Annotated[DpoSettings | SftSettings, Field(discriminator="kind")]
+TrainingSettings = Annotated[DpoSettings | SftSettings | RlhfSettings, Field(discriminator="kind")]
 
 
 def _owner(value: str) -> str:
@@ -158,6 +160,11 @@ class Recipe(Settings):
             raise ValueError("a recipe has both selection and training, or neither (the base model)")
         if self.training and self.training.kind == "dpo" and self.selection.rule == "best_only":
             raise ValueError("rule best_only gives no rejected answer, which DPO needs; use it with training kind sft")
+        if self.training and (self.training.kind == "rlhf") != (self.selection.rule == EVERY_ANSWER):
+            raise ValueError(
+                f"rule {EVERY_ANSWER} keeps every scored answer, which training kind rlhf needs for its proxy reward "
+                f"and no other kind can use: here rule {self.selection.rule} meets kind {self.training.kind}"
+            )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("a seed stands twice")
         return self
@@ -255,7 +262,13 @@ class Study(Settings):
                 "model over all of them: use device_map none (fsdp shards the model), or trainer kind local"
             )
         for name, recipe in self.recipes.items():
-            if recipe.training:
+            if recipe.training and recipe.training.kind == "rlhf":
+                if self.trainer.kind == "accelerate":
+                    raise ValueError(
+                        f"recipes.{name}.training: kind rlhf runs in one process: use trainer.kind local, or put this "
+                        "recipe into a study of its own"
+                    )
+            elif recipe.training:
                 try:
                     self.trainer.division(recipe.training.batch_size)
                 except ValueError as error:

@@ -16,7 +16,7 @@ from m3po_dagster.assets.display import preview, rows_table
 from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pairs import NUMERICS
-from m3po_dagster.assets.pictures import curves, histograms
+from m3po_dagster.assets.pictures import Lines, curves, histograms
 from m3po_dagster.assets.training_checks import health_picture, health_table, training_checks
 from m3po_dagster.graph import STAGES, label
 from m3po_dagster.inspector.links import prompts_url
@@ -40,8 +40,8 @@ BASE_ADAPTER = "base"
 WORST_PAIRS = 10
 WORST_COLUMNS = ("prompt", "R_w", "R_l", "margin", "loss before", "loss", "steps", "pair_id")
 
-CURVES = ("loss", "reward_margin", "reward_accuracy", "token_accuracy")
-"""Columns of the training log that are drawn; DPO and SFT fill different ones."""
+CURVES = ("loss", "reward_margin", "reward_accuracy", "token_accuracy", "reward", "kl", "answer_tokens")
+"""Columns of the training log that are drawn; every kind of training fills its own."""
 
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -56,10 +56,12 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
         store: StoreResource,
         trainer: dg.ResourceParam[TrainerResource],
     ) -> Iterator[dg.MaterializeResult]:
-        """LoRA adapters trained on the recipe's pairs by DPO (section 3.6, equation 4) or SFT. A partition a recipe.
+        """LoRA adapters trained on the recipe's pairs by DPO (section 3.6, equation 4), SFT or simulated RLHF. A
+        partition a recipe.
 
         In: the recipe's pairs of all shards with their prompts and sampled tokens, the base model, the recipe. Out: an
-        adapter a training seed with its log and the reward margin of every pair. The recipe base trains nothing.
+        adapter a training seed with its log and the reward margin of every pair, where it trained on pairs. The recipe
+        base trains nothing.
         """
         yield from materialise(context, study, store, lambda work: train_recipe(work, trainer), describe)
 
@@ -140,6 +142,7 @@ def train_seed(
                 "processes": work.study.trainer.processes,
                 "resumed from step": result.resumed_from,
                 **{name.replace("_", " "): number for name, number in result.counts.items()},
+                **result.facts,
                 **reference_facts,
                 "checks": {},
             },
@@ -152,14 +155,14 @@ def examples_with_reference(
     """The recipe's examples, their reference log-probs of the trainer's numerics, and what the manifest says of it.
 
     The stored log-probs are the reference where their numerics are the trainer's, and where nothing is compared with
-    them: SFT only reports them. Raises MixedNumerics when the shards' pairs were selected by log-probs of different
-    numerics.
+    them: SFT only reports them, simulated RLHF reads the base model itself. Raises MixedNumerics when the shards' pairs
+    were selected by log-probs of different numerics.
     """
     pairs = work.all("preference_pairs").values()
     stored = only_one((artifact.manifest.metadata[NUMERICS] for artifact in pairs), label(work.part))
     examples = examples_of(work)
     training = work.study.recipes[work.partition].training
-    if stored is None or training.kind == "sft":
+    if stored is None or training.kind != "dpo":
         return examples, {"reference": "stored", "reference numerics": stored, "reference forwards": 0}
     model = training.model_of(work.study.model)
     own = of_model(model)
@@ -235,12 +238,7 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
         "language model forwards": first.manifest.metadata["language model forwards"],
         "reference log-probs": first.manifest.metadata.get("reference", "stored"),
         "curves": curves(
-            {
-                name.replace("_", " "): {
-                    f"seed {seed}": (log["step"].to_pylist(), log[name].to_pylist()) for seed, log in logs.items()
-                }
-                for name in CURVES
-            },
+            training_curves(logs),
             "step",
         ),
         "health": health_table(facts),
@@ -275,3 +273,15 @@ def worst_pairs(work: Work, adapter: Artifact) -> list[dict[str, object]]:
         }
         for outcome in found
     ]
+
+
+def training_curves(logs: Mapping[str, pa.Table]) -> dict[str, Lines]:
+    """The columns of CURVES over the steps, a line a seed; a log of before a column came has no line there."""
+    return {
+        name.replace("_", " "): {
+            f"seed {seed}": (log["step"].to_pylist(), log[name].to_pylist())
+            for seed, log in logs.items()
+            if name in log.column_names
+        }
+        for name in CURVES
+    }

@@ -115,6 +115,9 @@ IMAGE_ABLATION = Rule(
     False,
     "what training gave the answers (DPO: their reward margin, SFT: R_w's log-prob) shrinks when the image is blanked",
 )
+PROXY_REWARD = Rule(
+    "proxy_reward", False, "simulated RLHF's proxy reward ranks answers it was not fitted to better than chance does"
+)
 ANSWER_FORMAT = Rule(
     "answer_format",
     False,
@@ -155,6 +158,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         CHOSEN_DRIFT,
         KL_TO_BASE,
         IMAGE_ABLATION,
+        PROXY_REWARD,
     ),
     "benchmark_scores": (ANSWER_FORMAT, LENGTH_DRIFT, UNTRAINED),
 }

@@ -16,6 +16,7 @@ from m3po_dagster.assets.checks import (
     KL_TO_BASE,
     LEARNED,
     LOSS_FALLS,
+    PROXY_REWARD,
     WEIGHTS_FINITE,
     Check,
     Rule,
@@ -34,6 +35,9 @@ ONE_SIDED = 1.645
 """Standard errors below the mean that the truth is above with 95 %."""
 
 REWARD_ACCURACY = "reward_accuracy"
+
+REWARD_RANKS = "reward rank correlation"
+"""What simulated RLHF's trainer says of its proxy reward on prompts that it was not fitted to."""
 
 Figures = Mapping[str, float]
 
@@ -56,6 +60,7 @@ def training_checks(trained: Mapping[int, Mapping[str, Any]]) -> tuple[Check, ..
         _bounded(CHOSEN_DRIFT, figures, "chosen_drift", lambda value: value >= LOWEST_DRIFT, _nats, worst=min),
         _bounded(KL_TO_BASE, figures, "kl_to_base", lambda value: value <= LARGEST_KL, _nats, worst=max),
         _image_ablation(figures),
+        _proxy_reward(trained),
     )
 
 
@@ -167,3 +172,16 @@ def health_picture(trained: Mapping[int, Mapping[str, Any]]) -> dg.MarkdownMetad
         ]
 
     return intervals({title: rows(names) for title, names in panels.items()}, zero=True)
+
+
+def _proxy_reward(trained: Mapping[int, Mapping[str, Any]]) -> Check:
+    """A policy follows a reward that is noise as willingly as a good one."""
+    lows = {seed: fact[f"{REWARD_RANKS} low"] for seed, fact in trained.items() if REWARD_RANKS in fact}
+    if not lows:
+        return PROXY_REWARD.outcome(True, "not measured: no reward guided the training")
+    if None in lows.values():
+        return PROXY_REWARD.outcome(False, "too few prompts with answers that both tell apart to say so")
+    worst = min(lows, key=lows.__getitem__)
+    value, low = trained[worst][REWARD_RANKS], lows[worst]
+    found = f"a rank correlation of {value:.2f} with MAS within prompts, at least {low:.2f}{_of_seed(worst, lows)}"
+    return PROXY_REWARD.outcome(low > 0, found, rank_correlation=value, low=low)

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from m3po_dagster.cost.assumptions import Assumptions, Card, Range, exactly
 from m3po_dagster.cost.model_facts import ModelFacts
-from m3po_dagster.cost.plan import LocalScorer, Plan, ServedJudge, Training
+from m3po_dagster.cost.plan import LocalScorer, Plan, Sampled, ServedJudge, Training
 from m3po_dagster.method.alignment.estimate import REPLY_TOKENS, image_tokens
 from m3po_dagster.method.alignment.judge_request import request_texts
 from m3po_dagster.method.prompt import Message, Prompt
@@ -134,7 +134,11 @@ def estimate(
             for one in plan.scorers
         ),
         trainings=tuple(
-            _training(one, work.prompts * (prompt + answer), plan.served and not plan.rescored, model, card, assumed)
+            _rlhf(one, one.sampled, work.prompts, rows, prompt, answer, model, card, assumed)
+            if one.sampled
+            else _training(
+                one, work.prompts * (prompt + answer), plan.served and not plan.rescored, model, card, assumed
+            )
             for one in plan.trainings
         ),
         disk={
@@ -187,9 +191,7 @@ def _decoding(
         return steps * step(rows, rows / samples * copies * prompt)
 
     def step(rows: float, prompt_tokens_read: float) -> float:
-        traffic = model.weight_bytes + model.kv_bytes_a_token * (prompt_tokens_read + rows * answer / 2)
-        operations = assumed.read_flops * model.parameters * rows
-        return max(traffic / card.bandwidth, operations / card.flops(model.bits))
+        return _decoding_step(rows, prompt_tokens_read, answer, model, card, assumed)
 
     few, many = plan.samples.low, plan.samples.high
     if plan.served:
@@ -197,6 +199,15 @@ def _decoding(
     # A batch can't go on for longer than it may.
     longest = max(1.0, min(assumed.longest_answer.high, plan.max_new_tokens / answer))
     return Range(here(few, assumed.longest_answer.low), here(many, longest)) / assumed.decode_efficiency
+
+
+def _decoding_step(
+    rows: float, prompt_tokens_read: float, answer: float, model: ModelFacts, card: Card, assumed: Assumptions
+) -> float:
+    """Seconds of one token of `rows` answers, half of each written, at the card's limits."""
+    traffic = model.weight_bytes + model.kv_bytes_a_token * (prompt_tokens_read + rows * answer / 2)
+    operations = assumed.read_flops * model.parameters * rows
+    return max(traffic / card.bandwidth, operations / card.flops(model.bits))
 
 
 def _judge(judge: ServedJudge, work: Workload, distinct: Range, answer: float, assumed: Assumptions) -> JudgeCost:
@@ -238,3 +249,40 @@ def _training(
     a_run = seen * (training.epochs * operations + assumed.read_flops) / speed
     once = seen * assumed.read_flops / speed if reference and training.kind == "dpo" else exactly(0)
     return TrainingCost(training, a_run, a_run * training.runs + once)
+
+
+def _rlhf(
+    training: Training,
+    sampled: Sampled,
+    prompts: int,
+    scored: Range,
+    prompt: float,
+    answer: float,
+    model: ModelFacts,
+    card: Card,
+    assumed: Assumptions,
+) -> TrainingCost:
+    """Simulated RLHF: a reward fitted to answers that are there; then answers sampled, read and trained on.
+
+    TRL reads the prompt anew for every answer, then both for the log-prob before the step, for the reward and, with a
+    price on it, for the KL. Its rows don't share a prompt's keys and values. `scored`: answers that are there.
+    """
+    answer = min(answer, float(sampled.max_new_tokens))
+    rows = sampled.prompts * sampled.answers
+    drawn = prompts * sampled.answers * training.epochs
+    longest = Range(
+        assumed.longest_answer.low,
+        max(1.0, min(assumed.longest_answer.high, sampled.max_new_tokens / answer)),
+    )
+    steps = longest * (ceil(prompts / sampled.prompts) * training.epochs * answer)
+    decoding = steps * _decoding_step(rows, rows * prompt, answer, model, card, assumed) / assumed.decode_efficiency
+    whole = prompt + answer
+    fitted = Range(min(scored.low, sampled.reward_answers), min(scored.high, sampled.reward_answers))
+    read = fitted * whole + exactly(drawn * (prompt + (2 + sampled.reference) * whole))
+    reading = read * (assumed.read_flops * model.parameters) / (assumed.read_utilisation * card.flops(model.bits))
+    operations = assumed.lora_flops + (assumed.checkpoint_flops if training.checkpointing else 0)
+    learning = exactly(drawn * whole * operations * model.parameters) / (
+        assumed.train_utilisation * card.flops(model.bits)
+    )
+    a_run = (decoding + reading + learning) / HOUR
+    return TrainingCost(training, a_run, a_run * training.runs)

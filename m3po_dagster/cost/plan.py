@@ -8,9 +8,10 @@ from m3po_dagster.method.alignment.budget import PriceSettings
 from m3po_dagster.method.alignment.scorer import ScorerSettings, group_size
 from m3po_dagster.method.alignment.statements import StatementSettings
 from m3po_dagster.method.generation.settings import ModelSettings
+from m3po_dagster.method.optimization.rlhf_settings import TOLD_BY
 
 if TYPE_CHECKING:
-    from m3po_dagster.study import Study
+    from m3po_dagster.study import Recipe, Study
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,44 @@ class LocalScorer:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """What simulated RLHF samples as it trains: `answers` to each of `prompts` at a step, cut at `max_new_tokens`.
+
+    `reward_answers`: at most so many stored ones are read for its reward; `reference`: every sampled one is read once
+    more for its KL.
+    """
+
+    prompts: int
+    answers: int
+    max_new_tokens: int
+    reward_answers: int
+    reference: bool
+
+
+@dataclass(frozen=True)
 class Training:
-    """A recipe's training; `runs`: adapters, one a seed."""
+    """A recipe's training; `runs`: adapters, one a seed. `sampled`: None where it trains on what is there."""
 
     recipe: str
-    kind: Literal["dpo", "sft"]
+    kind: Literal["dpo", "sft", "rlhf"]
     epochs: int
     runs: int
     checkpointing: bool
+    sampled: Sampled | None = None
+
+    @classmethod
+    def of(cls, name: str, recipe: "Recipe") -> "Training":
+        """The training of a recipe that trains."""
+        settings, sampled = recipe.training, None
+        if settings.kind == "rlhf":
+            sampled = Sampled(
+                settings.batch_size,
+                settings.answers,
+                settings.max_new_tokens,
+                settings.reward_answers + settings.reward_answers // TOLD_BY,
+                settings.beta > 0,
+            )
+        return cls(name, settings.kind, settings.epochs, len(recipe.seeds), settings.gradient_checkpointing, sampled)
 
 
 @dataclass(frozen=True)
@@ -84,15 +115,7 @@ class Plan:
             ),
             scorers=tuple(_local(one) for one in judge.assessors if not one.served),
             trainings=tuple(
-                Training(
-                    name,
-                    recipe.training.kind,
-                    recipe.training.epochs,
-                    len(recipe.seeds),
-                    recipe.training.gradient_checkpointing,
-                )
-                for name, recipe in study.recipes.items()
-                if recipe.training is not None
+                Training.of(name, recipe) for name, recipe in study.recipes.items() if recipe.training is not None
             ),
         )
 

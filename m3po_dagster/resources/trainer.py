@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.examples import PreferenceExample
+from m3po_dagster.method.optimization.rlhf_settings import RlhfSettings
 from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
 from m3po_dagster.study import Study
 
@@ -36,7 +37,7 @@ class TrainerResource:
         self,
         study: Study,
         examples: Sequence[PreferenceExample],
-        settings: DpoSettings | SftSettings,
+        settings: DpoSettings | SftSettings | RlhfSettings,
         seed: int,
         out: Path,
         scratch: Path,

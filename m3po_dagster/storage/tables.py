@@ -361,9 +361,17 @@ TRAINING_LOG = TableSchema(
     pa.schema(
         [
             column("step", pa.int64(), "optimiser step, from 1"),
-            column("pairs_seen", pa.int64(), "pairs seen up to and with this step"),
-            column("pair_ids", pa.list_(pa.string()), "the pairs of this step"),
-            column("loss", pa.float64(), "mean loss of the step's pairs (equation 4, or the negative log-likelihood)"),
+            column("pairs_seen", pa.int64(), "pairs seen up to and with this step; for rlhf, answers sampled"),
+            column(
+                "pair_ids",
+                pa.list_(pa.string()),
+                "the pairs of this step; none for rlhf, which trains on answers of its own",
+            ),
+            column(
+                "loss",
+                pa.float64(),
+                "mean loss of the step (equation 4, the negative log-likelihood, or that of rloo and grpo)",
+            ),
             column("learning_rate", pa.float64(), "learning rate of the step"),
             column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
             column("token_accuracy", pa.float64(), "share of answer tokens that are the likeliest", nullable=True),
@@ -371,6 +379,11 @@ TRAINING_LOG = TableSchema(
             column("reward_margin", pa.float64(), "mean reward of R_w minus that of R_l", nullable=True),
             column("chosen_logp", pa.float64(), "mean sum of R_w's log-probs, nats", nullable=True),
             column("rejected_logp", pa.float64(), "mean sum of R_l's log-probs, nats", nullable=True),
+            column("reward", pa.float64(), "mean proxy reward of the answers that rlhf sampled", nullable=True),
+            column(
+                "kl", pa.float64(), "rlhf: estimated KL to the base model, nats a token; null at beta 0", nullable=True
+            ),
+            column("answer_tokens", pa.float64(), "mean tokens of the answers that rlhf sampled", nullable=True),
         ]
     ),
 )

@@ -11,7 +11,7 @@ from m3po_dagster.cost import told
 from m3po_dagster.cost.assumptions import CARDS, Assumptions, Range, exactly
 from m3po_dagster.cost.estimate import Cost, Workload, estimate
 from m3po_dagster.cost.model_facts import ModelFacts
-from m3po_dagster.cost.plan import PAPER, LocalScorer, Plan, ServedJudge, Training
+from m3po_dagster.cost.plan import PAPER, LocalScorer, Plan, Sampled, ServedJudge, Training
 from m3po_dagster.method.alignment.budget import PriceSettings
 from m3po_dagster.method.alignment.estimate import Estimate, expected, image_tokens
 from m3po_dagster.method.alignment.judge_request import request_texts
@@ -99,6 +99,24 @@ def test_hours_of_training_by_hand():
     checkpointed = replace(PLAN, trainings=(Training("m3po", "dpo", 2, 1, True),))
     (twice,) = costed(checkpointed).trainings
     assert only(twice.hours) == pytest.approx(tokens * 7e9 * (2 * 6 + 2) / (0.4 * 312e12) / 3600)
+
+
+RLHF = Training("rlhf", "rlhf", 1, 2, False, Sampled(8, 4, 512, reward_answers=25_000, reference=True))
+
+
+def test_hours_of_simulated_rlhf_by_hand():
+    """Four answers to each prompt: decoded, read four times beside, trained on; 25,000 stored ones read once."""
+    (cost,) = costed(replace(PLAN, trainings=(RLHF,))).trainings
+    rows, drawn = 8 * 4, 150_000 * 4
+    step = max((14e9 + 524_288 * rows * (613 + 100 / 2)) / 2.039e12, 2 * 7e9 * rows / 312e12)
+    read = drawn * (613 + 3 * 713) + 25_000 * 713
+    seconds = 150_000 / 8 * 100 * step + (read * 2 + drawn * 713 * 4) * 7e9 / (0.4 * 312e12)
+    assert only(cost.hours_a_run) == pytest.approx(seconds / 3600)
+    assert only(cost.hours) == pytest.approx(2 * seconds / 3600)
+    free = replace(RLHF, sampled=replace(RLHF.sampled, reference=False))
+    (cheaper,) = costed(replace(PLAN, trainings=(free,))).trainings
+    saved = drawn * 713 * 2 * 7e9 / (0.4 * 312e12)
+    assert only(cost.hours_a_run) - only(cheaper.hours_a_run) == pytest.approx(saved / 3600)
 
 
 def test_a_servers_log_probs_are_no_reference_so_the_pairs_are_scored_once():
@@ -205,6 +223,7 @@ plans = st.builds(
     served=st.booleans(),
     rescored=st.booleans(),
     max_new_tokens=st.integers(1, 2048),
+    trainings=st.just(PLAN.trainings) | st.just((RLHF,)),
     judges=st.just(()) | st.just((ServedJudge("judge", 8, PriceSettings(input=1, output=2)),)),
 )
 

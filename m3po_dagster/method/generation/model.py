@@ -155,9 +155,11 @@ def load_pretrained(settings: ModelSettings) -> "tuple[PreTrainedModel, Processo
 
 @contextlib.contextmanager
 def without_deprecation() -> Iterator[None]:
-    """Hides the one warning with which TRL's and peft's use of transformers' old name would greet every run."""
+    """Hides the warnings with which TRL's and peft's use of transformers' old names would greet every run."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message=r"`\w*gradient_checkpointing\w*` is deprecated", category=FutureWarning
+        )
         yield
 
 

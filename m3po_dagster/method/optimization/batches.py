@@ -67,7 +67,7 @@ class Batches:
         indices = [row["row"] for row in rows]
         picked = [self._examples[i] for i in indices]
         answers = [example.chosen_ids for example in picked] + [example.rejected_ids for example in picked]
-        batch = self._tensors([example.prompt for example in picked] * (1 if packed else 2), answers)
+        batch = self.tensors([example.prompt for example in picked] * (1 if packed else 2), answers)
         if packed:
             batch["prompt_lengths"] = batch["completion_mask"][: len(picked)].argmax(dim=1)
         batch["ref_chosen_logps"] = torch.tensor([example.ref_chosen_logp for example in picked])
@@ -83,13 +83,13 @@ class Batches:
 
         indices = [row["row"] for row in rows]
         picked = [self._examples[i] for i in indices]
-        batch = self._tensors([example.prompt for example in picked], [example.chosen_ids for example in picked])
+        batch = self.tensors([example.prompt for example in picked], [example.chosen_ids for example in picked])
         batch["labels"] = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
         batch["rows"] = torch.tensor(indices)
         return batch
 
-    def _tensors(self, prompts: Sequence[Prompt], answers: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-        """A row an answer; the answers go through the prompts, all of them a whole number of times."""
+    def tensors(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """A row an answer of token ids; the answers go through the prompts, all of them a whole number of times."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 

@@ -42,6 +42,7 @@ class TrainingResult:
     rejected answer is None for SFT. loss_before is None where the loss needs more than the stored log-probs.
     `counts`: language_model_forwards (calls), sequences (rows they held), images_encoded (images the vision
     tower got; one a row, however many tiles it is cut into).
+    `facts`: what else the adapter's manifest says, by name.
     `seconds` covers checking, training and measuring, not loading. `peak_memory` is in bytes: allocated on the
     accelerator, or on a CPU the process's peak resident set; of several processes, the largest.
     `resumed_from` is the step whose checkpoint was taken up, 0 for none. Rows, counts and seconds are those of the
@@ -59,6 +60,7 @@ class TrainingResult:
     trajectory: list[dict[str, Any]] = field(default_factory=list)
     resumed_from: int = 0
     health: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, float | int | None] = field(default_factory=dict)
 
 
 def trainer_arguments(

@@ -9,6 +9,8 @@ from m3po_dagster.method.optimization.dpo import train_dpo
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.optimization.execution import Execution
 from m3po_dagster.method.optimization.launch import launch
+from m3po_dagster.method.optimization.rlhf import train_rlhf
+from m3po_dagster.method.optimization.rlhf_settings import RlhfSettings
 from m3po_dagster.method.optimization.run import TrainingResult
 from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
 from m3po_dagster.method.optimization.sft import train_sft
@@ -21,7 +23,7 @@ def train(
     trainer: LocalTrainerSettings | AccelerateTrainerSettings,
     model: ModelSettings,
     examples: Sequence[PreferenceExample],
-    settings: DpoSettings | SftSettings,
+    settings: DpoSettings | SftSettings | RlhfSettings,
     seed: int,
     out: Path,
     scratch: Path,
@@ -29,9 +31,14 @@ def train(
 ) -> TrainingResult:
     """Trains on the examples and writes the adapter into the folder `out`.
 
-    `scratch` is a folder that an attempt leaves to the next one: checkpoints are in it. Raises as `train_dpo` does, and
-    ValueError when the recipe's batch can't be divided as `trainer` asks.
+    `scratch` is a folder that an attempt leaves to the next one: checkpoints are in it. Simulated RLHF samples as it
+    trains: it runs in this process, without checkpoints. Raises as `train_dpo` does, and ValueError when the recipe
+    can't be trained as `trainer` asks.
     """
+    if isinstance(settings, RlhfSettings):
+        if trainer.kind == "accelerate":
+            raise ValueError("kind rlhf runs in one process: train this recipe with `trainer: {kind: local}`")
+        return train_rlhf(model, examples, settings, seed, out, progress)
     pass_size, _ = trainer.division(settings.batch_size)
     if trainer.kind == "accelerate":
         return launch(trainer, model, examples, settings, seed, out, scratch, progress)
