@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, Tag, ValidationError, field_validato
 
 from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.settings import DatasetSettings
+from m3po_dagster.equal_recipes import first_equals
 from m3po_dagster.evaluation.preference_settings import PreferenceSettings, ServedAssessorSettings
 from m3po_dagster.evaluation.settings import BenchmarkSettings
 from m3po_dagster.method.alignment.blip2_itm import Blip2ItmSettings
@@ -214,7 +215,10 @@ class Study(Settings):
         min_length=1, description="benchmarks by name (section 4.1)"
     )
     answers: AnswerSettings = Field(default_factory=AnswerSettings, description="how benchmark questions are answered")
-    sweep: SweepSettings = Field(default_factory=SweepSettings, description="grid of selection_sweep (section 4.6)")
+    sweep: SweepSettings = Field(
+        default_factory=SweepSettings,
+        description="grid of selection_sweep (section 4.6), which trains nothing; `m3po sweep` adds recipes that do",
+    )
     automation: AutomationSettings = Field(
         default_factory=AutomationSettings, description="what Dagster's daemon starts by itself"
     )
@@ -313,6 +317,17 @@ class Study(Settings):
         """The served judges of benchmarks, by the benchmark's name."""
         judges = {name: getattr(settings, "judge", None) for name, settings in self.benchmarks.items()}
         return {name: judge for name, judge in judges.items() if isinstance(judge, ServedJudgeSettings)}
+
+    def same_as(self, recipe: str) -> str:
+        """The first recipe in the study's order that comes to the same training; the recipe itself where none does.
+
+        Its adapters and answers are those of all recipes that are the same.
+        """
+        return first_equals(self.recipes)[recipe]
+
+    def aliases(self) -> dict[str, str]:
+        """{recipe: the earlier recipe it is the same as}, of those that are."""
+        return {name: first for name, first in first_equals(self.recipes).items() if name != first}
 
     @property
     def shards(self) -> list[str]:

@@ -18,6 +18,7 @@ from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pairs import NUMERICS
 from m3po_dagster.assets.pictures import curves, histograms
+from m3po_dagster.assets.sharing import BASE_ADAPTER, place_of, trained_already, trained_as, training_fingerprint
 from m3po_dagster.graph import STAGES, label
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.lineage.manifests import Manifests
@@ -28,12 +29,8 @@ from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.resources.trainer import TrainerResource
 from m3po_dagster.storage.artifact import Artifact
-from m3po_dagster.storage.fingerprint import fingerprint
 from m3po_dagster.storage.tables import ADAPTERS, MARGINS, TRAINING_LOG
 from m3po_dagster.study import Study
-
-BASE_ADAPTER = "base"
-"""What stands for "no adapter" in the tables."""
 
 CURVES = ("loss", "reward_margin", "reward_accuracy", "token_accuracy")
 """Columns of the training log that are drawn; DPO and SFT fill different ones."""
@@ -99,12 +96,11 @@ def train_seed(
     settings = {"training": training.model_dump(mode="json"), "seed": seed}
     inputs = {name: item for name, item in work.provenance().items() if not name.startswith("recipe_config")}
     code_version = STAGES["lora_adapter"].code_version
-    versions = {name: item["data_version"] for name, item in inputs.items()}
-    part = ("adapter", f"{work.partition}|{seed}")
-    key = fingerprint(*part, code_version, settings, versions)
-    found = work.store.find(*part, key)
+    part = place_of(work, seed)
+    key = training_fingerprint(inputs, settings, code_version)
+    found = trained_already(work.store, part, key)
     if found is not None:
-        work.log(f"seed {seed}: reused adapter {key[:16]}")
+        work.log(f"seed {seed}: reused adapter[{found.manifest.partition}] {key[:16]}")
         return found
     with work.open(*part, key) as draft:
         if draft.committed:
@@ -211,7 +207,9 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
     first = next(iter(trained.values()))
     margins = first.table("margins")["reward_margin"].drop_null().to_numpy()
     trained_on = trained_on_rows(Manifests(work.store), artifact)
+    shared = {"the same training as": ", ".join(trained_as(artifact))} if trained_as(artifact) else {}
     return {
+        **shared,
         "preview": preview(artifact.table()),
         "trained on pairs": rows_table(abridged(trained_on), TRAINED_ON_COLUMNS),
         "trained on pairs in full": dg.MetadataValue.json(trained_on),

@@ -8,12 +8,13 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m3po_dagster.assets.answers import BASE, answered, answers_to
+from m3po_dagster.assets.answers import answered, answers_to
 from m3po_dagster.assets.checks import answer_format
 from m3po_dagster.assets.display import column_schema, preview, rows_table
 from m3po_dagster.assets.judgements import Judging, bound, judged, judges_of, with_columns
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pictures import Interval, intervals
+from m3po_dagster.assets.sharing import BASE, adapters_of
 from m3po_dagster.assets.untrained import untrained
 from m3po_dagster.evaluation.benchmark import OFFICIAL
 from m3po_dagster.evaluation.judged import JudgedBenchmark
@@ -70,7 +71,7 @@ def evaluate(work: Work, generator: GeneratorResource, judge: JudgeResource) -> 
     if work.partition != BASE_RECIPE:
         base = answered(work, generator, BASE, {name: questions[name] for name in judges_of(suite)})
     answers, judgements, rows, made_with = [], [], [], {}
-    for adapter in work.one("lora_adapter").table().to_pylist():
+    for adapter in adapters_of(work.one("lora_adapter")):
         seed = adapter["seed"]
         for name, artifact in answered(work, generator, adapter, questions).items():
             item, given = suite[name], artifact.table()
