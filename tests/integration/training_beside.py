@@ -13,14 +13,26 @@ from pathlib import Path
 
 import dagster as dg
 
-from m3po_dagster import materialise
 from m3po_dagster.definitions import build_definitions
+from m3po_dagster.lineage.manifests import ADAPTER
 from m3po_dagster.resources.study import StoreResource
 from m3po_dagster.resources.trainer import TrainerResource
 from m3po_dagster.runner import Runner, Selection
+from m3po_dagster.storage.draft import Draft
+from m3po_dagster.storage.errors import Busy
+from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.study import load_study
 
 UP_TO_ADAPTERS = ("recipe_config", "preference_pairs", "lora_adapter")
+
+
+def held(draft: Draft) -> bool:
+    """Whether another run is at work on it."""
+    try:
+        with draft:
+            return False
+    except Busy:
+        return True
 
 
 def main(study_file: str, root: str, recipe: str, told: str) -> None:
@@ -30,23 +42,23 @@ def main(study_file: str, root: str, recipe: str, told: str) -> None:
         with open(told, "a") as file:
             file.write(f"{line}\n")
 
-    train, sleep, waits = TrainerResource.train, time.sleep, []
+    train, opened, waits = TrainerResource.train, ArtifactStore.open, []
 
     def trained(*arguments):
         tell("trains")
         deadline = time.monotonic() + 60
         while "waits" not in Path(told).read_text() and time.monotonic() < deadline:
-            sleep(0.05)
+            time.sleep(0.05)
         return train(*arguments)
 
-    def waited(seconds: float) -> None:
-        if not waits:
+    def watched(store, asset: str, *rest):
+        draft = opened(store, asset, *rest)
+        if asset == ADAPTER and not waits and held(draft):
+            waits.append(asset)
             tell("waits")
-        waits.append(seconds)
-        sleep(seconds)
+        return draft
 
-    TrainerResource.train = trained
-    materialise.time.sleep = waited
+    TrainerResource.train, ArtifactStore.open = trained, watched
     with dg.DagsterInstance.get() as instance:
         definitions, study = build_definitions(Path(study_file), root), load_study(study_file)
         runner = Runner(definitions, study, StoreResource(root=root), instance)
