@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from m3po_dagster.method.selection_settings import RULES_WITH_LOSER_SCORE
 from m3po_dagster.storage.fingerprint import canonical_json
 
 if TYPE_CHECKING:
     from m3po_dagster.study import Recipe
-
-PENALISED = ("m3p", "flipped")
-"""Rules that rank losers by equation 2."""
 
 OF_THE_PENALTY = ("delta", "allow_bonus")
 """What equation 2 multiplies by alpha."""
@@ -22,7 +20,7 @@ def effective(recipe: "Recipe") -> dict[str, Any]:
     """
     settings = recipe.model_dump(mode="json", include={"selection", "training"})
     selection = recipe.selection
-    if selection is not None and selection.rule in PENALISED and selection.alpha == 0:
+    if selection is not None and selection.rule in RULES_WITH_LOSER_SCORE and selection.alpha == 0:
         settings["selection"] = {k: v for k, v in settings["selection"].items() if k not in OF_THE_PENALTY}
     return settings
 
@@ -31,3 +29,9 @@ def first_equals(recipes: Mapping[str, "Recipe"]) -> dict[str, str]:
     """{name: the first recipe, in order, of the same effective settings}; itself where there is no earlier one."""
     owners: dict[str, str] = {}
     return {name: owners.setdefault(canonical_json(effective(recipe)), name) for name, recipe in recipes.items()}
+
+
+def trainings(recipes: Mapping[str, "Recipe"]) -> set[tuple[str, int]]:
+    """The distinct trainings that recipes ask for: the first recipe that comes to each, and the seed."""
+    firsts = first_equals(recipes)
+    return {(firsts[name], seed) for name, recipe in recipes.items() if recipe.trains for seed in recipe.seeds}

@@ -131,7 +131,7 @@ STAGES: dict[str, Stage] = {
             "selection_sweep",
             (),
             ("candidates", "mas_table", "logprob_table"),
-            "1",
+            "2",
             lambda study, ids, _: study.sweep.model_dump(mode="json"),
             fan_in=True,
         ),

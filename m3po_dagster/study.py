@@ -232,11 +232,12 @@ class Study(Settings):
             )
         columns = {scorer.name for scorer in self.judge.scorers} | {"mas"}
         for name, recipe in self.recipes.items():
-            reward = recipe.selection.reward if recipe.selection and recipe.selection.rule == "reward_max_min" else None
-            if reward is not None and reward not in columns:
-                raise ValueError(
-                    f"recipes.{name}.selection.reward: {reward!r} is no scorer; there are {sorted(columns)}"
-                )
+            for score in recipe.selection.score_columns if recipe.selection else ():
+                if score not in columns:
+                    key = "reward" if recipe.selection.rule == "reward_max_min" else "score"
+                    raise ValueError(
+                        f"recipes.{name}.selection.{key}: {score!r} is no scorer; there are {sorted(columns)}"
+                    )
         if len(self.recipes) > 99:
             raise ValueError("more than 99 recipes: Dagster would no longer follow staleness through the leaderboard")
         return self

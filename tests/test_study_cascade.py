@@ -32,14 +32,22 @@ def test_recipes_that_need_only_the_pair_are_taken(tmp_path):
     study = study_with(tmp_path)
     assert study.judge.cascade.alpha_max == 1.0
     assert study_with(tmp_path, {"rule": "reward_max_min", "reward": "clip"}).judge.cascade
+    assert study_with(tmp_path, {"rule": "m3p", "score": "clip", "score_noise": 0.1, "alpha": 5.0}).judge.cascade
+    assert study_with(tmp_path, {"rule": "longest"}).judge.cascade
     assert study_with(tmp_path, {"rule": "random"}, {"cascade": None}).judge.cascade is None
 
 
 @pytest.mark.parametrize(
     ("selection", "judge", "message"),
     [
-        ({"rule": "vanilla"}, {}, r"recipes\.vanilla\.selection: rule vanilla draws from all"),
-        ({"rule": "random"}, {}, "rule random draws from all"),
+        ({"rule": "vanilla"}, {}, r"recipes\.vanilla\.selection: rule vanilla looks at all"),
+        ({"rule": "random"}, {}, "rule random looks at all"),
+        ({"rule": "sweet_spot"}, {}, "rule sweet_spot looks at all answers"),
+        ({"rule": "margin_pairs"}, {}, "rule margin_pairs looks at all answers"),
+        ({"rule": "m3p", "candidates": 8}, {}, "with candidates an answer can become"),
+        ({"rule": "m3p", "max_length_difference": 0}, {}, "with max_length_difference an answer can become"),
+        ({"rule": "m3p", "score_noise": 0.1}, {}, "with score_noise an answer can become"),
+        ({"rule": "m3p", "score": "llm_judge"}, {}, "ranks by llm_judge"),
         ({"rule": "reward_max_min", "reward": "mas"}, {}, "ranks by mas"),
         ({"rule": "reward_max_min", "reward": "llm_judge"}, {}, "ranks by llm_judge"),
         ({"rule": "m3p", "alpha": 1.5}, {}, r"alpha 1\.5 is above alpha_max 1"),

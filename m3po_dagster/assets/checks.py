@@ -207,10 +207,10 @@ def pairs_well_formed(pairs: pa.Table) -> Check:
     )
 
 
-def pair_yield(pairs: int, dropped: int) -> Check:
-    """Few pairs: the judge can't tell the candidates apart, or the candidates are all alike."""
-    total = pairs + dropped
-    return PAIR_YIELD.outcome(total == 0 or pairs / total >= 0.5, f"{pairs} pairs of {total} prompts", pairs=pairs)
+def pair_yield(paired: int, dropped: int) -> Check:
+    """Few prompts with a pair: the judge can't tell the candidates apart, or the candidates are all alike."""
+    total = paired + dropped
+    return PAIR_YIELD.outcome(total == 0 or paired / total >= 0.5, f"{paired} of {total} prompts", pairs=paired)
 
 
 def weights_finite(finite: bool) -> Check:

@@ -1,23 +1,26 @@
 """preference_pairs and selection_sweep: which answers are preferred to which (section 3.5)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from m3po_dagster.assets.checks import pair_yield, pairs_well_formed
 from m3po_dagster.assets.display import column_schema, counts, preview, rows_table
 from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
-from m3po_dagster.assets.pictures import curves, gallery, histograms
+from m3po_dagster.assets.pictures import curves, gallery, heat_map, histograms
 from m3po_dagster.graph import label
 from m3po_dagster.inspector.links import prompts_url, tune_url
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.method.generation.numerics import only_one
+from m3po_dagster.method.selection_settings import MAS
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.errors import StoreError
-from m3po_dagster.storage.tables import DROPPED, PAIRS, SWEEP
+from m3po_dagster.storage.tables import DROPPED, PAIRS, SWEEP, SWEEP_NO_PAIR, SWEEP_OVERLAP
 from m3po_dagster.study import Study
 
 SHOWN = 4
@@ -27,13 +30,30 @@ NUMERICS = "numerics"
 """Under which name a manifest says with which numerics its reference log-probs were computed."""
 
 CURVES = {
-    "overlap": "prompts with the default point's pair",
+    "overlap": "pairs as at the default point",
     "active_penalty_share": "pairs whose penalty is active",
     "hard_negative_share": "pairs whose R_l is likelier than R_w",
-    "n_pairs": "prompts that give a pair",
+    "longer_rejected_share": "pairs whose R_l is longer than R_w",
+    "mean_length_difference": "mean tokens of R_w minus R_l",
     "mean_mas_gap": "mean MAS gap",
     "mean_logp_gap": "mean confidence gap, nats",
 }
+
+HOW_TO_READ = """\
+R_w is the same at every point; alpha and delta only move R_l. So, before a GPU is spent:
+
+* **overlap** (the heat map, and the table `overlap` of this artifact): the share of prompts with the same pair at two
+  points. Points that share nearly all pairs train on nearly the same data: take one of them. `identical_to` names the
+  row of an earlier point with the very same pairs; at alpha = 0 delta has no effect.
+* **active penalty**: near 0, alpha and delta change little, since what the MAS prefers is not penalised anyway; near 1,
+  delta excuses nobody.
+* **hard negatives**: R_l is likelier than R_w, a mistake that the model believes in. This is what a larger alpha buys.
+* **MAS gap**: what it costs: the smaller, the less R_l is worse than R_w, and the more a judge's noise decides.
+* **length**: where R_l is mostly the longer one, training on these pairs also says "be shorter". A bound on the lengths
+  (`max_length_difference`) is the remedy.
+* **no pair, ties**: the same at every point. Many ties at the top mean that the judge can't tell the best answers
+  apart, and confidence chooses R_w among them.
+"""
 
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
@@ -45,9 +65,9 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult]:
         """Which answer is preferred to which, R_w and R_l of every prompt (section 3.5, equations 1 to 3).
 
-        In: MAS and log-probs of the shard's candidates, and the recipe's rule. Out: at most one pair a prompt with its
-        gaps and reference log-probs; a prompt without a pair stands in a second table with its reason. A partition a
-        recipe and shard; seconds of work, no model.
+        In: MAS and log-probs of the shard's candidates, and the recipe's rule. Out: one pair a prompt, or several by
+        rule margin_pairs, with gaps and reference log-probs; a prompt without a pair stands in a second table with its
+        reason. A partition a recipe and shard; seconds of work, no model.
         """
         yield from materialise(context, study, store, select_shard, describe_pairs)
 
@@ -58,21 +78,21 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
         """What alpha and delta would select, over all shards (section 4.6).
 
         In: the scores of every shard. Out: a row a point of the study's grid: pairs, hard negatives, active penalties,
-        gaps. It costs one pass over the scores, before any GPU is spent on training.
+        gaps, lengths; the overlap between every two points; why prompts give no pair. It costs one pass over the
+        scores, before any GPU is spent on training.
         """
         yield from materialise(context, study, store, sweep_all, describe_sweep)
 
     return [preference_pairs, selection_sweep]
 
 
-def joined(candidates: Artifact, mas: Artifact, logprobs: Artifact, reward: str | None = None) -> pa.Table:
-    """One row a candidate: text, finish reason, MAS, log-probs, and `reward`, a scorer's column, where it is named.
+def joined(candidates: Artifact, mas: Artifact, logprobs: Artifact, scores: Sequence[str] = (MAS,)) -> pa.Table:
+    """One row a candidate: text, finish reason, log-probs, and `scores`: MAS, and scorers' columns where named.
 
     The three tables hold the same rows in order. Only what selection reads is read: token lists and a judge's words are
     most of the tables' bytes.
     """
     table = candidates.table(columns=["candidate_id", "prompt_id", "k", "text", "finish_reason"])
-    scores = list(dict.fromkeys(["mas", reward or "mas"]))
     for name, other, columns in (("mas_table", mas, scores), ("logprob_table", logprobs, ["sum_logp", "n_tokens"])):
         found = other.table(columns=["candidate_id", *columns])
         if not table["candidate_id"].equals(found["candidate_id"]):
@@ -91,14 +111,14 @@ def select_shard(work: Work) -> Built:
     if recipe.selection is not None:
         numerics = numerics_of(work, work.one("logprob_table"))
         tables = (work.one(name) for name in ("candidates", "mas_table", "logprob_table"))
-        result = select_pairs(joined(*tables, reward=recipe.selection.reward), recipe.selection)
+        result = select_pairs(joined(*tables, scores=recipe.selection.score_columns), recipe.selection)
         pairs, stats = result.pairs.cast(PAIRS.schema), dict(result.stats)
         dropped = result.dropped.rename_columns({"prompt_id": "item_id"}).cast(DROPPED.schema)
     by_reason = {item["values"]: item["counts"] for item in dropped["reason"].value_counts().to_pylist()}
     return Built(
         {"data": (pairs, PAIRS), "dropped": (dropped, DROPPED)},
         facts={"stats": stats, "dropped by reason": by_reason, NUMERICS: numerics},
-        checks=(pairs_well_formed(pairs), pair_yield(len(pairs), len(dropped))),
+        checks=(pairs_well_formed(pairs), pair_yield(pc.count_distinct(pairs["prompt_id"]).as_py(), len(dropped))),
     )
 
 
@@ -114,6 +134,7 @@ def describe_pairs(artifact: Artifact, work: Work) -> Mapping[str, object]:
     recipe, shard = work.partition.split("|")
     return {
         "pairs": len(table),
+        "prompts with a pair": pc.count_distinct(table["prompt_id"]).as_py(),
         "no pair by reason": counts(facts["dropped by reason"]),
         "statistics": dg.MetadataValue.json(facts["stats"]),
         "preview": preview(table, columns=["chosen_id", "rejected_id", "mas_gap", "logp_gap", "m3p_score"]),
@@ -155,12 +176,18 @@ def sweep_all(work: Work) -> Built:
     tables = zip(*(work.all(name).values() for name in ("candidates", "mas_table", "logprob_table")), strict=True)
     grid = work.study.sweep
     result = sweep((joined(*some) for some in tables), grid.alpha, grid.delta)
-    return Built({"data": (result.cast(SWEEP.schema), SWEEP)})
+    return Built(
+        {
+            "data": (result.points.cast(SWEEP.schema), SWEEP),
+            "overlap": (result.overlap.cast(SWEEP_OVERLAP.schema), SWEEP_OVERLAP),
+            "no_pair": (result.no_pair.cast(SWEEP_NO_PAIR.schema), SWEEP_NO_PAIR),
+        }
+    )
 
 
 def describe_sweep(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """The table and its curves over alpha."""
-    table = artifact.table()
+    """The table, its curves over alpha, how much any two points have in common, and how to read it all."""
+    table, overlap, no_pair = (artifact.table(name) for name in ("data", "overlap", "no_pair"))
     rows = table.to_pylist()
     by_delta = {delta: [row for row in rows if row["delta"] == delta] for delta in work.study.sweep.delta}
     figures = {
@@ -170,8 +197,18 @@ def describe_sweep(artifact: Artifact, work: Work) -> Mapping[str, object]:
         }
         for name, title in CURVES.items()
     }
+    names = [f"{row['alpha']:g} / {row['delta']:g}" for row in rows]
+    shared = np.array(overlap["overlap"].to_numpy(), dtype=float).reshape(len(names), len(names))
     return {
+        "how to read": dg.MetadataValue.md(HOW_TO_READ),
+        "prompts with a pair": rows[0]["n_pairs"],
+        "no pair by reason": counts(
+            dict(zip(*(no_pair[name].to_pylist() for name in ("reason", "n_prompts")), strict=True))
+        ),
+        "prompts tied at the top": dg.MetadataValue.float(rows[0]["top_tie_share"] or 0.0),
+        "distinct points": sum(row["identical_to"] is None for row in rows),
         "preview": rows_table(rows, column_schema(table.schema)),
         "curves": curves(figures, "alpha"),
+        "overlap": heat_map("share of pairs in common, by alpha / delta", names, shared),
         "inspector": dg.MetadataValue.url(tune_url()),
     }

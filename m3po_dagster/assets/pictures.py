@@ -27,6 +27,7 @@ GREY = "#8b8fa3"
 # Lines that lie on each other show through.
 DASHES = ("-", "--", "-.", ":")
 PANEL_INCHES = (3.2, 2.2)
+HEAT_MAP_INCHES = (5.6, 5.0)
 PANELS_A_ROW = 3
 COLOURS_KEPT = 64
 DOTS_PER_INCH = 100
@@ -117,6 +118,21 @@ def intervals(figures: Mapping[str, Sequence[Interval]], zero: bool) -> dg.Markd
     return _panels({title: draw(rows) for title, rows in figures.items() if rows})
 
 
+def heat_map(title: str, names: Sequence[str], values: np.ndarray) -> dg.MarkdownMetadataValue:
+    """(n, n) shares between 0 and 1 as a square of colours, row and column named alike; nothing where none is known."""
+    if not np.isfinite(values).any():
+        return dg.MetadataValue.md("no values")
+
+    def on(axes: "Axes") -> None:
+        drawn = axes.imshow(values, cmap="viridis", vmin=min(0.5, float(np.nanmin(values))), vmax=1)
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(labelsize=6)
+        axes.figure.colorbar(drawn, ax=axes, shrink=0.8).ax.tick_params(labelsize=7)
+
+    return _panels({title: on}, inches=HEAT_MAP_INCHES)
+
+
 def thumbnails(paths: Iterable[Path]) -> dg.MarkdownMetadataValue:
     """The images that can be read, side by side."""
     shown = " ".join(picture for path in paths if (picture := thumbnail(path)))
@@ -181,7 +197,9 @@ def _small(path: Path, side: int) -> "Image.Image | None":
         return None
 
 
-def _panels(panels: Mapping[str, Callable[["Axes"], None]]) -> dg.MarkdownMetadataValue:
+def _panels(
+    panels: Mapping[str, Callable[["Axes"], None]], inches: tuple[float, float] = PANEL_INCHES
+) -> dg.MarkdownMetadataValue:
     if not panels:
         return dg.MetadataValue.md("no values")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -190,7 +208,7 @@ def _panels(panels: Mapping[str, Callable[["Axes"], None]]) -> dg.MarkdownMetada
 
     wide = 2 if len(panels) == 4 else min(len(panels), PANELS_A_ROW)
     high = -(-len(panels) // wide)
-    figure = Figure(figsize=(PANEL_INCHES[0] * wide, PANEL_INCHES[1] * high), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=(inches[0] * wide, inches[1] * high), dpi=DOTS_PER_INCH, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     for number, (title, draw) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(high, wide, number)

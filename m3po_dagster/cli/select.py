@@ -13,6 +13,7 @@ from rich.table import Table
 
 from m3po_dagster.method.selection import ScoreTableError, SelectionResult, SelectionSettings, select_pairs
 from m3po_dagster.method.selection_matrix import read_scores
+from m3po_dagster.method.selection_settings import FIELDS_OF_RULE
 
 PRINTED_COLUMNS = ("prompt_id", "chosen_id", "rejected_id", "m3p_score", "mas_gap", "logp_gap")
 HEAD = 10
@@ -28,21 +29,31 @@ def select(
     ],
     alpha: Annotated[float | None, typer.Option(help="weight of the confidence penalty (default 0.5)")] = None,
     delta: Annotated[float | None, typer.Option(help="margin of the penalty in nats (default 0.1)")] = None,
-    rule: Annotated[
-        str, typer.Option(help="m3p, vanilla, reward_max_min, random, flipped or best_only", show_default=True)
-    ] = "m3p",
+    rule: Annotated[str, typer.Option(help=f"one of {', '.join(FIELDS_OF_RULE)}", show_default=True)] = "m3p",
     confidence: Annotated[str | None, typer.Option(help="log-prob per token, mean (default), or their sum")] = None,
     allow_bonus: Annotated[bool, typer.Option("--allow-bonus", help="let a likelier loser earn a bonus")] = False,
     min_gap: Annotated[float | None, typer.Option(help="a loser's MAS is lower by more than this (default 0)")] = None,
     min_chosen_mas: Annotated[float | None, typer.Option(help="no pair where the best MAS is lower")] = None,
     reward: Annotated[str | None, typer.Option(help="score column that reward_max_min ranks by")] = None,
-    seed: Annotated[int | None, typer.Option(help="seed of vanilla and random (default 0)")] = None,
+    score: Annotated[
+        str | None, typer.Option(help="score column that stands for mas: what that scorer alone would choose")
+    ] = None,
+    score_noise: Annotated[
+        float | None, typer.Option(help="standard deviation of Gaussian noise on the score: a noisier judge")
+    ] = None,
+    noise_seed: Annotated[int | None, typer.Option(help="seed of that noise (default 0)")] = None,
+    candidates: Annotated[int | None, typer.Option(help="only samples with k below this, as if N were smaller")] = None,
+    max_length_difference: Annotated[
+        int | None, typer.Option(help="a loser's tokens differ from R_w's by at most this many")
+    ] = None,
+    max_pairs: Annotated[int | None, typer.Option(help="most pairs of a prompt in margin_pairs (default 2)")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of vanilla, random and margin_pairs (default 0)")] = None,
     out: Annotated[
         Path | None, typer.Option(help="write the pairs to this Parquet file, dropped prompts to NAME.dropped.parquet")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="print one JSON object: pairs, dropped, stats")] = False,
 ) -> None:
-    """Choose one preference pair a prompt from a table of scored candidates (paper, section 3.5).
+    """Choose preference pairs from a table of scored candidates, one a prompt or more (paper, section 3.5).
 
     Exit code 0, also when no prompt has a pair; 2 for a file, a table or an option that can't be used.
     """
@@ -54,13 +65,19 @@ def select(
         "min_gap": min_gap,
         "min_chosen_mas": min_chosen_mas,
         "reward": reward,
+        "score": score,
+        "score_noise": score_noise,
+        "noise_seed": noise_seed,
+        "candidates": candidates,
+        "max_length_difference": max_length_difference,
+        "max_pairs": max_pairs,
         "seed": seed,
     }
     try:
         settings = SelectionSettings(rule=rule, **{name: value for name, value in given.items() if value is not None})
         if out is not None and out.resolve() == scores.resolve():
             raise ValueError(f"--out {out} is the score table itself: name another file")
-        table = read_scores(scores, extra=[] if reward is None else [reward])
+        table = read_scores(scores, extra=settings.score_columns)
         result = select_pairs(table, settings)
         written = [] if out is None else _write(result, out)
     except ValidationError as error:

@@ -36,6 +36,7 @@ class Recipe:
     score: np.ndarray
     mas_gap: np.ndarray
     logp_gap: np.ndarray
+    more: np.ndarray
     reason: np.ndarray
     reasons: tuple[str, ...]
     artifacts: Mapping[str, Artifact]
@@ -65,6 +66,7 @@ def merged(pairs: Sequence[Pairs], artifacts: Mapping[str, Artifact], stale: Seq
         score=flat("score", np.float64),
         mas_gap=flat("mas_gap", np.float64),
         logp_gap=flat("logp_gap", np.float64),
+        more=flat("more", np.int32),
         reason=np.concatenate([np.empty(0, np.int16), *codes]).astype(np.int16),
         reasons=reasons,
         artifacts=artifacts,

@@ -16,12 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from m3po_dagster.inspector.shards import Shard
-from m3po_dagster.method.selection_matrix import ScoreMatrix
+from m3po_dagster.method.selection_matrix import Block, ScoreMatrix
 from m3po_dagster.method.selection_settings import SelectionSettings
 from m3po_dagster.method.selection_sweep import find_front
 from m3po_dagster.storage.fingerprint import canonical_json
 
 ROWS_A_STEP = 1 << 16
+_RANKED = ("score", "score_noise", "noise_seed", "candidates")
+"""What decides which scores a candidate is ranked by; the rest of the settings looks at the same arrays."""
 VERSION = 1
 """Part of a cached file's name: another one when the arrays change."""
 
@@ -70,42 +72,55 @@ def build_fronts(shard: Shard, each: Sequence[SelectionSettings]) -> list[Fronts
     A few ten thousand rows are in memory at a time. Raises OSError, pa.ArrowException or ScoreTableError.
     """
     found: list[list[dict[str, np.ndarray]]] = [[] for _ in each]
-    for table in _score_tables(shard):
-        matrix = ScoreMatrix.from_table(table)
-        prompts = pc.index_in(matrix.prompt_ids, value_set=shard.prompt_ids).to_numpy()
-        k = table["k"].to_numpy()
-        k = k if matrix.rows is None else k[matrix.rows]
-        for block in matrix.blocks():
-            first = matrix.starts[block.start : block.start + len(block.value)]
-            for number, settings in enumerate(each):
-                front, paired, _ = find_front(block, settings)
-                inside = front.column >= 0
-                sizes = np.count_nonzero(inside, axis=1)
-                found[number].append(
-                    {
-                        "prompt": prompts[block.start + paired],
-                        "winner": k[first[paired] + front.winner],
-                        "sizes": sizes,
-                        "gap": front.gap[inside],
-                        "logp_gap": front.logp_gap[inside],
-                        "length_difference": front.length_difference[inside],
-                        "k": k[np.repeat(first[paired], sizes) + front.column[inside]],
-                    }
-                )
+    same_scores: dict[tuple, list[int]] = {}
+    for number, settings in enumerate(each):
+        same_scores.setdefault(tuple(getattr(settings, name) for name in _RANKED), []).append(number)
+    for table in _score_tables(shard, each):
+        for numbers in same_scores.values():
+            # Texts are compared once for all that rank by the same scores.
+            matrix = ScoreMatrix.from_table(table, each[numbers[0]])
+            prompts = pc.index_in(matrix.prompt_ids, value_set=shard.prompt_ids).to_numpy()
+            k = table["k"].to_numpy()
+            k = k if matrix.rows is None else k[matrix.rows]
+            for block in matrix.blocks():
+                here = slice(block.start, block.start + len(block.value))
+                for number in numbers:
+                    found[number].append(_entries(block, prompts[here], matrix.starts[here], k, each[number]))
     return [_by_place(parts) for parts in found]
 
 
-def _score_tables(shard: Shard) -> Iterator[pa.Table]:
-    """The columns that selection reads, whole prompts at a time."""
-    scores = pq.read_table(shard.mas.path("data.parquet"), columns=["mas"])
+def _entries(
+    block: Block, prompts: np.ndarray, first: np.ndarray, k: np.ndarray, settings: SelectionSettings
+) -> dict[str, np.ndarray]:
+    """A block's fronts prompt by prompt; `prompts` and `first` are its prompts' positions and first entries in `k`."""
+    front, paired, _ = find_front(block, settings)
+    inside = front.column >= 0
+    sizes = np.count_nonzero(inside, axis=1)
+    return {
+        "prompt": prompts[paired],
+        "winner": k[first[paired] + front.winner],
+        "sizes": sizes,
+        "gap": front.gap[inside],
+        "logp_gap": front.logp_gap[inside],
+        "length_difference": front.length_difference[inside],
+        "k": k[np.repeat(first[paired], sizes) + front.column[inside]],
+    }
+
+
+def _score_tables(shard: Shard, each: Sequence[SelectionSettings]) -> Iterator[pa.Table]:
+    """The columns that selection by these settings reads, whole prompts at a time."""
+    names = list(dict.fromkeys(settings.score for settings in each))
+    scores = pq.read_table(shard.mas.path("data.parquet"), columns=names)
     inside = pq.read_table(shard.logprobs.path("data.parquet"), columns=["sum_logp", "n_tokens"])
+    # Ids are only wanted for noise, and are most of what would be read.
+    ids = ["candidate_id"] if any(settings.score_noise for settings in each) else []
     start, held = 0, None
     with pq.ParquetFile(shard.candidates.path("data.parquet"), pre_buffer=False) as file:
         total = file.metadata.num_rows
         for name, table in (("mas_table", scores), ("logprob_table", inside)):
             if table.num_rows != total:
                 raise ValueError(f"{name}[{shard.name}] has other rows than candidates: materialise it again")
-        for batch in file.iter_batches(ROWS_A_STEP, columns=["prompt_id", "k", "text", "finish_reason"]):
+        for batch in file.iter_batches(ROWS_A_STEP, columns=["prompt_id", "k", "text", "finish_reason", *ids]):
             table = pa.Table.from_batches([batch])
             table = table if held is None else pa.concat_tables([held, table])
             end = table.num_rows
@@ -114,9 +129,9 @@ def _score_tables(shard: Shard) -> Iterator[pa.Table]:
                 end = pc.index(table["prompt_id"], last).as_py()
             whole, held = table.slice(0, end), table.slice(end)
             if end:
-                mas, known = scores.slice(start, end), inside.slice(start, end)
-                for column, source in (("mas", mas), ("sum_logp", known), ("n_tokens", known)):
-                    whole = whole.append_column(column, source[column])
+                for source in (scores, inside):
+                    for column in source.column_names:
+                        whole = whole.append_column(column, source[column].slice(start, end))
                 yield whole
             start += end
 

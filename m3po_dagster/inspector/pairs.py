@@ -1,4 +1,7 @@
-"""A recipe's pairs as arrays with one entry a prompt, and the reason where a prompt has none."""
+"""A recipe's pairs as arrays with one entry a prompt, and the reason where a prompt has none.
+
+Some rules give a prompt several rows, the best first: that one is shown, and how many more there are.
+"""
 
 from dataclasses import dataclass
 
@@ -24,6 +27,7 @@ class Pairs:
     score: np.ndarray  # S(R_l); NaN without
     mas_gap: np.ndarray  # NaN without
     logp_gap: np.ndarray  # NaN without
+    more: np.ndarray  # further pairs of the prompt, beside the one above
     reason: np.ndarray  # index into `reasons`; -1 where there is a pair
     reasons: tuple[str, ...]
 
@@ -36,11 +40,15 @@ def read_pairs(shard: Shard, artifact: Artifact | None) -> Pairs:
     size = len(shard.prompt_ids)
     chosen, rejected = np.full(size, -1, np.int32), np.full(size, -1, np.int32)
     score, mas_gap, logp_gap = (np.full(size, np.nan) for _ in range(3))
+    more = np.zeros(size, np.int32)
     reasons = (NOT_SAMPLED, NOT_MADE)
     reason = np.where(shard.n_candidates == 0, 0, 1).astype(np.int16)
     if artifact is not None:
         table = pq.read_table(artifact.path("data.parquet"), columns=PAIR_COLUMNS)
-        place = _places(shard, table["prompt_id"], artifact)
+        place, first, count = np.unique(
+            _places(shard, table["prompt_id"], artifact), return_index=True, return_counts=True
+        )
+        table, more[place] = table.take(pa.array(first)), count - 1
         chosen[place], rejected[place] = _k(table["chosen_id"]), _k(table["rejected_id"])
         for array, name in ((score, "m3p_score"), (mas_gap, "mas_gap"), (logp_gap, "logp_gap")):
             array[place] = table[name].to_numpy()
@@ -50,7 +58,7 @@ def read_pairs(shard: Shard, artifact: Artifact | None) -> Pairs:
         codes = pc.index_in(dropped["reason"], value_set=names).combine_chunks().to_numpy(zero_copy_only=False)
         reason[_places(shard, dropped["item_id"], artifact)] = codes + len(reasons)
         reasons += tuple(names.to_pylist())
-    return Pairs(chosen, rejected, score, mas_gap, logp_gap, reason, reasons)
+    return Pairs(chosen, rejected, score, mas_gap, logp_gap, more, reason, reasons)
 
 
 def _places(shard: Shard, ids: pa.ChunkedArray, artifact: Artifact) -> np.ndarray:

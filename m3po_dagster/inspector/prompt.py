@@ -1,5 +1,6 @@
 """One prompt as its page shows it: conversation, candidates with every score, and how the recipe came to its pair."""
 
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ import pyarrow.parquet as pq
 from m3po_dagster.inspector.catalogue import Catalogue, Place, Recipe
 from m3po_dagster.inspector.rows import read_rows
 from m3po_dagster.method.selection_matrix import ScoreMatrix
-from m3po_dagster.method.selection_rules import confidence_penalty, find_winners
-from m3po_dagster.method.selection_settings import SelectionSettings
+from m3po_dagster.method.selection_settings import MAS, SelectionSettings
+from m3po_dagster.method.selection_winners import confidence_penalty, find_winners
 from m3po_dagster.storage.artifact import Artifact
 
 TEXT_COLUMNS = ("k", "text", "token_ids", "n_tokens", "finish_reason", "multiplicity")
@@ -43,7 +44,7 @@ class CandidateView:
     chosen_by: list[str] = field(default_factory=list)
     rejected_by: list[str] = field(default_factory=list)
     mark: str = ""  # "chosen" or "rejected" by the recipe shown
-    gap: float | None = None  # MAS(R_w) - MAS
+    gap: float | None = None  # MAS(R_w) - MAS, or what stands for it in the recipe
     penalty: float | None = None  # of equation 2; None where the candidate can't be R_l
     m3p_score: float | None = None  # S of equation 2
 
@@ -64,6 +65,7 @@ class PromptView:
     source: str
     source_id: str
     candidates: list[CandidateView]
+    more_pairs: int  # of the recipe shown, beside the one that is marked
     reason: str  # why the recipe has no pair here; empty where it has one
     detail: str  # the figures that led to it
 
@@ -81,7 +83,7 @@ def read_prompt(catalogue: Catalogue, number: int, recipe: str) -> PromptView:
     _mark_pairs(catalogue, number, recipe, candidates)
     settings = catalogue.study.recipes[recipe].selection if recipe in catalogue.recipes else None
     if settings is not None and settings.rule == "m3p" and place.shard.scored:
-        _explain_scores(candidates, settings)
+        _explain_scores(row["prompt_id"], candidates, settings)
     found = catalogue.recipes.get(recipe)
     reason, detail = _reason(found, place, number) if found is not None else ("", "")
     return PromptView(
@@ -97,6 +99,7 @@ def read_prompt(catalogue: Catalogue, number: int, recipe: str) -> PromptView:
         source=row["source"],
         source_id=row["source_id"],
         candidates=candidates,
+        more_pairs=0 if found is None else int(found.more[number]),
         reason=reason,
         detail=detail,
     )
@@ -170,22 +173,23 @@ def _mark_pairs(catalogue: Catalogue, number: int, recipe: str, candidates: list
                 (candidate.chosen_by if kind == "chosen" else candidate.rejected_by).append(name)
 
 
-def _explain_scores(candidates: list[CandidateView], settings: SelectionSettings) -> None:
+def _explain_scores(prompt_id: str, candidates: list[CandidateView], settings: SelectionSettings) -> None:
     """Notes gap, penalty and S of equation 2 with each candidate that could be R_l."""
     if not candidates:
         return
     table = pa.table(
         {
-            "prompt_id": ["p"] * len(candidates),
+            "prompt_id": [prompt_id] * len(candidates),
+            "candidate_id": [f"{prompt_id}:{candidate.k}" for candidate in candidates],
             "k": pa.array([candidate.k for candidate in candidates], pa.int32()),
             "text": pa.array([candidate.text for candidate in candidates], pa.string()),
-            "mas": pa.array([candidate.mas for candidate in candidates], pa.float64()),
+            settings.score: pa.array([_score(candidate, settings) for candidate in candidates], pa.float64()),
             "sum_logp": pa.array([candidate.sum_logp for candidate in candidates], pa.float64()),
             "n_tokens": pa.array([candidate.n_tokens for candidate in candidates], pa.int32()),
             "finish_reason": pa.array([candidate.finish_reason for candidate in candidates], pa.string()),
         }
     )
-    matrix = ScoreMatrix.from_table(table)
+    matrix = ScoreMatrix.from_table(table, settings)
     (block,) = matrix.blocks()
     winners = find_winners(block, settings)
     if not winners.found[0]:
@@ -194,8 +198,12 @@ def _explain_scores(candidates: list[CandidateView], settings: SelectionSettings
     penalty = confidence_penalty(confidence[winners.column[0]] - confidence, settings)
     for entry, row in enumerate(range(len(candidates)) if matrix.rows is None else matrix.rows):
         candidate = candidates[int(row)]
-        if candidate.mas is not None:
+        if not math.isnan(winners.gap[0, entry]):
             candidate.gap = float(winners.gap[0, entry])
         if winners.losers[0, entry]:
             candidate.penalty = float(penalty[entry])
             candidate.m3p_score = candidate.gap - settings.alpha * candidate.penalty
+
+
+def _score(candidate: CandidateView, settings: SelectionSettings) -> float | None:
+    return candidate.mas if settings.score == MAS else candidate.scores.get(settings.score)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from m3po_dagster.inspector.fronts import Fronts
-from m3po_dagster.method.selection_rules import confidence_penalty
 from m3po_dagster.method.selection_settings import SelectionSettings
+from m3po_dagster.method.selection_winners import confidence_penalty
 
 
 def pick(fronts: Fronts, settings: SelectionSettings) -> np.ndarray:
@@ -39,6 +39,7 @@ class Figures:
     overlap: float | None
     active_penalty_share: float | None
     hard_negative_share: float | None
+    longer_rejected_share: float | None
     mean_mas_gap: float | None
     mean_logp_gap: float | None
     mean_length_difference: float | None
@@ -50,19 +51,20 @@ def figures(
     """The figures of the picks `after`, made with `settings`, over all shards; changes are counted against `before`."""
     pairs = sum(len(entry) for entry in after)
     changed = sum(int(np.count_nonzero(a != b)) for a, b in zip(after, before, strict=True))
-    sums = np.zeros(5)
+    sums = np.zeros(6)
     for front, entry in zip(fronts, after, strict=True):
-        logp_gap = front.logp_gap[entry]
+        logp_gap, length_difference = front.logp_gap[entry], front.length_difference[entry]
         penalised = np.count_nonzero(logp_gap - settings.delta > 0) if settings.alpha else 0
         sums += (
             penalised,
             np.count_nonzero(logp_gap < 0),
+            np.count_nonzero(length_difference < 0),
             front.gap[entry].sum(),
             logp_gap.sum(),
-            front.length_difference[entry].sum(),
+            length_difference.sum(),
         )
     if not pairs:
-        return Figures(0, 0, *[None] * 6)
+        return Figures(0, 0, *[None] * 7)
     return Figures(pairs, changed, (pairs - changed) / pairs, *(float(value) / pairs for value in sums))
 
 

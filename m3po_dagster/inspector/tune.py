@@ -22,6 +22,7 @@ LABELS = {
     "overlap": "share of pairs as saved",
     "active_penalty_share": "share of pairs with a penalty",
     "hard_negative_share": "share of pairs whose R_l is likelier",
+    "longer_rejected_share": "share of pairs whose R_l is longer",
     "mean_mas_gap": "mean MAS gap",
     "mean_logp_gap": "mean confidence gap",
     "mean_length_difference": "mean tokens of R_w minus R_l",
@@ -70,6 +71,18 @@ def point(catalogue: Catalogue, recipe: str, given: Mapping[str, str]) -> Select
         raise QueryError(f"{problem['loc'][-1]}: {problem['msg']}") from None
 
 
+def described(selection: SelectionSettings | None) -> str:
+    """The rule's settings in a line: alpha and delta where it has them, and whatever else is not as by default."""
+    if selection is None:
+        return ""
+    shown = []
+    for name, value in selection.model_dump(exclude={"rule"}).items():
+        if name in ("alpha", "delta") or value != SelectionSettings.model_fields[name].default:
+            number = f"{value:g}" if isinstance(value, float) else value
+            shown.append(f"{name} {number}" if value is not True else name)
+    return ", ".join(shown)
+
+
 def no_sliders(catalogue: Catalogue, recipe: str) -> str:
     """Why a recipe has no alpha and delta to move; empty when it has."""
     selection = catalogue.study.recipes[recipe].selection
@@ -81,6 +94,10 @@ def no_sliders(catalogue: Catalogue, recipe: str) -> str:
         "flipped": "it turns the pairs of rule m3p around; move the recipe that it is a control of",
         "vanilla": "it draws its two answers at random",
         "random": "it draws its two answers at random",
+        "margin_pairs": "it draws from all pairs that are far enough apart",
+        "sweet_spot": "it takes the loser two standard deviations below the mean, without the confidence",
+        "longest": "it prefers the longest answer to the shortest, whatever their scores",
+        "every_answer": "it takes every scored answer and no loser",
         "reward_max_min": f"it takes the best and the worst by {selection.reward}, without the confidence",
         "best_only": "it takes the best answer and no loser",
     }

@@ -1,5 +1,6 @@
 """The pairs of two adapters side by side: same, changed, added, removed."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,15 +19,18 @@ _COLUMNS = ("pair_id", "prompt_id", "chosen_id", "rejected_id")
 
 
 def compared_pairs(manifests: Manifests, first: Artifact, second: Artifact) -> pa.Table:
-    """A row a prompt that gave either adapter a pair, by prompt_id.
+    """A row a pair of either adapter, by prompt_id: most rules give a prompt one, some several.
 
     Columns: prompt_id, kind, and for each side (suffixes _1, _2) shard, pair_id, chosen_id, rejected_id. kind is same
     (the same two answers, chosen and rejected alike), changed (another pair of the prompt), added (in the second
-    alone) or removed (in the first alone). Raises StoreError when the store no longer holds the pairs of one of them.
+    alone) or removed (in the first alone). Of a prompt's pairs those that are on both sides stand beside each other,
+    the others in the order that they have. Raises StoreError when the store no longer holds the pairs of one of them.
     """
     tables = [_trained_on(manifests, adapter) for adapter in (first, second)]
-    joined = tables[0].join(tables[1], "prompt_id", "prompt_id", "full outer", left_suffix="_1", right_suffix="_2")
-    joined = joined.sort_by("prompt_id").combine_chunks()
+    tables = [_numbered(table, other["pair_id"]) for table, other in zip(tables, reversed(tables), strict=True)]
+    keys = ["prompt_id", "number"]
+    joined = tables[0].join(tables[1], keys, keys, "full outer", left_suffix="_1", right_suffix="_2")
+    joined = joined.sort_by([(name, "ascending") for name in keys]).combine_chunks()
     equal_ids = pc.fill_null(pc.equal(joined["pair_id_1"], joined["pair_id_2"]), False)
     rows = joined.append_column("row", pa.array(range(joined.num_rows))).filter(equal_ids)
     other_texts = pa.array(sorted(_with_other_texts(manifests, first, second, rows)), pa.int64())
@@ -41,8 +45,21 @@ def compared_pairs(manifests: Manifests, first: Artifact, second: Artifact) -> p
     return joined.append_column("kind", kind).select(["prompt_id", "kind", *names])
 
 
+def _numbered(table: pa.Table, theirs: pa.ChunkedArray) -> pa.Table:
+    """With a column that tells which pairs of a prompt belong beside each other: those of both sides their id's."""
+    both = pc.is_in(table["pair_id"], value_set=theirs).to_pylist()
+    seen: Counter[str] = Counter()
+    numbers = []
+    for pair_id, prompt_id, shared in zip(
+        table["pair_id"].to_pylist(), table["prompt_id"].to_pylist(), both, strict=True
+    ):
+        numbers.append(pair_id if shared else str(seen[prompt_id]))
+        seen[prompt_id] += not shared
+    return table.append_column("number", pa.array(numbers, pa.string()))
+
+
 def counts_by_shard(pairs: pa.Table) -> list[dict[str, Any]]:
-    """Prompts by kind, a row a shard: the shard a prompt has in the second adapter, or else in the first."""
+    """Pairs by kind, a row a shard: the shard a pair has in the second adapter, or else in the first."""
     counted: dict[str, dict[str, Any]] = {}
     shards = pc.coalesce(pairs["shard_2"], pairs["shard_1"])
     for shard, kind in zip(shards.to_pylist(), pairs["kind"].to_pylist(), strict=True):

@@ -112,7 +112,7 @@ def trainings(manifests: Manifests, artifact: Artifact) -> list[Artifact]:
 def trained_on_rows(manifests: Manifests, artifact: Artifact) -> list[dict[str, object]]:
     """Which pairs trained an adapter, a row a shard, with the columns TRAINED_ON_COLUMNS.
 
-    `pairs` and `no pair` count prompts; `judge` is the content hash of judge_identity that the scores were made with.
+    `no pair` counts prompts; `judge` is the content hash of judge_identity that the scores were made with.
     What the store no longer holds is None.
     """
     rows = []

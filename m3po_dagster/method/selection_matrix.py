@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from m3po_dagster.method.selection_columns import cut_column, k_column, number_column, one_column, text_column
 from m3po_dagster.method.selection_ids import ScoreTableError, first_null, id_type, ids_as_strings
+from m3po_dagster.method.selection_noise import gaussian_noise
+from m3po_dagster.method.selection_settings import MAS, SelectionSettings
 
 REQUIRED_COLUMNS = ("prompt_id", "candidate_id", "mas", "sum_logp", "n_tokens")
 OPTIONAL_COLUMNS = ("k", "text", "finish_reason")
 
-# Beyond this a score is no measurement, and differences and products of scores could overflow.
-LARGEST_SCORE = 1e100
 # Rounding may leave the log-prob of a certain answer a hair above 0.
 LARGEST_LOGP = 1e-3
 BLOCK_ELEMENTS = 1 << 17
@@ -36,7 +37,7 @@ class Block:
     """
 
     start: int
-    value: np.ndarray  # what the rule ranks by: MAS or a reward; NaN when unusable
+    value: np.ndarray  # what the rule ranks by: MAS, a reward or a length; NaN when unusable
     sum_logp: np.ndarray  # 0 where unknown
     n_tokens: np.ndarray  # 1 where unknown
     can_win: np.ndarray | None  # usable and not cut; None: every candidate can
@@ -60,36 +61,44 @@ class ScoreMatrix:
     starts: np.ndarray
     lengths: np.ndarray
     rows: np.ndarray | None  # row of the table each entry comes from; None: the same
-    mas: np.ndarray  # NaN when unscored
+    mas: np.ndarray  # MAS or the score that stands for it, noise included; NaN when unscored
     value: np.ndarray  # what the rule ranks by; NaN when unusable
     sum_logp: np.ndarray
     n_tokens: np.ndarray
     can_win: np.ndarray | None
     text: np.ndarray | None
-    counts: dict[str, int]  # candidates: all, unscored, without confidence, truncated
+    counts: dict[str, int]  # candidates: all, unscored, without confidence, truncated; left out where there is a bound
 
     @classmethod
-    def from_table(cls, table: pa.Table, reward: str | None = None) -> "ScoreMatrix":
+    def from_table(cls, table: pa.Table, settings: SelectionSettings | None = None) -> "ScoreMatrix":
         """Check and lay out a table with columns prompt_id, mas, sum_logp, n_tokens; optional k, text, finish_reason.
 
-        A candidate whose score is null, NaN, infinite or beyond 1e100 is unscored; one whose sum_logp or n_tokens is,
-        is without confidence. Both stay in the counts and are never chosen. Without k, the order of a prompt's rows
-        stands in for it. `reward` names the column to rank by instead of mas.
+        The settings name the column that is ranked by, the noise on it (seeded by candidate_id) and how many of the
+        samples there are to be. A candidate whose score is null, NaN, infinite or beyond 1e100 is unscored; one whose
+        sum_logp or n_tokens is, is without confidence; one beyond settings.candidates is left out. All stay in the
+        counts and are never chosen. Without k, the order of a prompt's rows stands in for it.
 
         Raises ScoreTableError: a missing or repeated column, a wrong type, a null id, a null or repeated k,
         n_tokens below 1, a log-prob above 0.
         """
+        settings = SelectionSettings() if settings is None else settings
         prompt_ids, rows, starts = _layout(table)
 
         def figures(name: str) -> np.ndarray:
-            return _ordered(_number(table, name), rows)
+            return _ordered(number_column(table, name), rows)
 
-        mas, sum_logp, n_tokens = figures("mas"), figures("sum_logp"), figures("n_tokens")
-        value = mas if reward in (None, "mas") else figures(reward)
+        sum_logp, n_tokens = figures("sum_logp"), figures("n_tokens")
+        stands_for_mas = settings.ranks_by == settings.score
+        mas = figures(settings.score if stands_for_mas else MAS)
+        if settings.score_noise:
+            ids = ids_as_strings(one_column(table, "candidate_id"), "candidate_id")
+            noise = settings.score_noise * gaussian_noise(ids, settings.noise_seed)
+            mas = mas + _ordered(noise, rows)
+        value = mas if stands_for_mas else figures(settings.ranks_by)
         _refuse(n_tokens < 1, rows, "n_tokens", n_tokens, "an answer has at least 1 token")
         _refuse(n_tokens > np.floor(n_tokens), rows, "n_tokens", n_tokens, "it must be a whole number")
         _refuse(sum_logp > LARGEST_LOGP, rows, "sum_logp", sum_logp, "a log-probability can't be above 0")
-        truncated, text = _truncated(table), _text(table)
+        truncated, text = cut_column(table), text_column(table)
         scored, confident = ~np.isnan(value), ~np.isnan(sum_logp + n_tokens)
         counts = {
             "candidates": table.num_rows,
@@ -99,6 +108,10 @@ class ScoreMatrix:
         }
         can_win = None if truncated is None else ~_ordered(truncated, rows)
         usable = scored & confident
+        if settings.candidates is not None:
+            beyond = _sample_numbers(table, rows, starts) >= settings.candidates
+            counts["left_out"] = int(np.count_nonzero(beyond))
+            usable &= ~beyond
         if not usable.all():
             can_win = usable if can_win is None else usable & can_win
             value = np.where(usable, value, np.nan)
@@ -191,38 +204,6 @@ def read_scores(path: Path, extra: Iterable[str] = (), ids: bool = True) -> pa.T
         raise ScoreTableError(f"not a readable Parquet file ({str(error).splitlines()[0].rstrip('.')})") from error
 
 
-def _one_column(table: pa.Table, name: str) -> pa.ChunkedArray:
-    found = table.schema.get_all_field_indices(name)
-    if not found:
-        raise ScoreTableError(
-            f"column {name} is missing; the table has {', '.join(table.column_names) or 'no columns'}"
-        )
-    if len(found) > 1:
-        raise ScoreTableError(f"column {name} is there {len(found)} times")
-    return table.column(found[0])
-
-
-def _optional_column(table: pa.Table, name: str) -> pa.ChunkedArray | None:
-    """The column, or None where it is absent or holds nothing but nulls."""
-    if name not in table.column_names:
-        return None
-    column = _one_column(table, name)
-    return None if column.null_count == len(column) else column
-
-
-def _number(table: pa.Table, name: str) -> np.ndarray:
-    """A numeric column as float64; NaN where it is null or no measurement."""
-    column = _one_column(table, name)
-    kind = column.type
-    if not any(
-        test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
-    ):
-        raise ScoreTableError(f"column {name} is {kind}; it must hold numbers")
-    array = column.cast(pa.float64(), safe=False).to_numpy()
-    measured = np.abs(array) <= LARGEST_SCORE
-    return array if measured.all() else np.where(measured, array, np.nan)
-
-
 def _ordered(array: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
     return array if rows is None else array[rows]
 
@@ -237,14 +218,14 @@ def _refuse(wrong: np.ndarray, rows: np.ndarray | None, name: str, values: np.nd
 
 def _layout(table: pa.Table) -> tuple[pa.StringArray, np.ndarray | None, np.ndarray]:
     """The prompts' ids, the table row of each entry (None: the same), and where each prompt starts, the end as last."""
-    column = _one_column(table, "prompt_id")
+    column = one_column(table, "prompt_id")
     kind = id_type(column.type, "prompt_id")
     if not pa.types.is_dictionary(column.type):
         column = pc.dictionary_encode(column.cast(kind))
     array = column.combine_chunks()
     if array.null_count:
         raise ScoreTableError(f"column prompt_id, row {first_null(array)}: the id is null; every row needs one")
-    codes, k = array.indices.to_numpy(), _k(table)
+    codes, k = array.indices.to_numpy(), k_column(table)
     runs = np.append(0, np.flatnonzero(codes[1:] != codes[:-1]) + 1)[: len(codes)]
     # A dictionary may hold an id twice, hold unused ones, or be in another order than the rows: number by first row.
     names = pc.dictionary_encode(ids_as_strings(pa.chunked_array([array.dictionary]), "prompt_id")).combine_chunks()
@@ -274,55 +255,9 @@ def _ascending(k: np.ndarray, starts: np.ndarray) -> bool:
     return not falls.any()
 
 
-def _k(table: pa.Table) -> np.ndarray | None:
-    column = _optional_column(table, "k")
-    if column is None:
-        return None
-    if not pa.types.is_integer(column.type):
-        raise ScoreTableError(f"column k is {column.type}; it must hold integers")
-    if column.null_count:
-        raise ScoreTableError(f"column k, row {first_null(column)}: it is null")
-    return column.to_numpy()
-
-
-def _truncated(table: pa.Table) -> np.ndarray | None:
-    """True where the answer was cut at the token limit; None where none was."""
-    column = _optional_column(table, "finish_reason")
-    if column is None:
-        return None
-    if not pa.types.is_dictionary(column.type):
-        column = pc.dictionary_encode(column)
-    _need_text(column.type.value_type, "finish_reason")
-    array = column.combine_chunks()
-    is_cut = pc.fill_null(pc.equal(array.dictionary, "length"), False).to_numpy(zero_copy_only=False)
-    unknown = len(is_cut)
-    cut = np.append(is_cut, False)[array.indices.cast(pa.int32()).fill_null(unknown).to_numpy()]
-    return cut if cut.any() else None
-
-
-def _text(table: pa.Table) -> np.ndarray | None:
-    column = _optional_column(table, "text")
-    if column is None:
-        return None
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    _need_text(column.type, "text")
-    return text_codes(column)
-
-
-def text_codes(column: pa.ChunkedArray) -> np.ndarray:
-    """Equal codes for answers equal in all but letter case, spacing and Unicode form; a null is equal to nothing."""
-    plain = pc.utf8_lower(pc.utf8_normalize(column, form="NFKC"))
-    plain = pc.utf8_trim_whitespace(pc.replace_substring_regex(plain, r"\s+", " "))
-    codes = pc.dictionary_encode(plain).combine_chunks().indices
-    if codes.null_count == 0:
-        return codes.to_numpy()
-    missing = codes.is_null().to_numpy(zero_copy_only=False)
-    filled = codes.fill_null(0).to_numpy(zero_copy_only=False).copy()
-    filled[missing] = -2 - np.arange(np.count_nonzero(missing))
-    return filled
-
-
-def _need_text(kind: pa.DataType, name: str) -> None:
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise ScoreTableError(f"column {name} is {kind}; it must hold strings")
+def _sample_numbers(table: pa.Table, rows: np.ndarray | None, starts: np.ndarray) -> np.ndarray:
+    """k of each entry, or its place in its prompt where the table has none."""
+    k = k_column(table)
+    if k is None:
+        return np.arange(table.num_rows) - np.repeat(starts[:-1], np.diff(starts))
+    return _ordered(k, rows)

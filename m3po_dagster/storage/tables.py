@@ -300,10 +300,38 @@ SWEEP = TableSchema(
             column("overlap", pa.float64(), "share of prompts with the default point's pair", nullable=True),
             column("active_penalty_share", pa.float64(), "share of pairs whose penalty is above 0", nullable=True),
             column("hard_negative_share", pa.float64(), "share of pairs whose R_l is likelier than R_w", nullable=True),
+            column("longer_rejected_share", pa.float64(), "share of pairs whose R_l has more tokens", nullable=True),
             column("mean_mas_gap", pa.float64(), "mean of MAS(R_w) - MAS(R_l)", nullable=True),
             column("mean_logp_gap", pa.float64(), "mean of confidence of R_w minus that of R_l", nullable=True),
             column("mean_length_difference", pa.float64(), "mean of tokens of R_w minus those of R_l", nullable=True),
             column("top_tie_share", pa.float64(), "share of prompts whose top MAS is tied", nullable=True),
+            column("no_pair_share", pa.float64(), "share of prompts that give none", nullable=True),
+        ]
+    ),
+)
+
+SWEEP_OVERLAP = TableSchema(
+    "selection_sweep overlap",
+    ("alpha", "delta", "alpha_other", "delta_other"),
+    pa.schema(
+        [
+            column("alpha", pa.float64(), "weight of the confidence term at one grid point"),
+            column("delta", pa.float64(), "margin of the confidence term there"),
+            column("alpha_other", pa.float64(), "weight of the confidence term at the other"),
+            column("delta_other", pa.float64(), "margin of the confidence term there"),
+            column("overlap", pa.float64(), "share of prompts with a pair that have the same at both", nullable=True),
+        ]
+    ),
+)
+
+SWEEP_NO_PAIR = TableSchema(
+    "selection_sweep no_pair",
+    ("reason",),
+    pa.schema(
+        [
+            column("reason", pa.string(), "why a prompt gives no pair, at any alpha and delta"),
+            column("n_prompts", pa.int64(), "prompts with this reason"),
+            column("share", pa.float64(), "their share of all prompts"),
         ]
     ),
 )

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m3po_dagster.assets.pictures import Interval, curves, gallery, histograms, intervals, thumbnail, thumbnails
+from m3po_dagster.assets.pictures import (
+    Interval,
+    curves,
+    gallery,
+    heat_map,
+    histograms,
+    intervals,
+    thumbnail,
+    thumbnails,
+)
 
 PICTURE = re.compile(r"!\[\]\(data:image/(png|webp);base64,([A-Za-z0-9+/=]+)\)")
 
@@ -113,3 +122,19 @@ def test_a_gallery_has_one_row_an_entry_whatever_the_texts_say(tmp_path):
     assert "x" * 299 + "&#8230;" in lines[3]
     assert lines[4].startswith("| can't be read |")
     assert gallery(("a",), []).md_str == "nothing to show"
+
+
+def test_a_heat_map_tells_high_shares_from_low_and_stays_small():
+    values = np.full((24, 24), 0.6)
+    np.fill_diagonal(values, 1.0)
+    names = [f"{alpha:g} / {delta:g}" for alpha in range(6) for delta in range(4)]
+    drawn = heat_map("share", names, values)
+    assert len(drawn.md_str) < 30_000
+    picture = only_picture(drawn).convert("RGB")
+    assert picture.size == (560, 500)
+    # The two most frequent colours beside white: the diagonal is yellow, the rest is not.
+    colours = sorted(picture.getcolors(1 << 20), reverse=True)
+    strong = [colour for _, colour in colours if max(colour) - min(colour) > 60][:40]
+    assert any(red > 200 and green > 200 and blue < 100 for red, green, blue in strong)
+    assert any(blue > red for red, _, blue in strong)
+    assert heat_map("share", ["a"], np.array([[np.nan]])).md_str == "no values"

@@ -13,7 +13,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from m3po_dagster.cli.select import select
-from m3po_dagster.method.selection import DROPPED_SCHEMA, PAIRS_SCHEMA
+from m3po_dagster.method.selection import DROPPED_SCHEMA, PAIRS_SCHEMA, SelectionSettings, select_pairs
+from tests.method.selection_tables import random_table
 
 app = typer.Typer()
 app.command()(select)
@@ -193,6 +194,10 @@ def test_out_may_not_be_the_input(scores):
         (["--rule", "reward_max_min"], "rule reward_max_min needs reward"),
         (["--rule", "reward_max_min", "--reward", "charm"], "column charm is missing; the file has prompt_id"),
         (["--seed", "3"], "rule m3p does not use seed"),
+        (["--score", "charm"], "column charm is missing; the file has prompt_id"),
+        (["--noise-seed", "3"], "noise_seed does nothing without score_noise"),
+        (["--max-pairs", "3"], "rule m3p does not use max_pairs"),
+        (["--candidates", "0"], "candidates = 0: Input should be greater than or equal to 1"),
     ],
 )
 def test_an_option_without_sense_is_refused(scores, options, words):
@@ -230,3 +235,26 @@ def test_an_empty_table_is_an_empty_result(scores):
     answer = run_json(scores)
     assert (answer["pairs"], answer["dropped"], answer["stats"]["prompts"]) == ([], [], 0)
     assert ["pairs", "0"] in [line.split() for line in run(scores).stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        (["--score", "style", "--score-noise", "0.5"], {"score": "style", "score_noise": 0.5}),
+        (["--score-noise", "0.5", "--noise-seed", "2"], {"score_noise": 0.5, "noise_seed": 2}),
+        (["--candidates", "6", "--max-length-difference", "1"], {"candidates": 6, "max_length_difference": 1}),
+        (["--rule", "margin_pairs", "--max-pairs", "3"], {"rule": "margin_pairs", "max_pairs": 3}),
+        (["--rule", "every_answer"], {"rule": "every_answer"}),
+        (["--rule", "longest"], {"rule": "longest"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_later_option_is_that_of_the_settings(tmp_path, options, settings):
+    """And several pairs of a prompt are all printed and all written."""
+    table, path, out = random_table(1, prompts=30), tmp_path / "scores.parquet", tmp_path / "pairs.parquet"
+    pq.write_table(table, path)
+    answer = run_json(path, *options, "--out", out)
+    expected = select_pairs(table, SelectionSettings(**settings))
+    assert pq.read_table(out) == expected.pairs
+    assert [row["chosen_id"] for row in answer["pairs"]] == expected.pairs["chosen_id"].to_pylist() != []
+    assert answer["stats"] == expected.stats

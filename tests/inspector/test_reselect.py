@@ -26,6 +26,9 @@ OPTIONS = [
     {"allow_bonus": True, "min_gap": 0.25},
     {"min_chosen_mas": 0.75},
     {"allow_bonus": True, "confidence": "sum", "min_chosen_mas": 0.5},
+    {"score": "judge", "candidates": 7},
+    {"score_noise": 0.4, "noise_seed": 3},
+    {"max_length_difference": 1},
 ]
 
 
@@ -37,6 +40,7 @@ def score_table(seed: int) -> pa.Table:
         [None if value is None or value != value else value for value in table["mas"].to_pylist()], pa.float64()
     )
     table = table.set_column(table.column_names.index("mas"), "mas", mas)
+    table = table.append_column("judge", table["style"])
     for name, filler in (("text", unique), ("finish_reason", "stop"), ("sum_logp", -3.0)):
         table = table.set_column(table.column_names.index(name), name, pc.coalesce(table[name], filler))
     return table.take(pc.sort_indices(table, [("prompt_id", "ascending"), ("candidate_id", "ascending")]))
@@ -60,7 +64,11 @@ def stored(made_study, table: pa.Table):
     answers = {**common, "k": table["k"], "text": table["text"], "finish_reason": table["finish_reason"]}
     answers |= {"token_ids": [[1]] * size, "multiplicity": [1] * size, "seed": [0] * size}
     judged = {name: pa.nulls(size, pa.float64()) for name in MAS.schema.names} | {"status": ["scored"] * size}
-    judged |= {"mas": table["mas"], **{name: table[name] for name in ("candidate_id", "prompt_id")}}
+    judged |= {
+        "mas": table["mas"],
+        "judge": table["judge"],
+        **{name: table[name] for name in ("candidate_id", "prompt_id")},
+    }
 
     def cast(columns, schema):
         return pa.table(
@@ -134,6 +142,7 @@ def test_every_pair_is_the_one_that_select_pairs_chooses(case, point, option):
     for name in (
         "active_penalty_share",
         "hard_negative_share",
+        "longer_rejected_share",
         "mean_mas_gap",
         "mean_logp_gap",
         "mean_length_difference",
@@ -168,8 +177,8 @@ def test_saved_fronts_come_back_equal(case, tmp_path):
 def test_settings_share_fronts_when_only_alpha_and_delta_differ():
     base = SelectionSettings(alpha=0.1, delta=0.2)
     assert front_key(base) == front_key(SelectionSettings(alpha=3, delta=0))
-    others = [SelectionSettings(min_gap=0.1), SelectionSettings(confidence="sum"), SelectionSettings(allow_bonus=True)]
-    assert len({front_key(item) for item in [base, *others]}) == 4
+    others = [SelectionSettings(**options) for options in OPTIONS[1:]]
+    assert len({front_key(item) for item in [base, *others]}) == len(OPTIONS)
 
 
 def test_no_pairs_have_no_figures():

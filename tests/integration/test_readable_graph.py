@@ -26,7 +26,7 @@ PICTURES = {
     "mas_table": {"scores", "best and worst"},
     "logprob_table": {"confidence"},
     "preference_pairs": {"gaps", "thumbnails"},
-    "selection_sweep": {"curves"},
+    "selection_sweep": {"curves", "overlap"},
     "lora_adapter": {"curves", "reward margins"},
     "benchmark_scores": {"against base"},
     "leaderboard": {"differences to base"},

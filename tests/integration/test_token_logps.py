@@ -60,7 +60,7 @@ def test_selection_reads_no_token_lists(made, monkeypatch):
 
     found = [tables_of(made, name)["s0"] for name in ("candidates", "mas_table", "logprob_table")]
     monkeypatch.setattr(Artifact, "table", watched)
-    names = joined(*found, reward="clip").column_names
+    names = joined(*found, scores=["mas", "clip"]).column_names
     assert set(asked) == {
         "candidate_id", "prompt_id", "k", "text", "finish_reason", "mas", "clip", "sum_logp", "n_tokens",
     }  # fmt: skip

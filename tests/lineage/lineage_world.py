@@ -56,6 +56,7 @@ class Wanted:
     epochs: int = 1
     beta: float = 0.1
     judged_apart: tuple[str, ...] | None = None
+    pairs_a_prompt: int = 1
 
     def but(self, **changes: object) -> "Wanted":
         return replace(self, **changes)
@@ -282,20 +283,23 @@ def selected(prompts: list[str], wanted: Wanted, shard: str, alpha: float) -> tu
             continue
         order = sorted(range(CANDIDATES_A_PROMPT), key=lambda k: score(prompt, k, wanted.judged(shard)))
         moved = int(digest(prompt, alpha)[:4], 16) % 3 == 0
-        chosen, rejected = order[-1], order[1 if moved else 0]
-        gap = score(prompt, chosen, wanted.judged(shard)) - score(prompt, rejected, wanted.judged(shard))
-        pairs.append(
-            {
-                "pair_id": digest(f"{prompt}:{chosen}", f"{prompt}:{rejected}"),
-                "prompt_id": prompt,
-                "chosen_id": f"{prompt}:{chosen}",
-                "rejected_id": f"{prompt}:{rejected}",
-                "chosen_mas": score(prompt, chosen, wanted.judged(shard)),
-                "m3p_score": gap,
-                "mas_gap": gap,
-                "logp_gap": float(rejected - chosen),
-                "ref_chosen_logp": -1.0 - chosen,
-                "ref_rejected_logp": -1.0 - rejected,
-            }
-        )
+        losers = order[1:] if moved else order
+        for rejected in losers[: wanted.pairs_a_prompt]:
+            pairs.append(pair(prompt, order[-1], rejected, wanted.judged(shard)))
     return pairs, dropped
+
+
+def pair(prompt: str, chosen: int, rejected: int, judge: str) -> dict:
+    gap = score(prompt, chosen, judge) - score(prompt, rejected, judge)
+    return {
+        "pair_id": digest(f"{prompt}:{chosen}", f"{prompt}:{rejected}"),
+        "prompt_id": prompt,
+        "chosen_id": f"{prompt}:{chosen}",
+        "rejected_id": f"{prompt}:{rejected}",
+        "chosen_mas": score(prompt, chosen, judge),
+        "m3p_score": gap,
+        "mas_gap": gap,
+        "logp_gap": float(rejected - chosen),
+        "ref_chosen_logp": -1.0 - chosen,
+        "ref_rejected_logp": -1.0 - rejected,
+    }

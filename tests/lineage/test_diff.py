@@ -110,6 +110,32 @@ def test_two_studies_share_no_prompt(world, wanted):
     check_pairs(world, result)
 
 
+def test_several_pairs_of_a_prompt_are_compared_one_by_one(world, wanted):
+    """Those of both sides are the same wherever they stand; of the others each is counted once."""
+    one = wanted.but(prompts=24, pairs_a_prompt=2)
+    first, second = world.make(one), world.make(one.but(judge="lenient", pairs_a_prompt=3))
+    result = compared(world, first, second)
+    sides = [
+        {
+            (row["prompt_id"], row["pair_id"])
+            for shard in ("s0", "s1")
+            for row in made["preference_pairs", f"m3po|{shard}"].table().to_pylist()
+        }
+        for made in (first, second)
+    ]
+    expected = Counter()
+    for prompt in {prompt for side in sides for prompt, _ in side}:
+        mine, theirs = ({pair for name, pair in side if name == prompt} for side in sides)
+        alone, new = len(mine - theirs), len(theirs - mine)
+        expected += Counter(same=len(mine & theirs), changed=min(alone, new), removed=max(0, alone - new))
+        expected += Counter(added=max(0, new - alone))
+    assert result.totals() == {kind: expected[kind] for kind in KINDS}
+    assert all(expected[kind] for kind in KINDS)
+    rows = result.pairs.to_pylist()
+    for side, name in zip(sides, ("pair_id_1", "pair_id_2"), strict=True):
+        assert sorted(row[name] for row in rows if row[name]) == sorted(pair for _, pair in side)
+
+
 def test_lost_pairs_are_an_error_that_says_which(world, wanted):
     first, second = world.make(wanted), world.make(wanted.but(judge="lenient"))
     (second["preference_pairs", "m3po|s1"].folder / "manifest.json").unlink()

@@ -8,6 +8,7 @@ QUERY = """
 WITH scored AS (
   SELECT *, row_number() OVER () AS position,
          CASE WHEN isfinite(CAST({score} AS DOUBLE)) AND isfinite(sum_logp) AND n_tokens IS NOT NULL
+               AND k < {candidates}
               THEN CAST({score} AS DOUBLE) END AS score,
          sum_logp / n_tokens AS mean_logp,
          {confidence} AS conf,
@@ -15,6 +16,15 @@ WITH scored AS (
   FROM candidates
 ), usable AS (
   SELECT * FROM scored WHERE score IS NOT NULL
+), means AS (
+  SELECT prompt_id, list(score ORDER BY k) AS scores, list_reduce(scores, lambda a, b: a + b) / len(scores) AS mean
+  FROM usable GROUP BY prompt_id
+), spots AS (
+  SELECT prompt_id,
+         mean - 2 * sqrt(
+           list_reduce(list_transform(scores, lambda x: (x - mean) * (x - mean)), lambda a, b: a + b) / len(scores)
+         ) AS spot
+  FROM means
 ), winner AS (
   SELECT * FROM usable WHERE finish_reason IS DISTINCT FROM 'length'
   QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY score DESC, mean_logp DESC, n_tokens, k) = 1
@@ -24,9 +34,10 @@ WITH scored AS (
   SELECT w.prompt_id, w.candidate_id AS chosen_id, l.candidate_id AS rejected_id,
          w.mas - l.mas AS mas_gap, w.conf - l.conf AS logp_gap, w.sum_logp AS ref_chosen, l.sum_logp AS ref_rejected,
          l.conf, l.n_tokens, l.k,
-         (w.score - l.score) - {alpha} * {penalty} AS s
-  FROM kept w JOIN usable l ON w.prompt_id = l.prompt_id
+         {first} AS s
+  FROM kept w JOIN usable l ON w.prompt_id = l.prompt_id JOIN spots ON w.prompt_id = spots.prompt_id
   WHERE w.score - l.score > {min_gap} AND (w.plain IS NULL OR l.plain IS NULL OR w.plain <> l.plain)
+    AND abs(w.n_tokens - l.n_tokens) <= {max_length}
 )
 SELECT prompt_id, chosen_id, rejected_id, s, mas_gap, logp_gap, ref_chosen, ref_rejected FROM scored_losers
 QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY s DESC, conf DESC, n_tokens, k) = 1
@@ -44,14 +55,22 @@ def oracle_pairs(
     min_gap: float = 0.0,
     min_chosen: float | None = None,
     score: str = "mas",
+    max_length: int | None = None,
+    candidates: int | None = None,
+    sweet_spot: bool = False,
 ) -> list[tuple]:
-    """(prompt, chosen, rejected, S, MAS gap, log-prob gap, both sums) a pair, by prompt id; needs every column."""
+    """(prompt, chosen, rejected, S, MAS gap, log-prob gap, both sums) a pair, by prompt id; needs every column.
+
+    `sweet_spot` takes the loser nearest to mean - 2 sd instead of the highest S, which is then minus the distance.
+    """
     excess = f"((w.conf - l.conf) - {delta!r}::DOUBLE)"
+    penalty = excess if bonus else f"greatest(0::DOUBLE, {excess})"
     query = QUERY.format(
         score=score,
         confidence="sum_logp / n_tokens" if confidence == "mean" else "sum_logp",
-        alpha=f"{alpha!r}::DOUBLE",
-        penalty=excess if bonus else f"greatest(0::DOUBLE, {excess})",
+        first="-abs(l.score - spot)" if sweet_spot else f"(w.score - l.score) - {alpha!r}::DOUBLE * {penalty}",
+        max_length=2**31 if max_length is None else max_length,
+        candidates=2**31 if candidates is None else candidates,
         min_gap=f"{min_gap!r}::DOUBLE",
         min_chosen="'-infinity'::DOUBLE" if min_chosen is None else f"{min_chosen!r}::DOUBLE",
     )

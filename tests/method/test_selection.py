@@ -217,8 +217,9 @@ def test_every_prompt_is_a_pair_or_a_drop_in_the_order_of_the_table(rule, seed):
     result = select_pairs(table, SelectionSettings(rule=rule, **extra))
     order = list(dict.fromkeys(table["prompt_id"].to_pylist()))
     paired, dropped = result.pairs["prompt_id"].to_pylist(), result.dropped["prompt_id"].to_pylist()
-    assert sorted(paired + dropped) == sorted(order)
-    assert paired == [name for name in order if name in set(paired)]
+    assert sorted([*dict.fromkeys(paired), *dropped]) == sorted(order)
+    assert len(paired) == len(set(paired)) or rule in ("margin_pairs", "every_answer")
+    assert list(dict.fromkeys(paired)) == [name for name in order if name in set(paired)]
     assert dropped == [name for name in order if name in set(dropped)]
     assert result.stats["pairs"] == len(paired)
     assert result.stats["dropped"] == sum(result.stats["dropped_by_reason"].values()) == len(dropped)
@@ -323,5 +324,6 @@ def test_settings_refuse_what_has_no_effect_or_no_sense(settings, words):
 @pytest.mark.parametrize("rule", FIELDS_OF_RULE)
 def test_a_dump_validates_again_and_holds_what_the_rule_uses(rule):
     settings = SelectionSettings(rule=rule, **({"reward": "style"} if rule == "reward_max_min" else {}))
-    assert set(settings.model_dump()) == FIELDS_OF_RULE[rule] | {"rule"}
+    silent = {"score", "score_noise", "noise_seed", "candidates", "max_length_difference"}
+    assert set(settings.model_dump()) == (FIELDS_OF_RULE[rule] | {"rule"}) - silent
     assert SelectionSettings.model_validate_json(settings.model_dump_json()) == settings

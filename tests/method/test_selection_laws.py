@@ -43,7 +43,7 @@ def test_the_order_of_the_rows_does_not_matter(seed, shuffle, rule):
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=seeds, rule=rules)
+@given(seed=seeds, rule=rules.filter(lambda rule: rule != "longest"))
 def test_an_unscored_candidate_changes_nothing(seed, rule):
     table = small(seed)
     extra = [
@@ -61,7 +61,7 @@ def test_an_unscored_candidate_changes_nothing(seed, rule):
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=seeds, rule=rules, parts=st.integers(1, 4))
+@given(seed=seeds, rule=rules.filter(lambda rule: rule != "margin_pairs"), parts=st.integers(1, 4))
 def test_shards_do_not_matter(seed, rule, parts):
     table = small(seed)
     shard = pa.array([int(name.split("-")[1]) % parts for name in table["prompt_id"].to_pylist()])

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from m3po_dagster.inspector.catalogue import Catalogue
 from m3po_dagster.inspector.site import Site
+from m3po_dagster.inspector.tune import described
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class RecipeRow:
     same_as: str
     rule: str
     detail: str
-    pairs: int
+    pairs: int  # prompts with a pair
+    more: int  # pairs beside the first of their prompt
     reasons: list[tuple[str, int]]
     by_shard: list[tuple[str, int]]
     stale: tuple[str, ...]
@@ -59,17 +61,15 @@ def recipe_rows(catalogue: Catalogue) -> list[RecipeRow]:
             for shard, begin in zip(catalogue.shards, catalogue.begins, strict=False):
                 here = found.paired[begin : begin + len(shard.prompt_ids)]
                 by_shard.append((shard.name, int(np.count_nonzero(here))))
-        detail = ""
-        if selection is not None and selection.rule in ("m3p", "flipped"):
-            detail = f"alpha {selection.alpha:g}, delta {selection.delta:g}"
         rows.append(
             RecipeRow(
                 name=name,
                 description=settings.description,
                 same_as=aliases.get(name, ""),
                 rule=selection.rule if selection else "",
-                detail=detail,
+                detail=described(selection),
                 pairs=0 if found is None else int(np.count_nonzero(found.paired)),
+                more=0 if found is None else int(found.more.sum()),
                 reasons=counts.most_common(),
                 by_shard=by_shard,
                 stale=() if found is None else found.stale,

@@ -24,7 +24,7 @@ from m3po_dagster.inspector.reselect import pick
 from m3po_dagster.inspector.site import NotFound, Site
 from m3po_dagster.inspector.text import words
 from m3po_dagster.inspector.tokens import SHADES, Piece
-from m3po_dagster.inspector.tune import no_sliders, point
+from m3po_dagster.inspector.tune import described, no_sliders, point
 from m3po_dagster.method.selection_settings import SelectionSettings
 
 ORDERS = {"mas": "best MAS first", "k": "as sampled", "logp": "likeliest first", "s": "highest S first"}
@@ -48,6 +48,7 @@ class Row:
     score: float
     chosen: int
     rejected: int
+    more: int  # pairs beside this one
     reason: str
 
 
@@ -71,6 +72,7 @@ def _rows(catalogue: Catalogue, query: PromptQuery, numbers: np.ndarray) -> list
                 score=np.nan if found is None else float(found.score[number]),
                 chosen=-1 if found is None else int(found.chosen[number]),
                 rejected=-1 if found is None else int(found.rejected[number]),
+                more=0 if found is None else int(found.more[number]),
                 reason="" if found is None or code < 0 else found.reasons[code],
             )
         )
@@ -133,6 +135,7 @@ def prompt_page(site: Site):
             way=_way(query, request.query_params, order, moved),
             kept=[item for item in parse_qsl(_way(query, request.query_params, "", moved)) if item[0] != "recipe"],
             selection=selection,
+            details=described(selection),
             recipes=list(catalogue.recipes),
             pieces=pieces,
             tokens_problem=tokens_problem,

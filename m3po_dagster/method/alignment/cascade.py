@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from m3po_dagster.method.selection_matrix import text_codes
-from m3po_dagster.method.selection_rules import RULES_WITH_LOSER_SCORE
-from m3po_dagster.method.selection_settings import SelectionSettings
+from m3po_dagster.method.selection_columns import text_codes
+from m3po_dagster.method.selection_settings import MAS, RULES_WITH_LOSER_SCORE, SelectionSettings
 from m3po_dagster.settings import Settings
 
 NOT_NEEDED = "not judged: can't be R_w or R_l"
@@ -61,10 +60,16 @@ class CascadeSettings(Settings):
 
         `served` are the columns of served scorers, which answers that were not asked about lack.
         """
-        if selection.rule in ("vanilla", "random"):
-            return f"rule {selection.rule} draws from all answers, so every one needs its MAS"
-        if selection.rule == "reward_max_min" and selection.reward in ("mas", *served):
-            return f"rule reward_max_min ranks by {selection.reward}, which not every answer has"
+        ranks_by = selection.ranks_by
+        if ranks_by not in (MAS, *served):
+            return None  # a length, or a scorer that runs here: every answer has it
+        if ranks_by != MAS or selection.rule == "reward_max_min":
+            return f"rule {selection.rule} ranks by {ranks_by}, which not every answer has"
+        if selection.rule not in (*RULES_WITH_LOSER_SCORE, "best_only"):
+            return f"rule {selection.rule} looks at all answers, so every one needs its MAS"
+        for name in ("score_noise", "candidates", "max_length_difference"):
+            if getattr(selection, name) != SelectionSettings.model_fields[name].default:
+                return f"with {name} an answer can become R_w or R_l that is neither without it"
         if selection.rule not in RULES_WITH_LOSER_SCORE:
             return None
         if selection.alpha > self.alpha_max:

@@ -18,8 +18,9 @@ from m3po_dagster.method.generation.samples import Sample
 from m3po_dagster.method.generation.settings import RoundSettings
 from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.method.selection_matrix import Block, ScoreMatrix
-from m3po_dagster.method.selection_rules import choose, find_winners
+from m3po_dagster.method.selection_rules import choose
 from m3po_dagster.method.selection_settings import SelectionSettings
+from m3po_dagster.method.selection_winners import find_winners
 
 SETTLED, NO_NEW_ANSWER, MAX = "pair settled", "no new answer", "max reached"
 
@@ -86,19 +87,18 @@ def _leads(
     block: Block, prompt_ids: pa.StringArray, candidates: Sequence[Sequence[Candidate]], selection: SelectionSettings
 ) -> list[Lead]:
     choice = choose(block, prompt_ids, selection)
-    rows = np.flatnonzero(choice.chosen >= 0)
-    second = find_winners(_without(block, rows, choice.chosen[rows]), selection)
-    next_loser = choose(_without(block, rows, choice.rejected[rows]), prompt_ids, selection)
+    second = find_winners(_without(block, choice.row, choice.chosen), selection)
+    next_loser = choose(_without(block, choice.row, choice.rejected), prompt_ids, selection)
+    next_score = np.zeros(len(block.value))
+    next_score[next_loser.row] = next_loser.score
     found = [Lead(len(some), None) for some in candidates]
-    for row in rows:
-        w, loser = int(choice.chosen[row]), int(choice.rejected[row])
+    for row, w, loser, score in zip(choice.row, choice.chosen, choice.rejected, choice.score, strict=True):
         next_top = block.value[row, second.column[row]] if second.found[row] else 0.0
-        next_s = next_loser.score[row] if next_loser.chosen[row] >= 0 else 0.0
         found[row] = Lead(
             len(candidates[row]),
             (candidates[row][w].k, candidates[row][loser].k),
             float(block.value[row, w] - next_top),
-            float(choice.score[row] - next_s),
+            float(score - next_score[row]),
         )
     return found
 
