@@ -48,6 +48,8 @@ from m3po_dagster.world.judge import SceneJudgeSettings
 
 DEFAULT_STUDY = Path("studies/easy_scenes.yaml")
 BASE_RECIPE = "base"
+MOST_RECIPES = 99
+"""Dagster skips an edge of 100 or more partitions when it looks for what is stale."""
 OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 
 SingleScorerSettings = Annotated[
@@ -238,8 +240,10 @@ class Study(Settings):
                     raise ValueError(
                         f"recipes.{name}.selection.{key}: {score!r} is no scorer; there are {sorted(columns)}"
                     )
-        if len(self.recipes) > 99:
-            raise ValueError("more than 99 recipes: Dagster would no longer follow staleness through the leaderboard")
+        if len(self.recipes) > MOST_RECIPES:
+            raise ValueError(
+                f"more than {MOST_RECIPES} recipes: Dagster would no longer follow staleness through the leaderboard"
+            )
         return self
 
     @model_validator(mode="after")
