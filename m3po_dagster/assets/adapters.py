@@ -142,14 +142,16 @@ def examples_with_reference(
     pairs = work.all("preference_pairs").values()
     stored = only_one((artifact.manifest.metadata[NUMERICS] for artifact in pairs), label(work.part))
     examples = examples_of(work)
-    if stored is None or work.study.recipes[work.partition].training.kind == "sft":
+    training = work.study.recipes[work.partition].training
+    if stored is None or training.kind == "sft":
         return examples, {"reference": "stored", "reference numerics": stored, "reference forwards": 0}
-    own = of_model(work.study.model)
+    model = training.model_of(work.study.model)
+    own = of_model(model)
     if stored == own:
         return examples, {"reference": "stored", "reference numerics": own, "reference forwards": 0}
     work.log(f"the stored log-probs are {stored}, the trainer's {own}: {len(examples)} pairs are scored again")
     with work.progress("scoring the reference", "pair") as advance:
-        examples, counts = trainer.rescored(work.study.model, examples, advance)
+        examples, counts = trainer.rescored(model, examples, advance)
     forwards = counts.prefill_forwards + counts.scoring_forwards
     return examples, {
         "reference": "rescored",

@@ -19,11 +19,17 @@ class TrainerResource:
     def rescored(
         self, model: ModelSettings, examples: Sequence[PreferenceExample], progress: Callable[[int, int], None]
     ) -> "tuple[list[PreferenceExample], Counts]":
-        """The examples with reference log-probs of the trainer's own numerics, and what scoring them took."""
+        """The examples with reference log-probs of the trainer's own numerics, and what scoring them took.
+
+        `model` is as training loads it. Raises ValueError when it can't be trained.
+        """
         from m3po_dagster.method.generation.model import load_model
+        from m3po_dagster.method.optimization.lora import check_trainable
         from m3po_dagster.method.optimization.reference import rescored
 
-        return rescored(load_model(model), examples, progress)
+        loaded = load_model(model)
+        check_trainable(loaded)
+        return rescored(loaded, examples, progress)
 
     def train(
         self,

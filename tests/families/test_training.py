@@ -27,6 +27,9 @@ TURNS = (
     "Question: Is there a red square in the picture? Answer: No, there is no red square. "
     "Question: How many shapes are there? Answer:"
 )
+TAKES_NO_ENCODED_IMAGES = ("mllama",)
+# Layers in which what lies between two tokens counts: a rejected answer behind a chosen one can't look past that.
+GO_BY_PLACE = {"gemma3": "sliding_attention", "lfm2_vl": "conv"}
 ONE_STEP = {"batch_size": len(PROMPTS), "learning_rate": 1e-3, "warmup_ratio": 0, "lora": LoraSettings(r=4, alpha=8)}
 DPO = DpoSettings(**ONE_STEP, reference_sample=len(PROMPTS), reference_tolerance=1e-4)
 SFT = SftSettings(**ONE_STEP)
@@ -36,6 +39,7 @@ SFT = SftSettings(**ONE_STEP)
 class World:
     """A family's model in a folder, and a pair a prompt with log-probs from transformers' own `generate`."""
 
+    name: str
     settings: ModelSettings
     examples: list[PreferenceExample]
 
@@ -61,7 +65,7 @@ def world(request, tmp_path_factory):
             answers.append((*(words[i] for i in picked), loaded.tokenizer.eos_token_id))
         logps = [generated_logp(loaded.model, loaded.processor, prompts[name], answer) for answer in answers]
         examples.append(PreferenceExample(f"pair-{name}", prompts[name], *answers, *logps))
-    return World(settings, examples)
+    return World(request.param, settings, examples)
 
 
 def generated_logp(model, processor, prompt, answer: tuple[int, ...], image=None) -> float:
@@ -139,7 +143,43 @@ def test_a_dpo_step(run, world):
     assert all(row["reward_margin"] > 0 for row in run.result.margins)
     # The check of the reference, the step, the margins: a forward each, over both answers of every pair.
     sequences = 3 * 2 * len(world.examples)
-    assert run.result.counts == {"language_model_forwards": 3, "sequences": sequences, "images_encoded": sequences}
+    # An image once as pixels, to be compared, and once for the run.
+    images = sequences if world.name in TAKES_NO_ENCODED_IMAGES else 2 * len(world.examples)
+    assert run.result.counts == {"language_model_forwards": 3, "sequences": sequences, "images_encoded": images}
+
+
+@pytest.mark.slow
+def test_images_as_they_come_give_the_same(run, world):
+    seen = DPO.model_copy(update={"image_features": "never"})
+    _, result = fit_dpo(world.load(), world.examples, seen, seed=0)
+    assert result.counts["images_encoded"] == result.counts["sequences"]
+    assert_same(result, run.result)
+    if world.name in TAKES_NO_ENCODED_IMAGES:
+        with pytest.raises(ValueError, match=r"image_features always: .* it takes no encoded images; use auto or"):
+            fit_dpo(world.load(), world.examples, DPO.model_copy(update={"image_features": "always"}), seed=0)
+
+
+@pytest.mark.slow
+def test_a_pair_as_one_row_gives_the_same(run, world):
+    packed = DPO.model_copy(update={"layout": "packed"})
+    if world.name in GO_BY_PLACE:
+        with pytest.raises(
+            ValueError, match=f"layout packed: .* has layers .{GO_BY_PLACE[world.name]}.*use `layout: trl"
+        ):
+            fit_dpo(world.load(), world.examples, packed, seed=0)
+        return
+    _, result = fit_dpo(world.load(), world.examples, packed, seed=0)
+    assert_same(result, run.result)
+    pairs = len(world.examples)
+    # The check of the reference in TRL's rows and packed, the step, the margins.
+    assert (result.counts["language_model_forwards"], result.counts["sequences"]) == (4, (2 + 1 + 1 + 1) * pairs)
+
+
+def assert_same(result: TrainingResult, expected: TrainingResult) -> None:
+    names = ("reward_margin", "chosen_logp_after", "rejected_logp_after")
+    for row, other in zip(result.margins, expected.margins, strict=True):
+        assert [row[name] for name in names] == pytest.approx([other[name] for name in names], abs=1e-4)
+    assert result.log[0]["grad_norm"] == pytest.approx(expected.log[0]["grad_norm"], rel=1e-4)
 
 
 def test_a_log_prob_that_is_not_the_models_is_refused(world):

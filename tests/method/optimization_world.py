@@ -61,3 +61,36 @@ def plain_logp(loaded: LoadedModel, prompt: Prompt, answer_ids: tuple[int, ...])
     start = inputs["input_ids"].shape[1]
     logps = logits[start - 1 : -1].double().log_softmax(dim=-1)
     return logps[range(len(answer_ids)), list(answer_ids)].sum().item()
+
+
+def conversations(world: World) -> list[dict]:
+    """The pairs as TRL takes them: images and messages."""
+    said = [[[{"role": "assistant", "content": text}] for text in texts] for texts in world.texts]
+    return [
+        {
+            "image": example.prompt.open_image(),
+            "prompt": [{"role": "user", "content": example.prompt.question}],
+            "chosen": chosen,
+            "rejected": rejected,
+        }
+        for example, (chosen, rejected) in zip(world.examples, said, strict=True)
+    ]
+
+
+def trained_a_little(trainer):
+    """The trainer, its adapter away from the base model, the same for every trainer of a model."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in sorted(trainer.model.named_parameters()):
+        if "lora_B" in name:
+            weight.data.normal_(std=0.1, generator=generator)
+    return trainer
+
+
+def step(trainer, batch) -> tuple[float, list]:
+    """The loss on a batch and the gradient of every weight that is trained."""
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return loss.item(), [weight.grad for weight in trainer.model.parameters() if weight.requires_grad]

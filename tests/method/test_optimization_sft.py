@@ -35,7 +35,9 @@ def test_one_row_an_example_passes_through_the_model(adapter):
     _, result = adapter
     assert [row["pairs_seen"] for row in result.log] == [4, 8, 10, 14, 18, 20]
     rows = SETTINGS.epochs * N + N
-    assert result.counts == {"language_model_forwards": 6 + 3, "sequences": rows, "images_encoded": rows}
+    # An image once, and those of a batch once more as pixels, to be compared.
+    images = N + SETTINGS.batch_size
+    assert result.counts == {"language_model_forwards": 6 + 3, "sequences": rows, "images_encoded": images}
 
 
 def test_the_warm_up_starts_at_zero(adapter):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.settings import LoraSettings
 
@@ -32,6 +33,15 @@ def language_model_and_tower(model: Any) -> tuple[Any, Any]:
             "leave the other alone; use a model with both"
         )
     return decoder, tower
+
+
+def check_trainable(loaded: LoadedModel) -> None:
+    """Raises ValueError for 4-bit weights on a CPU."""
+    if loaded.precision.endswith("+4bit") and loaded.device.type == "cpu":
+        # bitsandbytes packs them for a product that has no gradient: most of the adapter would silently stay as it is.
+        raise ValueError(
+            "4-bit weights can't be trained on a CPU: use a GPU, 8bit, or no quantization (model, training)"
+        )
 
 
 def language_model_linears(model: Any) -> str:

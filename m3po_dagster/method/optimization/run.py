@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from m3po_dagster.method.generation.model import LoadedModel
 from m3po_dagster.method.optimization.backbone import give_backbone
 from m3po_dagster.method.optimization.examples import PreferenceExample
-from m3po_dagster.method.optimization.lora import language_model_and_tower, lora_config
+from m3po_dagster.method.optimization.lora import check_trainable, language_model_and_tower, lora_config
 from m3po_dagster.method.optimization.settings import DpoSettings, LoraSettings, SftSettings
 
 if TYPE_CHECKING:
@@ -154,13 +154,11 @@ def new_trainer(
 ) -> Any:
     """TRL's trainer, watched and silent, with a new adapter on the model drawn from the seed in `config`.
 
-    Raises ValueError for 4-bit weights on a CPU.
+    Raises ValueError as `check_trainable` does.
     """
     from transformers import PrinterCallback
 
-    if loaded.precision.endswith("+4bit") and loaded.device.type == "cpu":
-        # bitsandbytes packs them for a product that has no gradient: most of the adapter would silently stay as it is.
-        raise ValueError("4-bit weights can't be trained on a CPU: use a GPU, 8bit, or no quantization (model)")
+    check_trainable(loaded)
     give_backbone(loaded.model)
     # The base model's own, since the stored log-probs are without it; the adapter comes after.
     without_dropout(loaded.model)
@@ -197,11 +195,13 @@ def without_dropout(model: Any) -> None:
                 setattr(holder, name, 0.0)
 
 
-def answer_logps(model: Any, batch: "dict[str, torch.Tensor]") -> "torch.Tensor":
+def answer_logps(model: Any, batch: dict[str, Any]) -> "torch.Tensor":
     """The sum of each row's answer log-probs (B,) in nats under `model`, its adapter as it stands."""
     import torch
+    from accelerate.utils import send_to_device
 
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name not in BESIDE_THE_MODEL}
+    inputs = {name: value for name, value in batch.items() if name not in BESIDE_THE_MODEL}
+    inputs = send_to_device(inputs, model.device)
     if "labels" not in inputs:
         inputs["labels"] = inputs["input_ids"].masked_fill(batch["completion_mask"].to(model.device) == 0, -100)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from m3po_dagster.method.generation.model import LoadedModel, load_model, withou
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.batches import Batches
 from m3po_dagster.method.optimization.examples import PreferenceExample, check_examples
+from m3po_dagster.method.optimization.image_features import remember_images
 from m3po_dagster.method.optimization.lora import save_adapter
 from m3po_dagster.method.optimization.run import (
     Progress,
@@ -36,7 +37,7 @@ def train_sft(
     the stored log-probs are only reported, as what the answers had before.
     """
     check_examples(examples, needs_rejected=False)
-    trainer, result = fit_sft(load_model(model), examples, settings, seed, progress)
+    trainer, result = fit_sft(load_model(settings.model_of(model)), examples, settings, seed, progress)
     save_adapter(trainer.model, model, out)
     return result
 
@@ -56,8 +57,11 @@ def fit_sft(
     with tempfile.TemporaryDirectory() as folder, without_deprecation(), measured(model) as measures:
         config = SFTConfig(**trainer_arguments(model, settings, seed, folder))
         trainer = new_trainer(SFTTrainer, loaded, config, settings.lora, examples, batches.supervised, progress)
+        remember_images(trainer, loaded, batches, settings, measures["counts"])
         trainer.train()
         margins = margin_rows(trainer.model, batches.supervised, examples, settings.batch_size, beta=None)
+        if batches.features is not None:
+            measures["counts"]["images_encoded"] = batches.features.encoded
     return trainer, TrainingResult(
         log=trainer.step_rows,
         margins=margins,
