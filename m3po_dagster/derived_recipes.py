@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from m3po_dagster.equal_recipes import effective, first_equals
+from m3po_dagster.method.optimization.settings import PRESETS
 from m3po_dagster.method.selection_settings import FIELDS_OF_RULE, RULES_WITH_LOSER_SCORE
 from m3po_dagster.storage.fingerprint import canonical_json
 from m3po_dagster.study import MOST_RECIPES, Recipe, Study, TrainingSettings
@@ -56,6 +57,9 @@ def derived(
         "selection": _used(FIELDS_OF_RULE, changes.get("selection.rule", recipe.selection.rule)) | {"rule"},
         "training": _used(_fields_by_kind(), changes.get("training.kind", recipe.training.kind)),
     }
+    if "training.preset" in changes:
+        # What was given goes before what a preset fills.
+        used["training"] -= set(PRESETS.get(str(changes["training.preset"]), ()))
     left_out = [f"{section}.{key}" for section in SECTIONS for key in inherited[section] if key not in used[section]]
     settings = {
         section: {key: value for key, value in inherited[section].items() if key in used[section]}
@@ -137,7 +141,7 @@ def _fields_by_kind() -> dict[str, set[str]]:
 
 def _used(fields: Mapping[str, set[str]], which: object) -> set[str]:
     """The fields of a rule or kind; those of all for an unknown one, which the study file's reader refuses by name."""
-    return fields[which] if which in fields else set().union(*fields.values())
+    return set(fields.get(str(which), set().union(*fields.values())))
 
 
 def _put(settings: dict[str, Any], keys: Sequence[str], value: Any, place: str) -> None:

@@ -65,6 +65,13 @@ def test_another_rule_or_kind_keeps_what_it_uses_and_says_what_it_does_not():
     assert of("m3po", {"selection.rule": "vanilla", "selection.alpha": 1}).settings["selection"]["alpha"] == 1
 
 
+def test_a_preset_fills_what_the_model_recipe_gave():
+    made = of("m3po", {"training.preset": "safe", "training.batch_size": 4})
+    assert made.left_out == ("training.learning_rate",)
+    training = Recipe.model_validate(made.settings).training
+    assert (training.learning_rate, training.batch_size, training.lora.r) == (5e-6, 4, 4)
+
+
 @pytest.mark.parametrize("place", ["alpha", "selection", "selection.", "seeds.0", "training.beta.x.y"])
 def test_what_is_no_setting_is_refused(place):
     with pytest.raises(ValueError, match="no setting of a recipe"):

@@ -76,7 +76,7 @@ def add(
         edit,
         loaded,
         folder,
-        [f"{key} of {like} is left out: {name} has no use for it" for key in made.left_out],
+        [f"{key} of {like} is not taken over: {name} has no use for it" for key in made.left_out],
         dry_run,
         as_json,
     )
