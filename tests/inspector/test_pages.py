@@ -197,7 +197,7 @@ def test_the_sliders_page(complete):
     changed = int(re.search(r"<strong>(\d+)</strong> of 8 pairs change", page)[1])
     # Of the prompts with a pair those of an even number have unlikely losers: 0, 4, 6, 10.
     assert listed(page) == ["prompt000", "prompt004", "prompt006", "prompt010"] and changed == 4
-    assert page.count("<svg") == 6 and page.count("<polyline") == 6 * 4
+    assert page.count("<svg") == 7 and page.count("<polyline") == 7 * 4
     assert "<strong>0</strong> of 8 pairs change" in shown(complete, "/tune?recipe=m3po")
     assert "Every pair is that of the saved setting." in shown(complete, "/tune?recipe=m3po")
     point = shown(complete, "/tune/point?recipe=m3po&alpha=0&delta=0.1")
