@@ -31,7 +31,15 @@ def first_equals(recipes: Mapping[str, "Recipe"]) -> dict[str, str]:
     return {name: owners.setdefault(canonical_json(effective(recipe)), name) for name, recipe in recipes.items()}
 
 
+def trained_once(recipes: Mapping[str, "Recipe"]) -> dict[str, "Recipe"]:
+    """The distinct recipes that train, by the first name of each, with the seeds that any of its names asks for."""
+    seeds: dict[str, dict[int, None]] = {}
+    for name, first in first_equals(recipes).items():
+        if recipes[name].trains:
+            seeds.setdefault(first, {}).update(dict.fromkeys(recipes[name].seeds))
+    return {first: recipes[first].model_copy(update={"seeds": tuple(found)}) for first, found in seeds.items()}
+
+
 def trainings(recipes: Mapping[str, "Recipe"]) -> set[tuple[str, int]]:
     """The distinct trainings that recipes ask for: the first recipe that comes to each, and the seed."""
-    firsts = first_equals(recipes)
-    return {(firsts[name], seed) for name, recipe in recipes.items() if recipe.trains for seed in recipe.seeds}
+    return {(name, seed) for name, recipe in trained_once(recipes).items() for seed in recipe.seeds}

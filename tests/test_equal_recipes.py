@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3po_dagster.equal_recipes import effective, first_equals, trainings
+from m3po_dagster.equal_recipes import effective, first_equals, trained_once, trainings
 from m3po_dagster.method.selection import SelectionSettings, select_pairs
 from m3po_dagster.study import Recipe
 from tests.method.selection_tables import random_table
@@ -92,6 +92,9 @@ def test_each_training_is_counted_once_with_all_seeds_that_any_asks_for():
         "twin": recipe({"rule": "m3p", "alpha": 0, "delta": 0.3}, seeds=(1, 2)),
     }
     assert first_equals(recipes)["twin"] == "ablation"
+    once = trained_once(recipes)
+    assert {name: one.seeds for name, one in once.items()} == {"ablation": (0, 1, 2), "m3po": (0,)}
+    assert once["ablation"].selection == recipes["ablation"].selection
     assert trainings(recipes) == {("ablation", 0), ("ablation", 1), ("ablation", 2), ("m3po", 0)}
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from m3po_dagster.cost.assumptions import Range, exactly
+from m3po_dagster.equal_recipes import trained_once
 from m3po_dagster.method.alignment.budget import PriceSettings
 from m3po_dagster.method.alignment.scorer import ScorerSettings, group_size
 from m3po_dagster.method.alignment.statements import StatementSettings
@@ -91,8 +92,7 @@ class Plan:
                     len(recipe.seeds),
                     recipe.training.gradient_checkpointing,
                 )
-                for name, recipe in study.recipes.items()
-                if recipe.training is not None
+                for name, recipe in trained_once(study.recipes).items()
             ),
         )
 
