@@ -98,14 +98,18 @@ def test_the_same_training_runs_once_and_is_asked_once(copy_of_made, small_study
     lineage_knows_both(project, ablated, twin, tmp_path, monkeypatch)
     the_inspector_shows_both(project)
 
-    # Another name, or the first one gone, is no reason to train; neither is a description.
-    renamed = {**TWIN, "description": "the same under another name"}
-    project.write(with_recipes(small_study, another=renamed))
+
+@pytest.mark.slow
+def test_another_name_trains_nothing_and_gc_keeps_what_it_stands_on(copy_of_made, small_study, counted):
+    project = copy_of_made
+    project.write(with_recipes(small_study, ablated=ABLATED, twin=TWIN))
+    run(project)
+    twin = artifact(project, "lora_adapter", "twin")
+    project.write(with_recipes(small_study, another={**TWIN, "description": "the same under another name"}))
     counted.clear()
     run(project)
     assert counted == {}
     assert artifact(project, "lora_adapter", "another").table().to_pylist() == twin.table().to_pylist()
-
     gc_keeps_what_any_of_them_needs(project)
 
 
