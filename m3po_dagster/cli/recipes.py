@@ -14,7 +14,6 @@ from m3po_dagster.study import DEFAULT_STUDY
 from m3po_dagster.study_errors import StudyError
 
 if TYPE_CHECKING:
-    from m3po_dagster.cli.recipe_rows import Cost
     from m3po_dagster.derived_recipes import Point
     from m3po_dagster.study import Study
     from m3po_dagster.study_edit import Edit
@@ -127,7 +126,15 @@ def sweep(
         points = grid(loaded, like, _numbers("--alpha", alpha), _numbers("--delta", delta), _seeds(seeds), prefix)
         new = {point.name: point.settings for point in points if not point.same_as}
         edit = add_recipes(study, new, dry_run=dry_run) if new else None
-    _tell(edit, loaded, folder, [], dry_run, as_json, points)
+        notes = _fewer_seeds(loaded, points, set(_seeds(seeds) or loaded.recipes[like].seeds))
+    _tell(edit, loaded, folder, notes, dry_run, as_json, points)
+
+
+def _fewer_seeds(study: "Study", points: "Sequence[Point]", wanted: set[int]) -> list[str]:
+    """The recipes that stand for a point and lack seeds which the other points have."""
+    there = {point.same_as: study.recipes[point.same_as].seeds for point in points if point.same_as in study.recipes}
+    lacking = {name: sorted(wanted - set(seeds)) for name, seeds in there.items() if wanted - set(seeds)}
+    return [f"{name} lacks seeds {', '.join(map(str, seeds))}: add them to compare" for name, seeds in lacking.items()]
 
 
 def _tell(
@@ -153,21 +160,15 @@ def _tell(
         return
     if dry_run and edit:
         typer.echo(edit.difference())
-    for note in notes:
-        typer.echo(note)
     for name in [point.name for point in points] or added:
         same = there.get(name) or aliases.get(name)
         done = "not added" if name in there else "would be added" if dry_run else "added"
         seeds = f" (seeds {', '.join(map(str, after.recipes[same].seeds))})" if same else ""
         typer.echo(f"  {name:24} {done}{f' = {same}{seeds}' if same else ''}")
-    _tell_cost(costs)
-
-
-def _tell_cost(costs: "Sequence[Cost]") -> None:
+    for line in [*notes, *(one.words() for one in costs)]:
+        typer.echo(line)
     if not costs:
         typer.echo("nothing to train that the study does not train already")
-    for one in costs:
-        typer.echo(one.words())
 
 
 def _loaded(path: Path) -> "Study":

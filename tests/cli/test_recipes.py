@@ -103,6 +103,7 @@ def test_sweep_adds_what_is_new_in_one_edit_and_names_what_is_not(path):
     assert facts["added"] == ["m3po_a0.5_d0", "m3po_a1_d0", "m3po_a1_d0.1"] and facts["written"]
     assert facts["same"] == {"m3po_a0_d0": "ablation", "m3po_a0_d0.1": "ablation", "m3po_a0.5_d0.1": "m3po"}
     assert facts["cost"] == [{"kind": "dpo", "adapters": 9, "seconds": None, "trainings_in_store": 0}]
+    assert facts["notes"] == [f"{name} lacks seeds 1, 2: add them to compare" for name in ("ablation", "m3po")]
     study = load_study(path)
     assert list(study.recipes)[3:] == facts["added"] and study.aliases() == {}
     text = call(path, "sweep", "--alpha", "0,.5,1", "--delta", "0,.1").stdout
