@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from copy import deepcopy
 
+import dagster as dg
 import pytest
 import training_beside
 from starlette.testclient import TestClient
@@ -94,6 +95,11 @@ def test_the_same_training_runs_once_and_is_asked_once(copy_of_made, small_study
         for rows in (artifact(project, "benchmark_scores", name).table().to_pylist() for name in ("ablated", "twin"))
     ]
     assert metrics[0] == metrics[1] and metrics[0]
+
+    with project.instance() as instance:
+        shown = instance.fetch_materializations(dg.AssetKey("lora_adapter"), limit=2).records
+    told = {one.asset_materialization.partition: one.asset_materialization.metadata for one in shown}
+    assert told["twin"]["the same training as"].value == "ablated" and "the same training as" not in told["ablated"]
 
     lineage_knows_both(project, ablated, twin, tmp_path, monkeypatch)
     the_inspector_shows_both(project)
