@@ -34,7 +34,7 @@ class Cost:
             return f"{line}; the store has none of that kind to tell the time by"
         each = self.seconds / self.adapters
         return (
-            f"{line}, about {_duration(self.seconds)} with their benchmarks: {self.adapters} x {_duration(each)}, "
+            f"{line}, about {_duration(self.seconds)} with their answers: {self.adapters} x {_duration(each)}, "
             f"the median of {self.trainings_in_store} in the store"
         )
 
@@ -70,7 +70,7 @@ def trainings_line(study: Study) -> str:
     """How many adapters the study trains, and how many it would without sharing."""
     distinct = len(trainings(study.recipes))
     asked = sum(len(recipe.seeds) for recipe in study.recipes.values() if recipe.trains)
-    shared = f"; {asked - distinct} more are the same and share them" if asked > distinct else ""
+    shared = f" for the {asked} they ask for: equal ones are shared" if asked > distinct else ""
     return f"{len(study.recipes)} recipes, {distinct} adapters to train{shared}"
 
 

@@ -65,7 +65,7 @@ def test_list_shows_settings_and_what_is_the_same(path):
     }
     assert rows["twin"]["same as"] == "ablation" and rows["twin"]["seeds"] == [0, 1]
     text = call(path, "recipes", "list").stdout
-    assert "4 recipes, 3 adapters to train; 1 more are the same and share them" in text
+    assert "4 recipes, 3 adapters to train for the 4 they ask for: equal ones are shared" in text
     assert [line.split("│")[-2].strip() for line in text.splitlines() if "twin" in line] == ["ablation"]
 
 
@@ -120,7 +120,7 @@ def test_the_cost_is_that_of_the_trainings_in_the_store(path, monkeypatch):
     for seed, seconds in enumerate((10.0, 20.0, 90.0)):
         (manifest,) = world.store.root.glob(f"adapter/m3po,{seed}/*/manifest.json")
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"seconds": seconds}))
-    words = "to train: 2 adapters by dpo, about {} s with their benchmarks: 2 x {} s, the median of 3 in the store"
+    words = "to train: 2 adapters by dpo, about {} s with their answers: 2 x {} s, the median of 3 in the store"
     assert words.format(40, 20) in call(path, "sweep", "--alpha", "0.25,1", "--dry-run").stdout
     # Two benchmarks of one adapter, one of another: 7 and 3 seconds, and the base model's own, which are nobody's.
     for number, (seed, seconds) in enumerate(((0, 3.0), (0, 4.0), (1, 3.0), (None, 90.0))):
