@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, Tag, ValidationError, field_validato
 
 from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.settings import DatasetSettings
+from m3po_dagster.equal_recipes import first_equals
 from m3po_dagster.evaluation.preference_settings import PreferenceSettings, ServedAssessorSettings
 from m3po_dagster.evaluation.settings import BenchmarkSettings
 from m3po_dagster.export.licences import LicenceSettings
@@ -51,6 +52,8 @@ from m3po_dagster.world.judge import SceneJudgeSettings
 DEFAULT_STUDY = Path("studies/easy_scenes.yaml")
 BASE_RECIPE = "base"
 EVERY_ANSWER = "every_answer"
+MOST_RECIPES = 99
+"""Dagster skips an edge of 100 or more partitions when it looks for what is stale."""
 OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 
 SingleScorerSettings = Annotated[
@@ -227,7 +230,10 @@ class Study(Settings):
         description="where adapters are trained, and how often a training is saved: no result depends on it",
     )
     answers: AnswerSettings = Field(default_factory=AnswerSettings, description="how benchmark questions are answered")
-    sweep: SweepSettings = Field(default_factory=SweepSettings, description="grid of selection_sweep (section 4.6)")
+    sweep: SweepSettings = Field(
+        default_factory=SweepSettings,
+        description="grid of selection_sweep (section 4.6), which trains nothing; `m3po sweep` adds recipes that do",
+    )
     automation: AutomationSettings = Field(
         default_factory=AutomationSettings, description="what Dagster's daemon starts by itself"
     )
@@ -250,8 +256,10 @@ class Study(Settings):
                     raise ValueError(
                         f"recipes.{name}.selection.{key}: {score!r} is no scorer; there are {sorted(columns)}"
                     )
-        if len(self.recipes) > 99:
-            raise ValueError("more than 99 recipes: Dagster would no longer follow staleness through the leaderboard")
+        if len(self.recipes) > MOST_RECIPES:
+            raise ValueError(
+                f"more than {MOST_RECIPES} recipes: Dagster would no longer follow staleness through the leaderboard"
+            )
         return self
 
     @model_validator(mode="after")
@@ -351,6 +359,17 @@ class Study(Settings):
         """The served judges of benchmarks, by the benchmark's name."""
         judges = {name: getattr(settings, "judge", None) for name, settings in self.benchmarks.items()}
         return {name: judge for name, judge in judges.items() if isinstance(judge, ServedJudgeSettings)}
+
+    def same_as(self, recipe: str) -> str:
+        """The first recipe in the study's order that comes to the same training; the recipe itself where none does.
+
+        Its adapters and answers are those of all recipes that are the same.
+        """
+        return first_equals(self.recipes)[recipe]
+
+    def aliases(self) -> dict[str, str]:
+        """{recipe: the earlier recipe it is the same as}, of those that are."""
+        return {name: first for name, first in first_equals(self.recipes).items() if name != first}
 
     @property
     def shards(self) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from m3po_dagster.derived_recipes import grid
 from m3po_dagster.identity import portable
 from m3po_dagster.study import Study, load_study
 from m3po_dagster.study_errors import StudyError
@@ -39,6 +40,36 @@ def test_the_leaderboard_study_extends_the_demo():
     assert board.dataset == demo.dataset and board.generation == demo.generation and board.judge == demo.judge
     assert set(demo.recipes) < set(board.recipes)
     assert board.recipes["m3po"].seeds == (0, 1, 2) and board.recipes["m3po"].training == demo.recipes["m3po"].training
+
+
+@pytest.mark.parametrize("name", ["easy_scenes_leaderboard", "llava15_7b_tables"])
+def test_the_studies_of_the_papers_tables_have_every_row_and_the_controls(name):
+    study = load_study(ROOT / "studies" / f"{name}.yaml")
+    tables = {"alpha": ([0, 0.1, 0.25, 0.5, 0.75, 1], None), "delta": (None, [0, 0.1, 0.2, 0.3])}
+    for alphas, deltas in tables.values():
+        assert [point.name for point in grid(study, "m3po", alphas, deltas) if not point.same_as] == []
+    assert study.aliases() == {}
+    rules = {recipe.selection.rule for recipe in study.recipes.values() if recipe.selection}
+    assert rules >= {"best_only", "vanilla", "reward_max_min", "m3p", "sweet_spot", "margin_pairs"}
+    assert rules >= {"random", "flipped", "longest"}
+    assert all(recipe.seeds == (0, 1, 2) for recipe in study.recipes.values() if recipe.trains)
+    # What is compared is trained alike.
+    trainings = [
+        study.recipes[key].training for key in ("m3po", "vanilla", "rm_dpo", "m3po_a1", "sweet_spot", "longest")
+    ]
+    assert all(one == trainings[0] for one in trainings)
+
+
+def test_the_papers_study_has_its_training_settings_and_a_safe_variant():
+    study = load_study(ROOT / "studies" / "llava15_7b.yaml")
+    paper, safe = study.recipes["m3po"].training, study.recipes["m3po_safe"].training
+    assert (paper.learning_rate, paper.batch_size, paper.warmup_ratio, paper.epochs) == (5e-5, 8, 0.05, 1)
+    assert safe == paper.model_copy(update={"learning_rate": 5e-6, "preset": "safe"})
+    larger = load_study(ROOT / "studies" / "llava15_13b.yaml")
+    assert larger.model.path != study.model.path and larger.recipes.keys() == study.recipes.keys()
+    assert {name: one.training for name, one in larger.recipes.items()} == {
+        name: one.training for name, one in study.recipes.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A recipe added to a study file: everything else in the file stays, byte by byte."""
+"""Recipes added to a study file, or taken out: everything else in the file stays, byte by byte."""
 
 import os
 import stat
@@ -12,7 +12,7 @@ import yaml
 
 from m3po_dagster import study_edit
 from m3po_dagster.study import load_study
-from m3po_dagster.study_edit import add_recipe
+from m3po_dagster.study_edit import add_recipe, add_recipes, remove_recipe
 from m3po_dagster.study_errors import StudyError
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +91,7 @@ recipes: {
 """,
     "block scalar": f"recipes:\n  base: {{}}\n{M3PO}    description: |\n      several\n\n      lines # no comment\n",
     "list at the end": f"recipes:\n  base: {{}}\n{M3PO}    seeds:\n    - 0\n    - 1\n",
+    "anchor on recipes": f"recipes: &all\n  base: {{}}\n{M3PO}",
     "quoted": '"recipes":\n  \'base\': {}\n  "m3po":\n    selection: {rule: \'m3p\'}\n    training: {kind: "dpo"}\n',
     "empty base": f"recipes:\n{M3PO}  base: {{\n  }}\n",
 }
@@ -211,14 +212,14 @@ def test_a_file_changed_since_or_meanwhile_is_refused(tmp_path, monkeypatch):
     path.write_text(HEAD + RECIPES["block"] + TAIL)
     with pytest.raises(StudyError, match="was changed since it was shown"):
         add_recipe(path, "new", RECIPE, unchanged_since="0" * 64)
-    real = study_edit._inserted
+    real = study_edit._with
 
     def edited_by_another(*args):
         text = real(*args)
         path.write_text(path.read_text() + "# mine\n")
         return text
 
-    monkeypatch.setattr(study_edit, "_inserted", edited_by_another)
+    monkeypatch.setattr(study_edit, "_with", edited_by_another)
     with pytest.raises(StudyError, match="by another program just now"):
         add_recipe(path, "new", RECIPE)
     assert path.read_text() == HEAD + RECIPES["block"] + TAIL + "# mine\n"
@@ -257,3 +258,103 @@ def test_two_at_once_are_both_added(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: add_recipe(path, name, RECIPE), names))
     assert set(load_study(path).recipes) == {"base", "m3po", *names}
+
+
+SEVERAL = {f"m3po_a{alpha}": {**RECIPE, "selection": {"rule": "m3p", "alpha": alpha}} for alpha in (0.1, 0.25, 1)}
+
+
+@pytest.mark.parametrize("style", RECIPES)
+def test_several_are_added_as_one_after_the_other_would_be(tmp_path, style):
+    text = HEAD + RECIPES[style] + TAIL
+    together, apart = tmp_path / "together.yaml", tmp_path / "apart.yaml"
+    together.write_text(text)
+    apart.write_text(text)
+    edit = add_recipes(together, SEVERAL)
+    for name, settings in SEVERAL.items():
+        add_recipe(apart, name, settings)
+    assert together.read_text() == apart.read_text() == edit.after and edit.before == text
+    assert edit.study == load_study(apart) and list(edit.study.recipes)[-3:] == list(SEVERAL)
+
+
+def test_one_that_is_refused_keeps_all_of_them_out(tmp_path):
+    path = tmp_path / "study.yaml"
+    text = HEAD + RECIPES["block"] + TAIL
+    path.write_text(text)
+    with pytest.raises(StudyError, match=r"the 4 recipes are not added.*recipes\.bad\.selection\.alpha"):
+        add_recipes(path, {**SEVERAL, "bad": {**RECIPE, "selection": {"rule": "m3p", "alpha": -1}}})
+    many = {f"r{number}": RECIPE for number in range(98)}
+    with pytest.raises(StudyError, match=r"the 98 recipes are not added.*more than 99 recipes"):
+        add_recipes(path, many)
+    assert path.read_text() == text and os.listdir(tmp_path) == ["study.yaml"]
+
+
+def test_a_dry_run_shows_the_lines_and_writes_nothing(tmp_path):
+    path = tmp_path / "study.yaml"
+    text = HEAD + RECIPES["block"] + TAIL
+    path.write_text(text)
+    edit = add_recipes(path, {"new": RECIPE}, dry_run=True)
+    assert path.read_text() == text and os.listdir(tmp_path) == ["study.yaml"]
+    changed = [line for line in edit.difference().splitlines()[2:] if line[0] in "+-"]
+    assert changed[0] == "+  new:" and all(line[0] == "+" for line in changed)
+    assert add_recipes(path, {"new": RECIPE}).after == edit.after == path.read_text()
+
+
+BLOCK = [style for style in RECIPES if not style.startswith("flow")]
+
+
+@pytest.mark.parametrize("style", BLOCK)
+@pytest.mark.parametrize("last", [False, True], ids=["before others", "last"])
+def test_what_was_added_is_taken_out_again_to_the_byte(tmp_path, style, last):
+    path = tmp_path / "study.yaml"
+    text = HEAD + TAIL + RECIPES[style] if last else HEAD + RECIPES[style] + TAIL
+    path.write_text(text)
+    add_recipes(path, SEVERAL)
+    for name in reversed(SEVERAL):
+        assert name not in remove_recipe(path, name).study.recipes
+    assert path.read_text() == text
+
+
+def test_a_recipe_goes_with_what_stands_in_it_and_leaves_what_stands_around(tmp_path):
+    path = tmp_path / "study.yaml"
+    before, own, after = "  base: {}\n  # above\n", "  m3po:  # inside\n    # inside too\n", "  # below\n"
+    body = "    selection: {rule: m3p}\n    training: {kind: dpo}\n    description: |\n      several\n\n      lines\n"
+    path.write_text(HEAD + "recipes:\n" + before + own + body + after + TAIL)
+    edit = remove_recipe(path, "m3po", dry_run=True)
+    assert "-  m3po:  # inside\n" in edit.difference() and "m3po" in load_study(path).recipes
+    remove_recipe(path, "m3po")
+    assert path.read_text() == HEAD + "recipes:\n" + before + after + TAIL == edit.after
+
+
+def test_an_extending_study_loses_its_key_recipes_with_the_last_of_them(tmp_path):
+    parent, child = tmp_path / "parent.yaml", tmp_path / "child.yaml"
+    parent.write_text(HEAD + RECIPES["block"] + TAIL)
+    text = "extends: ./parent.yaml\nname: child  # mine\n# the end\n"
+    child.write_text(text)
+    add_recipe(child, "new", RECIPE)
+    with pytest.raises(StudyError, match="no recipe 'm3po' of its own: the study that it extends has it"):
+        remove_recipe(child, "m3po")
+    remove_recipe(child, "new")
+    assert child.read_text() == text
+    child.write_text(text + "recipes:\n  m3po: {seeds: [1]}\n")
+    with pytest.raises(StudyError, match="can't be removed alone: a study that this one extends has it too"):
+        remove_recipe(child, "m3po")
+
+
+@pytest.mark.parametrize(
+    ("style", "name", "words"),
+    [
+        ("block", "base", "for without it the file is no study.*base"),
+        ("block", "nobody", r"no recipe 'nobody' of its own: it has \['base', 'm3po'\]"),
+        ("anchors", "one", "for without it the file is no study.*undefined alias"),
+        ("merge key", "one", "for without it the file is no study.*undefined alias"),
+        ("flow", "m3po", "stands among others on its line: remove it by hand"),
+        ("flow over lines", "m3po", "remove it by hand"),
+    ],
+)
+def test_what_others_need_is_not_taken_out(tmp_path, style, name, words):
+    path = tmp_path / "study.yaml"
+    text = HEAD + RECIPES[style] + TAIL
+    path.write_text(text)
+    with pytest.raises(StudyError, match=words):
+        remove_recipe(path, name)
+    assert path.read_text() == text and os.listdir(tmp_path) == ["study.yaml"]

@@ -17,6 +17,7 @@ from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pairs import NUMERICS
 from m3po_dagster.assets.pictures import Lines, curves, histograms
+from m3po_dagster.assets.sharing import BASE_ADAPTER, place_of, trained_already, trained_as, training_fingerprint
 from m3po_dagster.assets.training_checks import health_picture, health_table, training_checks
 from m3po_dagster.graph import STAGES, label
 from m3po_dagster.inspector.links import prompts_url
@@ -30,12 +31,8 @@ from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.resources.trainer import TrainerResource
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.errors import StoreError
-from m3po_dagster.storage.fingerprint import fingerprint
 from m3po_dagster.storage.tables import ADAPTERS, MARGINS, TRAINING_LOG, TRAJECTORY
 from m3po_dagster.study import Study
-
-BASE_ADAPTER = "base"
-"""What stands for "no adapter" in the tables."""
 
 WORST_PAIRS = 10
 WORST_COLUMNS = ("prompt", "R_w", "R_l", "margin", "loss before", "loss", "steps", "pair_id")
@@ -102,12 +99,11 @@ def train_seed(
     settings = {"training": training.model_dump(mode="json"), "seed": seed}
     inputs = {name: item for name, item in work.provenance().items() if not name.startswith("recipe_config")}
     code_version = STAGES["lora_adapter"].code_version
-    versions = {name: item["data_version"] for name, item in inputs.items()}
-    part = ("adapter", f"{work.partition}|{seed}")
-    key = fingerprint(*part, code_version, settings, versions)
-    found = work.store.find(*part, key)
+    part = place_of(work, seed)
+    key = training_fingerprint(inputs, settings, code_version)
+    found = trained_already(work.store, part, key)
     if found is not None:
-        work.log(f"seed {seed}: reused adapter {key[:16]}")
+        work.log(f"seed {seed}: reused adapter[{found.manifest.partition}] {key[:16]}")
         return found
     with work.open(*part, key) as draft:
         if draft.committed:
@@ -229,7 +225,9 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
     first = next(iter(trained.values()))
     margins = first.table("margins")["reward_margin"].drop_null().to_numpy()
     trained_on = trained_on_rows(Manifests(work.store), artifact)
+    shared = {"the same training as": ", ".join(trained_as(artifact))} if trained_as(artifact) else {}
     return {
+        **shared,
         "preview": preview(artifact.table()),
         "trained on pairs": rows_table(abridged(trained_on), TRAINED_ON_COLUMNS),
         "trained on pairs in full": dg.MetadataValue.json(trained_on),

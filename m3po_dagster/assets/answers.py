@@ -6,23 +6,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m3po_dagster.assets.adapters import BASE_ADAPTER
+from m3po_dagster.assets.sharing import BASE_ADAPTER
 from m3po_dagster.evaluation.question import Question
 from m3po_dagster.graph import STAGES
+from m3po_dagster.lineage.manifests import ADAPTER, recipe_of
 from m3po_dagster.materialise import Work, reference
 from m3po_dagster.resources.generator import GeneratorResource
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.fingerprint import fingerprint
 from m3po_dagster.storage.tables import ANSWERS
-from m3po_dagster.study import BASE_RECIPE
 
 ANSWERS_ASSET = "benchmark_answers"
 PART_QUESTIONS = 500
 """Questions a part: what a killed run loses at most, and enough to fill any batch."""
 CODE_VERSION = "2"
 """Of the answers alone: another way to score or check them asks nothing again."""
-BASE = {"adapter_id": BASE_ADAPTER, "seed": 0}
-"""The base model, as a row of lora_adapter."""
 
 
 def answered(
@@ -30,9 +28,10 @@ def answered(
 ) -> dict[str, Artifact]:
     """One adapter's answers to each benchmark by name, from the store or asked now.
 
-    They are objects of their own: a seed added to the recipe asks nothing of the others again, a benchmark that was
-    added or changed nothing of the others, and the base model, which every recipe may be compared with, answers once.
-    Raises RuntimeError naming a question that can't be asked.
+    `adapter` is one of `sharing.adapters_of`. The answers are objects of their own, kept by the adapter's place: a seed
+    added to the recipe asks nothing of the others again, a benchmark that was added or changed nothing of the others,
+    and an adapter that several recipes share, or the base model, answers once. Raises RuntimeError naming a question
+    that can't be asked.
     """
     return {name: _answered(work, generator, adapter, name, asked) for name, asked in questions.items()}
 
@@ -42,14 +41,14 @@ def _answered(
 ) -> Artifact:
     stage = STAGES["benchmark_scores"]
     is_base = adapter["adapter_id"] == BASE_ADAPTER
-    who = f"{BASE_RECIPE if is_base else work.partition}|{adapter['seed']}"
+    who = adapter["partition"]
     part = (ANSWERS_ASSET, f"{who}|{name}")
     answering = stage.settings(work.study, work.identities, work.partition)["answers"]
     # The questions and images of this benchmark alone: what else the study measures changes no answer.
     settings = {**answering, "benchmark": benchmark_identity(work, name)}
     inputs = {"base_model": reference(work.one("base_model"))}
     if not is_base:
-        inputs["adapter"] = {"asset": "adapter", "partition": who} | {
+        inputs["adapter"] = {"asset": ADAPTER, "partition": who} | {
             name: adapter[name] for name in ("fingerprint", "data_version")
         }
     versions = {name: item["data_version"] for name, item in inputs.items()}
@@ -91,8 +90,8 @@ def _ask(
     trained, who = None, "the base model"
     if adapter["adapter_id"] != BASE_ADAPTER:
         seed, key = adapter["seed"], adapter["fingerprint"]
-        folder = work.store.find("adapter", f"{work.partition}|{seed}", key).path("files")
-        trained, who = Adapter(Path(folder), work.partition, seed, key), f"seed {seed}"
+        folder = work.store.find(ADAPTER, adapter["partition"], key).path("files")
+        trained, who = Adapter(Path(folder), recipe_of(adapter["partition"]), seed, key), f"seed {seed}"
     settings, of = work.study.answers, len(questions)
     questions = questions[start : start + PART_QUESTIONS]
     with work.progress(f"{who} answering {name}", "question") as advance:

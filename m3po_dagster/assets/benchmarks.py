@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from m3po_dagster.assets.answer_checks import answer_checks
-from m3po_dagster.assets.answers import BASE, answered, answers_to
+from m3po_dagster.assets.answers import answered, answers_to
 from m3po_dagster.assets.display import column_schema, preview, rows_table
 from m3po_dagster.assets.judgements import Judging, bound, judged, with_columns
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pictures import Interval, intervals
+from m3po_dagster.assets.sharing import BASE, adapters_of
 from m3po_dagster.assets.untrained import untrained
 from m3po_dagster.evaluation.benchmark import OFFICIAL
 from m3po_dagster.evaluation.judged import JudgedBenchmark
@@ -71,7 +72,7 @@ def evaluate(work: Work, generator: GeneratorResource, judge: JudgeResource) -> 
         # Asked once for all recipes, its own among them.
         base = answered(work, generator, BASE, questions)
     answers, judgements, rows, made_with = [], [], [], {}
-    for adapter in work.one("lora_adapter").table().to_pylist():
+    for adapter in adapters_of(work.one("lora_adapter")):
         seed = adapter["seed"]
         for name, artifact in answered(work, generator, adapter, questions).items():
             item, given = suite[name], artifact.table()

@@ -1,7 +1,7 @@
 """Whether a recipe was trained on what it is measured with."""
 
-from m3po_dagster.assets.adapters import BASE_ADAPTER
 from m3po_dagster.assets.checks import Check, trained_on_benchmarks
+from m3po_dagster.assets.sharing import BASE_ADAPTER
 from m3po_dagster.materialise import Work
 from m3po_dagster.method.known_images.known import coco_id
 from m3po_dagster.storage.errors import StoreError

@@ -2,7 +2,7 @@
 
 import typer
 
-from m3po_dagster.cli import data, doctor, judge, lineage, pairs, run, score, status, store, study, ui, world
+from m3po_dagster.cli import data, doctor, judge, lineage, pairs, recipes, run, score, status, store, study, ui, world
 from m3po_dagster.cli.export import export
 from m3po_dagster.cli.inspect import inspect
 from m3po_dagster.cli.select import select
@@ -19,8 +19,10 @@ app.command("ui")(ui.ui)
 app.command("inspect")(inspect)
 app.command("select")(select)
 app.command("export")(export)
+app.command("sweep")(recipes.sweep)
 app.add_typer(data.app, name="data", help="A dataset before a study spends anything on it.")
 app.add_typer(study.app, name="study", help="Check, explain and describe study files.")
+app.add_typer(recipes.app, name="recipes", help="The recipes of a study: list them, add one, take one out.")
 app.add_typer(store.app, name="store", help="Look into the artifact store, and tidy it.")
 app.add_typer(
     lineage.app,

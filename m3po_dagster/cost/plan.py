@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from m3po_dagster.cost.assumptions import Range, exactly
+from m3po_dagster.equal_recipes import trained_once
 from m3po_dagster.method.alignment.budget import PriceSettings
 from m3po_dagster.method.alignment.scorer import ScorerSettings, group_size
 from m3po_dagster.method.alignment.statements import StatementSettings
@@ -114,9 +115,7 @@ class Plan:
                 if one.served
             ),
             scorers=tuple(_local(one) for one in judge.assessors if not one.served),
-            trainings=tuple(
-                Training.of(name, recipe) for name, recipe in study.recipes.items() if recipe.training is not None
-            ),
+            trainings=tuple(Training.of(name, recipe) for name, recipe in trained_once(study.recipes).items()),
         )
 
 

@@ -57,6 +57,12 @@ class Diff:
     differences: tuple[Difference, ...]
     pairs: pa.Table
 
+    @property
+    def same_adapters(self) -> bool:
+        """Whether two recipes stand on the very same trained adapters."""
+        different = self.first.fingerprint != self.second.fingerprint
+        return different and bool(self.first.adapters) and self.first.adapters == self.second.adapters
+
     def totals(self) -> dict[str, int]:
         """Pairs by kind over all shards."""
         counts = {item["values"]: item["counts"] for item in pc.value_counts(self.pairs["kind"]).to_pylist()}
@@ -68,6 +74,7 @@ class Diff:
         return {
             "first": self.first.to_dict(),
             "second": self.second.to_dict(),
+            "same_adapters": self.same_adapters,
             "differences": [item.to_dict() for item in self.differences],
             "pairs": {**self.totals(), "by_shard": counts_by_shard(self.pairs), **listed},
         }

@@ -29,6 +29,14 @@ def recipe_of(partition: str) -> str:
     return partition.split("|")[0]
 
 
+def trained_for(recipe_adapters: Artifact, recipe_and_seed: str) -> InputRef | None:
+    """The adapter that a recipe's adapters have for `recipe|seed`.
+
+    It lies under the name of another recipe where two come to the same training.
+    """
+    return recipe_adapters.manifest.inputs.get(f"{ADAPTER}[{recipe_and_seed}]")
+
+
 class Manifests:
     """Reads a store's manifests and remembers them. A long-lived process makes a new one to look again."""
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from m3po_dagster.graph import Part
-from m3po_dagster.lineage.manifests import ADAPTER, RECIPE_ADAPTERS, Manifests, key_of, recipe_of
+from m3po_dagster.lineage.manifests import ADAPTER, RECIPE_ADAPTERS, Manifests, key_of, recipe_of, trained_for
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.collect import ADAPTER_ASSETS
 from m3po_dagster.storage.errors import StoreError
@@ -77,15 +77,26 @@ def choose(manifests: Manifests, name: str, current: Current | None = None) -> C
             f"{len(named)} adapters in {manifests.store.root} are called {name!r} and nothing says which is current: "
             f"give the fingerprint of one, or the study file with --study: {_listed(named)}"
         )
+    if recipe_of(chosen.key.partition) != recipe_of(name):
+        reason += f"; {name} comes to the same training"
     return Chosen(chosen, reason, tuple(other for other in named if other.key != chosen.key))
 
 
 def _named(manifests: Manifests, name: str) -> list[Artifact]:
-    """The adapters of a name, newest first: a recipe's own, or those of its seeds when its training never ended."""
-    found = [a for asset in ADAPTER_ASSETS for a in manifests.all(asset) if a.key.partition == name]
+    """The adapters of a name, newest first: a recipe's own, or those of its seeds when its training never ended.
+
+    A seed's adapter has the name of every recipe that stands on it.
+    """
+    found = {a.key: a for asset in ADAPTER_ASSETS for a in manifests.all(asset) if a.key.partition == name}
+    refs = [trained_for(head, name) for head in _of_recipe(manifests, recipe_of(name))]
+    found |= {artifact.key: artifact for ref in refs if ref and (artifact := manifests.find(key_of(ref)))}
     if not found:
-        found = [artifact for artifact in manifests.all(ADAPTER) if recipe_of(artifact.key.partition) == name]
-    return sorted(found, key=lambda artifact: artifact.manifest.created, reverse=True)
+        found = {a.key: a for a in manifests.all(ADAPTER) if recipe_of(a.key.partition) == name}
+    return sorted(found.values(), key=lambda artifact: artifact.manifest.created, reverse=True)
+
+
+def _of_recipe(manifests: Manifests, recipe: str) -> list[Artifact]:
+    return [artifact for artifact in manifests.all(RECIPE_ADAPTERS) if artifact.key.partition == recipe]
 
 
 def _current(manifests: Manifests, name: str, current: Current) -> Artifact | None:
@@ -94,8 +105,8 @@ def _current(manifests: Manifests, name: str, current: Current) -> Artifact | No
     head = manifests.find(ArtifactKey(RECIPE_ADAPTERS, recipe, fingerprint)) if fingerprint else None
     if head is None or name == recipe:
         return head
-    refs = [ref for ref in manifests.inputs(head, ADAPTER) if ref.partition == name]
-    return manifests.find(key_of(refs[0])) if refs else None
+    ref = trained_for(head, name)
+    return manifests.find(key_of(ref)) if ref else None
 
 
 def _by_fingerprint(manifests: Manifests, name: str) -> Chosen:
@@ -106,17 +117,26 @@ def _by_fingerprint(manifests: Manifests, name: str) -> Chosen:
     if fitting:
         raise StoreError(f"{name!r} fits {len(fitting)} adapters: {_listed(fitting)}; give more digits")
     recipe = recipe_of(name)
-    seeds = sorted({a.key.partition for a in manifests.all(ADAPTER) if recipe_of(a.key.partition) == recipe})
+    seeds = {a.key.partition for a in manifests.all(ADAPTER) if recipe_of(a.key.partition) == recipe}
+    named = {
+        key for head in _of_recipe(manifests, recipe) for key in head.manifest.inputs if key.startswith(f"{ADAPTER}[")
+    }
+    seeds |= {key.removeprefix(f"{ADAPTER}[").removesuffix("]") for key in named}
     if name != recipe and seeds:
         raise StoreError(
             f"no adapter in {manifests.store.root} is called {name!r}: of the recipe {recipe!r} there are "
-            f"{', '.join(seeds)}"
+            f"{', '.join(sorted(seeds))}"
         )
     recipes = sorted({recipe_of(artifact.key.partition) for artifact in adapters})
     raise StoreError(
         f"no adapter in {manifests.store.root} is of a recipe {name!r} or has a fingerprint that begins so: there are "
         f"adapters of {recipes}"
     )
+
+
+def _seeds(recipe_adapters: Artifact) -> list[dict]:
+    """The rows of a recipe's adapters that were trained."""
+    return [row for row in recipe_adapters.table().to_pylist() if row["fingerprint"] is not None]
 
 
 def _listed(adapters: Sequence[Artifact]) -> str:

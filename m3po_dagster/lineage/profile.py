@@ -36,7 +36,11 @@ class Version:
 
 @dataclass(frozen=True)
 class Profile:
-    """An adapter in short. `trained_on` has a row a shard (see `trained_on_rows`), `versions` those of each asset."""
+    """An adapter in short.
+
+    `trained_on` has a row a shard (see `trained_on_rows`), `versions` those of each asset, `adapters` the fingerprint
+    of each trained adapter by its place in the store, `recipe|seed`.
+    """
 
     asset: str
     partition: str
@@ -44,6 +48,7 @@ class Profile:
     data_version: str
     created: str
     seeds: tuple[int, ...]
+    adapters: Mapping[str, str]
     training: Any
     trained_on: tuple[Mapping[str, object], ...]
     versions: Mapping[str, tuple[Version, ...]]
@@ -55,6 +60,11 @@ class Profile:
         return recipe_of(self.partition)
 
     @property
+    def shared_with(self) -> tuple[str, ...]:
+        """Other recipes under whose names its adapters lie: they come to the same training."""
+        return tuple(sorted({recipe_of(place) for place in self.adapters} - {self.recipe}))
+
+    @property
     def pairs(self) -> int:
         """Number of pairs over all shards that the store still holds."""
         return sum(row["pairs"] or 0 for row in self.trained_on)
@@ -64,6 +74,8 @@ class Profile:
         return {
             **{name: getattr(self, name) for name in ("asset", "recipe", "fingerprint", "data_version", "created")},
             "seeds": list(self.seeds),
+            "adapters": dict(self.adapters),
+            "shared_with": list(self.shared_with),
             "pairs": self.pairs,
             "training": self.training,
             "trained_on": list(self.trained_on),
@@ -148,6 +160,7 @@ def profile(manifests: Manifests, artifact: Artifact) -> Profile:
         data_version=manifest.data_version,
         created=manifest.created.isoformat(timespec="seconds"),
         seeds=tuple(sorted(item["seed"] for item in settings if "seed" in item)),
+        adapters={seed.key.partition: seed.fingerprint for seed in seeds},
         training=training,
         trained_on=tuple(trained_on_rows(manifests, artifact)),
         versions=versions,

@@ -40,6 +40,8 @@ def profile_lines(profile: Profile) -> Iterator[str]:
     seeds = ", ".join(str(seed) for seed in profile.seeds)
     yield _line("training", _settings(profile.training))
     yield _line("seeds", seeds or "none trained in the store")
+    if profile.shared_with:
+        yield _line("the same as", f"{', '.join(profile.shared_with)}: one training serves both")
     shards = [f"{row['shard']} {'gone' if row['pairs'] is None else row['pairs']}" for row in profile.trained_on]
     if shards:
         yield _line("pairs", f"{profile.pairs:,} in {_count(len(shards), 'shard')}: {_some(shards, _SHARDS)}")
@@ -89,6 +91,8 @@ def diff_lines(diff: Diff, pairs: bool) -> Iterator[str]:
     """What differs, a line a setting, then pairs by shard; with `pairs` the first that differ."""
     for item in diff.differences:
         yield from _difference_lines(item)
+    if diff.same_adapters:
+        yield _line("adapters", "the same: both come to one training")
     if not diff.differences:
         yield _line("settings", "no difference in settings, versions or code")
     yield _line("pairs", ", ".join(f"{count:,} {kind}" for kind, count in diff.totals().items()))
@@ -138,16 +142,17 @@ def _selected_lines(item: Selected, current: Collection[str]) -> Iterator[str]:
     figures = ("m3p_score", "mas_gap", "logp_gap")
     yield _line("selected by", ", ".join(f"{name} {_number(item.row[name])}" for name in figures))
     for training in item.trainings:
-        yield from _training_lines(training, current)
+        yield from _training_lines(training, item.recipe, current)
     if not item.trainings:
         yield _line("trained", "no adapter in this store")
 
 
-def _training_lines(training: Training, current: Collection[str]) -> Iterator[str]:
+def _training_lines(training: Training, recipe: str, current: Collection[str]) -> Iterator[str]:
     own = {training.fingerprint, *training.recipe_adapters}
     belongs = "".join(f", lora_adapter {fingerprint[:12]}" for fingerprint in training.recipe_adapters)
     now = ", current" if own.intersection(current) else ""
-    adapter = f"seed {training.seed}, adapter {training.fingerprint[:12]} of {training.created}"
+    shared = f" of {training.recipe}, which is the same" if training.recipe != recipe else ""
+    adapter = f"seed {training.seed}, adapter {training.fingerprint[:12]}{shared}, of {training.created}"
     yield _line("trained", f"{adapter}{belongs}{now}")
     steps = ", ".join(str(step) for step in training.steps[:6]) + (" ..." if len(training.steps) > 6 else "")
     yield _line(

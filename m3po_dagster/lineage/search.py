@@ -249,16 +249,19 @@ def _selected(
 
 def _trainings(manifests: Manifests, selected: Iterable[Selected]) -> dict[tuple[tuple[str, ...], str], list[Training]]:
     """The trainings on each selected pair, by fingerprints of the pairs and pair_id; each adapter is read once."""
-    belongs: dict[ArtifactKey, list[str]] = {}
+    belongs: dict[ArtifactKey, dict[str, set[str]]] = {}
     for recipe_adapters in manifests.all(RECIPE_ADAPTERS):
+        pairs = _pairs_of(manifests, recipe_adapters)
         for ref in manifests.inputs(recipe_adapters, ADAPTER):
-            belongs.setdefault(key_of(ref), []).append(recipe_adapters.fingerprint)
+            belongs.setdefault(key_of(ref), {})[recipe_adapters.fingerprint] = pairs
     by_version: dict[tuple[str, ...], set[str]] = {}
     for item in selected:
         by_version.setdefault(item.pairs, set()).add(item.row["pair_id"])
     found: dict[tuple[tuple[str, ...], str], list[Training]] = {}
     for adapter in manifests.all(ADAPTER):
-        trained_on = {ref.fingerprint for ref in manifests.inputs(adapter, PAIRS) if manifests.used(ref)}
+        # An adapter that several recipes share names the pairs of one; each recipe's adapters name its own.
+        by_recipe = belongs.get(adapter.key, {})
+        trained_on = _pairs_of(manifests, adapter).union(*by_recipe.values())
         mine = {pairs: ids for pairs, ids in by_version.items() if trained_on.intersection(pairs)}
         if not mine or "training_log" not in adapter.manifest.tables:
             continue
@@ -274,10 +277,15 @@ def _trainings(manifests: Manifests, selected: Iterable[Selected]) -> dict[tuple
                     steps=steps.get(pair_id, ()),
                     seen_in_all=in_all,
                     margin=after[pair_id],
-                    recipe_adapters=tuple(belongs.get(adapter.key, ())),
+                    recipe_adapters=tuple(head for head, used in by_recipe.items() if used.intersection(pairs)),
                 )
                 found.setdefault((pairs, pair_id), []).append(training)
     return found
+
+
+def _pairs_of(manifests: Manifests, adapters: Artifact) -> set[str]:
+    """Fingerprints of the pairs that adapters name, of those the store holds as they were used."""
+    return {ref.fingerprint for ref in manifests.inputs(adapters, PAIRS) if manifests.used(ref)}
 
 
 def _dropped(artifact: Artifact, items: Iterable[str]) -> list[NoPair]:

@@ -16,8 +16,9 @@ class Training:
 
     `steps` are the optimiser steps that saw it, once for each time; `seen_in_all` is how often the training saw any
     pair. `margin` is its row of the adapter's table of margins, without the pair_id: reward margin after training, and
-    log-probs in nats before and after. `recipe_adapters` are the fingerprints of the recipe's adapters (lora_adapter)
-    that this training belongs to.
+    log-probs in nats before and after. `recipe` is the one under whose name it lies; `recipe_adapters` are the
+    fingerprints of the adapters (lora_adapter) that it belongs to of the recipe that selected the pair, which is
+    another one where two come to the same training.
     """
 
     recipe: str

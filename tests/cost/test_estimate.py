@@ -199,6 +199,16 @@ def test_the_papers_plan_is_that_of_its_study():
     assert Plan.of(study) == replace(PAPER, name="llava15_7b")
 
 
+def test_recipes_that_come_to_the_same_training_are_paid_once():
+    study = load_study(ROOT / "studies" / "llava15_7b.yaml")
+    ablation = study.recipes["m3po_alpha0"]
+    wider = ablation.selection.model_copy(update={"delta": 0.3})
+    twin = ablation.model_copy(update={"selection": wider, "seeds": (2, 3)})
+    plan = Plan.of(study.model_copy(update={"recipes": {**study.recipes, "twin": twin}}))
+    runs = {training.recipe: training.runs for training in plan.trainings}
+    assert "twin" not in runs and runs["m3po_alpha0"] == 4 and runs["m3po"] == 3
+
+
 def test_a_study_with_a_judge_rounds_and_a_server():
     study = load_study(ROOT / "studies" / "llava15_7b_judged.yaml")
     (judge,) = Plan.of(study).judges

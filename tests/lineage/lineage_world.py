@@ -42,8 +42,9 @@ def digest(*parts: object) -> str:
 class Wanted:
     """A study in a few words.
 
-    `recipes` holds {name: alpha}. With `judged_apart` the judge gives other scores in these shards alone, and those of
-    the judge "strict" elsewhere. Of each adapter's pairs the first so many are `unlearned`, the very first the least.
+    `recipes` holds {name: alpha}, `same` {name: the earlier recipe whose adapters it shares}. With `judged_apart` the
+    judge gives other scores in these shards alone, and those of the judge "strict" elsewhere. Of each adapter's pairs
+    the first so many are `unlearned`, the very first the least.
     """
 
     dataset: str = "scenes"
@@ -53,6 +54,7 @@ class Wanted:
     judge: str = "strict"
     answers: str = "first"
     recipes: dict[str, float] = field(default_factory=lambda: {"m3po": 0.5})
+    same: dict[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     epochs: int = 1
     beta: float = 0.1
@@ -243,7 +245,10 @@ class World:
                 "trajectory": table(seen, TRAJECTORY),
             }
             part = ("adapter", f"{name}|{seed}")
-            adapter = put(*part, tables, settings, *used, weights=digest(order, wanted.beta))
+            if name in wanted.same:
+                adapter = made[part] = made["adapter", f"{wanted.same[name]}|{seed}"]
+            else:
+                adapter = put(*part, tables, settings, *used, weights=digest(order, wanted.beta))
             rows.append(
                 {
                     "adapter_id": adapter.fingerprint,
@@ -255,19 +260,19 @@ class World:
         stood_on = [("adapter", f"{name}|{seed}") for seed in wanted.seeds]
         tables = {"data": table(rows, ADAPTERS)}
         key = fingerprint("lora_adapter", name, "1", {}, versions([made[p] for p in (*used, ("recipe_config", name))]))
-        parts = [made[part] for part in (*used, ("recipe_config", name), *stood_on)]
-        made["lora_adapter", name] = self._commit("lora_adapter", name, key, tables, {}, parts, "")
+        parts = [made[part] for part in (*used, ("recipe_config", name))]
+        seeds = {f"adapter[{place}]": made[asset, place] for asset, place in stood_on}
+        made["lora_adapter", name] = self._commit("lora_adapter", name, key, tables, {}, parts, "", seeds)
 
     def _put(self, asset, partition, tables, settings, inputs, weights) -> Artifact:
         # A training's fingerprint has no recipe_config, and its own settings instead: as the graph does it.
         key = fingerprint(asset, partition, "1", settings, versions(inputs))
         return self._commit(asset, partition, key, tables, settings, inputs, weights)
 
-    def _commit(self, asset, partition, key, tables, settings, inputs, weights) -> Artifact:
-        refs = {
-            f"{item.key.asset}[{item.key.partition}]": {**item.key._asdict(), "data_version": item.data_version}
-            for item in inputs
-        }
+    def _commit(self, asset, partition, key, tables, settings, inputs, weights, named=None) -> Artifact:
+        # A seed's adapter is named by the recipe that stands on it, wherever it lies.
+        by_name = {f"{item.key.asset}[{item.key.partition}]": item for item in inputs} | (named or {})
+        refs = {name: {**item.key._asdict(), "data_version": item.data_version} for name, item in by_name.items()}
         with self.store.open(asset, partition, key) as draft:
             if draft.committed:
                 return draft.committed

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from m3po_dagster.lineage.diff import diff
 from m3po_dagster.lineage.manifests import Manifests
 from m3po_dagster.lineage.pair_diff import KINDS, counts_by_shard
+from m3po_dagster.lineage.render import diff_lines
 from m3po_dagster.storage.errors import StoreError
 from tests.lineage.lineage_oracle import Oracle
 from tests.lineage.lineage_world import Wanted, World
@@ -163,3 +164,15 @@ def test_any_two_adapters_differ_as_sql_says(tmp_path_factory, pair):
     pair = [item.but(shards=min(item.shards, item.prompts // 2)) for item in pair]
     world = World(tmp_path_factory.mktemp("any"))
     check_pairs(world, compared(world, *(world.make(item) for item in pair)))
+
+
+def test_two_names_of_one_training_differ_in_their_name_alone(world, wanted):
+    made = world.make(wanted.but(recipes={"ablation": 0.0, "twin": 0.0}, same={"twin": "ablation"}))
+    first, second = (made["lora_adapter", name] for name in ("ablation", "twin"))
+    result = diff(Manifests(world.store), first, second)
+    assert result.same_adapters and result.to_dict()["same_adapters"]
+    assert {(item.topic, item.key) for item in result.differences} == {("adapter", "recipe")}
+    assert result.totals()["same"] == result.first.pairs > 0
+    assert result.second.shared_with == ("ablation",) and result.first.shared_with == ()
+    assert "adapters      the same: both come to one training" in list(diff_lines(result, False))
+    assert not diff(Manifests(world.store), first, first).same_adapters

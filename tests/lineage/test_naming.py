@@ -88,3 +88,22 @@ def test_a_recipe_whose_training_never_ended_is_known_by_the_seeds_it_has(world,
     made = world.make(wanted)
     (made["lora_adapter", "m3po"].folder / "manifest.json").unlink()
     assert named(world, "m3po").artifact.key == made["adapter", "m3po|0"].key
+
+
+def test_a_recipe_that_shares_anothers_adapters_finds_them_by_its_own_name(world, wanted):
+    shared = wanted.but(recipes={"ablation": 0.0, "twin": 0.0}, same={"twin": "ablation"}, seeds=(0, 2))
+    made = world.make(shared)
+    assert named(world, "twin").artifact.key == made["lora_adapter", "twin"].key
+    for current in (None, heads(made), heads(made, binding=True)):
+        chosen = named(world, "twin|2", current)
+        assert chosen.artifact.key == made["adapter", "ablation|2"].key and not chosen.others
+        assert chosen.reason.endswith("; twin|2 comes to the same training")
+    assert "same training" not in named(world, "ablation|2", heads(made)).reason
+    with pytest.raises(StoreError, match=r"called 'twin\|7': of the recipe 'twin' there are twin\|0, twin\|2$"):
+        named(world, "twin|7")
+    # Once edited, its name has two: the shared one of before, and its own.
+    own = world.make(shared.but(recipes={"ablation": 0.0, "twin": 1.0}, same={}))
+    assert named(world, "twin|0", heads(own)).artifact.key == own["adapter", "twin|0"].key
+    assert [other.key for other in named(world, "twin|0", heads(own)).others] == [made["adapter", "ablation|0"].key]
+    with pytest.raises(StoreError, match=r"2 adapters in .* are called 'twin\|0'"):
+        named(world, "twin|0")

@@ -214,3 +214,27 @@ def test_unknown_and_ambiguous_ids_are_errors(world, wanted):
 
 def test_a_models_words_cannot_command_a_terminal():
     assert render.printable("red\x1b[2Jblue\nx\u202eevil\x9b") == "red [2Jblue x evil "
+
+
+def test_a_pair_of_two_recipes_that_share_a_training_was_seen_by_it_under_both(world, wanted):
+    made = world.make(wanted.but(recipes={"ablation": 0.0, "twin": 0.0, "m3po": 0.5}, same={"twin": "ablation"}))
+    keep = {artifact.key for artifact in made.values()}
+    pair_id = made["preference_pairs", "twin|s0"].table()["pair_id"][0].as_py()
+
+    def look():
+        found = find_pair(Manifests(world.store), pair_id)
+        by_recipe = {item.recipe: item.trainings for item in found.selected}
+        return found, {name: [(one.recipe, one.recipe_adapters) for one in seen] for name, seen in by_recipe.items()}
+
+    found, seen = look()
+    heads = {name: (made["lora_adapter", name].fingerprint,) for name in ("ablation", "twin")}
+    assert seen["ablation"] == [("ablation", heads["ablation"])] and seen["twin"] == [("ablation", heads["twin"])]
+    lines = "\n".join(render.found_lines(found, heads["twin"]))
+    shared = made["adapter", "ablation|0"].fingerprint[:12]
+    assert lines.count(f"adapter {shared}") == 2 and lines.count(f"{shared} of ablation, which is the same") == 1
+    # Current by its own name alone.
+    assert lines.count(", current") == 1
+    # The first recipe is gone from the study: its adapter is kept for the other, and so is all that it stands on.
+    gone = {("preference_pairs", "ablation|s0"), ("lora_adapter", "ablation")}
+    world.store.gc({tuple(key) for key in keep if key[:2] not in gone}, dry_run=False, older_than=0)
+    assert look() == (found, seen)

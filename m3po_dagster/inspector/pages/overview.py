@@ -24,10 +24,11 @@ class ShardRow:
 
 @dataclass(frozen=True)
 class RecipeRow:
-    """A recipe's counts."""
+    """A recipe's counts; `same_as` names the earlier recipe that it comes to the same training as."""
 
     name: str
     description: str
+    same_as: str
     rule: str
     detail: str
     pairs: int  # prompts with a pair
@@ -49,7 +50,7 @@ def shard_rows(catalogue: Catalogue) -> list[ShardRow]:
 
 def recipe_rows(catalogue: Catalogue) -> list[RecipeRow]:
     """One row a recipe of the study."""
-    rows = []
+    rows, aliases = [], catalogue.study.aliases()
     for name, settings in catalogue.study.recipes.items():
         found, selection = catalogue.recipes.get(name), settings.selection
         counts: Counter[str] = Counter()
@@ -64,6 +65,7 @@ def recipe_rows(catalogue: Catalogue) -> list[RecipeRow]:
             RecipeRow(
                 name=name,
                 description=settings.description,
+                same_as=aliases.get(name, ""),
                 rule=selection.rule if selection else "",
                 detail=described(selection),
                 pairs=0 if found is None else int(np.count_nonzero(found.paired)),
