@@ -18,6 +18,7 @@ from m3po_dagster.assets.instructions import prompts_of
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pairs import NUMERICS
 from m3po_dagster.assets.pictures import curves, histograms
+from m3po_dagster.device_use import DeviceUse
 from m3po_dagster.graph import STAGES, label
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.lineage.manifests import Manifests
@@ -109,6 +110,7 @@ def train_seed(
     with work.open(*part, key) as draft:
         if draft.committed:
             return draft.committed
+        use = DeviceUse()
         out, (pairs, reference_facts) = draft.folder("files"), examples()
         with work.progress(f"training seed {seed}", "step") as advance:
             result = trainer.train(work.study.model, pairs, training, seed, out, advance)
@@ -126,6 +128,7 @@ def train_seed(
                 "training seconds": result.seconds,
                 "examples": result.n_examples,
                 "trainable parameters": result.n_trainable,
+                **use.facts(),
                 "peak memory": result.peak_memory,
                 **{name.replace("_", " "): number for name, number in result.counts.items()},
                 **reference_facts,
