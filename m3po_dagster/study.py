@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, Tag, ValidationError, field_validato
 
 from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.settings import DatasetSettings
+from m3po_dagster.evaluation.leaderboard_settings import LeaderboardSettings
 from m3po_dagster.evaluation.preference_settings import PreferenceSettings, ServedAssessorSettings
 from m3po_dagster.evaluation.settings import BenchmarkSettings
 from m3po_dagster.method.alignment.blip2_itm import Blip2ItmSettings
@@ -215,6 +216,9 @@ class Study(Settings):
     )
     answers: AnswerSettings = Field(default_factory=AnswerSettings, description="how benchmark questions are answered")
     sweep: SweepSettings = Field(default_factory=SweepSettings, description="grid of selection_sweep (section 4.6)")
+    leaderboard: LeaderboardSettings = Field(
+        default_factory=LeaderboardSettings, description="what recipes are compared with (section 4.3)"
+    )
     automation: AutomationSettings = Field(
         default_factory=AutomationSettings, description="what Dagster's daemon starts by itself"
     )
@@ -232,6 +236,11 @@ class Study(Settings):
             if reward is not None and reward not in columns:
                 raise ValueError(
                     f"recipes.{name}.selection.reward: {reward!r} is no scorer; there are {sorted(columns)}"
+                )
+        for name in self.leaderboard.compare_with or ():
+            if name not in self.recipes:
+                raise ValueError(
+                    f"leaderboard.compare_with: there is no recipe {name!r}; there are {list(self.recipes)}"
                 )
         if len(self.recipes) > 99:
             raise ValueError("more than 99 recipes: Dagster would no longer follow staleness through the leaderboard")
