@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from m3po_dagster.evaluation.board import Board, Column
 from m3po_dagster.evaluation.chair import Chair
+from m3po_dagster.evaluation.leaderboard import LEADERBOARD
 from m3po_dagster.evaluation.pope import Pope
 from m3po_dagster.evaluation.settings import ChairSettings, PopeSettings
 from m3po_dagster.storage.tables import SCORES
@@ -59,3 +61,43 @@ def results(suite: dict, wrong_up_to=WRONG_UP_TO) -> tuple[pa.Table, dict]:
             for metric in item.score(questions, answers, resamples=50):
                 rows.append({"recipe": recipe, "seed": seed, "benchmark": name, "rule": "official", **vars(metric)})
     return pa.Table.from_pylist(rows, SCORES.schema), per_question
+
+
+COLUMNS = (
+    Column("pope", "accuracy", "POPE accuracy ↑", 1, 1),
+    Column("pope", "adversarial", "POPE adversarial ↑", 1, 1),
+    Column("scenes", "chair_i", "CHAIR-i ↓", -1, 1),
+    Column("scenes", "recall", "CHAIR recall ↑", 1, 1),
+    Column("scenes", "words", "CHAIR words", 0, 1),
+)
+
+
+def row(recipe, metric, found, against="base", p=None, corrected=None, same_as=None, over="seeds and images") -> dict:
+    """A row of a leaderboard: `found` is a difference with its interval, or None."""
+    benchmark = next(column.benchmark for column in COLUMNS if column.metric == metric)
+    values = dict(zip(("difference", "ci_low", "ci_high"), map(float, found), strict=True)) if found else {}
+    if found:
+        corrected = p if corrected is None else corrected
+        values |= {
+            "p_value": p,
+            "p_corrected": corrected,
+            "significant": found[1] > 0 or found[2] < 0,
+            "significant_corrected": corrected < 0.05,
+            "interval_over": over,
+        }
+    keys = {"recipe": recipe, "benchmark": benchmark, "metric": metric, "against": against}
+    return {
+        **keys,
+        "mean": 50.0 + values.get("difference", 0),
+        "seed_sd": 0.5,
+        "n_seeds": 3,
+        "same_as": same_as,
+        **values,
+    }
+
+
+def small_board(rows, **more) -> Board:
+    """A board of such rows beside a base model."""
+    base = [row("base", metric, None) for metric in dict.fromkeys(one["metric"] for one in rows)]
+    references = list(dict.fromkeys(["base", *(one["against"] for one in rows)]))
+    return Board("small", pa.Table.from_pylist([*base, *rows], LEADERBOARD), COLUMNS, references, **more)
