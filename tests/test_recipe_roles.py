@@ -51,13 +51,13 @@ def test_the_paper_s_questions_are_asked_of_the_recipes_there_are():
 
 
 def test_a_curve_is_of_recipes_that_differ_in_one_setting_alone():
+    slower = STUDY.recipes["m3po"].training.model_dump() | {"learning_rate": 1e-5}
     made = study(
         large=like_m3po(alpha=1.0),
         other=like_m3po(alpha=0.75, confidence="sum"),
         wide=like_m3po(delta=0.3),
         both=like_m3po(alpha=0.9, delta=0.3),
-        slow=like_m3po(alpha=0.25)
-        | {"training": STUDY.recipes["m3po"].training.model_dump() | {"learning_rate": 1e-5}},
+        slow=like_m3po(alpha=0.25) | {"training": slower},
     )
     assert recipe_roles.curves(made) == [
         Curve("alpha", "m3po", {"m3po_alpha0": 0.0, "m3po": 0.5, "large": 1.0}),

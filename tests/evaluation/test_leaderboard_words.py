@@ -71,7 +71,8 @@ def test_figures_without_a_better_direction_have_no_say():
 
 
 def test_an_equal_recipe_is_only_named():
-    rows = [row("m3po", "accuracy", (1, 0.5, 2), p=0.01), row("twin", "accuracy", (1, 0.5, 2), p=0.01, same_as="m3po")]
+    alike = (1, 0.5, 2)
+    rows = [row("m3po", "accuracy", alike, p=0.01), row("twin", "accuracy", alike, p=0.01, same_as="m3po")]
     first, second = paragraphs(small_board(rows), "base")
     assert (
         first.startswith("**m3po** (3 seeds") and second == "**twin** is the same as m3po: equal pairs, equal training."
