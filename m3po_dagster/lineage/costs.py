@@ -23,6 +23,9 @@ STAGES = (*DATA_STAGES, ADAPTER, "benchmark_answers", "benchmark_judgements")
 """The stages that load or ask a model. The others take seconds of one core."""
 
 NOT_RECORDED = "not recorded"
+PROCESSES = "processes"
+"""What an adapter's manifest calls the number of processes that trained it, each on a device of its own."""
+
 SECONDS_AN_HOUR = 3600
 
 
@@ -61,7 +64,7 @@ def _part(key: ArtifactKey) -> str:
 def _row(stage: str, part: str, device: str, some: list[_Stood]) -> dict[str, object]:
     kept = [one.artifact.manifest for one in some if one.artifact is not None]
     peaks = [peak for manifest in kept if (peak := manifest.metadata.get(PEAK_MEMORY)) is not None]
-    hours = [manifest.seconds * manifest.metadata.get(DEVICES, 1) / SECONDS_AN_HOUR for manifest in kept]
+    hours = [manifest.seconds * _devices(manifest.metadata) / SECONDS_AN_HOUR for manifest in kept]
     spent = [cost for manifest in kept if (cost := _money(manifest.metadata)) is not None]
     recipe, _, seed = part.partition("|")
     return {
@@ -77,6 +80,11 @@ def _row(stage: str, part: str, device: str, some: list[_Stood]) -> dict[str, ob
         "peak_memory": max(peaks, default=None),
         "money": sum(spent) if spent else None,
     }
+
+
+def _devices(metadata: Mapping) -> int:
+    """How many devices were at work: those that the step itself held, or a process each that it started."""
+    return max(metadata.get(DEVICES, 1), metadata.get(PROCESSES, 1))
 
 
 def _money(metadata: Mapping) -> float | None:
