@@ -15,6 +15,7 @@ STAGES = {
 TRAINING = "adapter"
 
 GIGABYTE = 1e9
+LEAST_HOURS = 0.0005
 
 Rows = Sequence[Mapping[str, Any]]
 """Rows of a COSTS table."""
@@ -97,8 +98,8 @@ def sentences(costs: Rows, spent: Mapping[str, float] | None) -> list[str]:
 
 
 def hours_text(hours: float) -> str:
-    """Three digits that count."""
-    return f"{hours:.3g}"
+    """Three digits that count; what takes less than a second or so is not told exactly."""
+    return f"{hours:.3g}" if hours == 0 or hours >= LEAST_HOURS else f"< {LEAST_HOURS}"
 
 
 def memory_text(peak: int | None) -> str:

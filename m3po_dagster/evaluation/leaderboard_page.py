@@ -7,6 +7,7 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from m3po_dagster.evaluation.leaderboard_words import NOTE, answers, curve_sente
 TEMPLATES = Path(__file__).parent / "templates"
 MARKERS = "Filled: significant. Hollow: only before the correction. A cross: not told apart."
 
-_STRONG = re.compile(r"\*\*(.+?)\*\*")
+_CODE, _STRONG = re.compile(r"`(.+?)`"), re.compile(r"\*\*(.+?)\*\*")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def page(board: Board, costs: Sequence[Mapping[str, Any]], spent: Mapping[str, f
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["strong"] = _strong
+    environment.filters["inline"] = _inline
     return environment.get_template("leaderboard.html").render(
         board=board,
         style=Markup((TEMPLATES / "leaderboard.css").read_text(encoding="utf-8")),
@@ -111,6 +112,9 @@ def _costs(board: Board, costs: Sequence[Mapping[str, Any]], spent: Mapping[str,
     }
 
 
-def _strong(text: str) -> Markup:
-    """Markdown's bold as HTML, everything else as it is."""
-    return Markup(_STRONG.sub(r"<strong>\1</strong>", str(escape(text))))
+def _inline(text: str) -> Markup:
+    """Markdown's code and bold as HTML, everything else as it is."""
+    parts = _CODE.split(str(escape(text)))
+    bold = (_STRONG.sub(r"<strong>\1</strong>", part) for part in parts[::2])
+    code = (f"<code>{part}</code>" for part in parts[1::2])
+    return Markup("".join(part for both in zip_longest(bold, code, fillvalue="") for part in both))

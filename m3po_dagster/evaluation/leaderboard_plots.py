@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 STRONG, WEAK, GREY = "#4f43dd", "#d1552b", "#6b6f80"
 HATCHES = ("", "///", "...", "xx", "\\\\\\", "--")
 SHADES = ("#4f43dd", "#b9b4f2", "#d1552b", "#f0bfae", "#1b8a6b", "#a9d8ca")
+FONTS = ["DejaVu Sans"]
 PANEL_WIDTH, ROW_HEIGHT, PANEL_MARGIN, CURVE_HEIGHT = 3.3, 0.22, 0.7, 2.3
 PANELS_A_ROW = 3
 # Float noise around equal values would otherwise be magnified to fill a panel.
@@ -37,7 +38,8 @@ def differences(board: Board, against: str) -> str:
             for recipe in board.recipes
             if recipe not in board.same_as and (row := board.compared(recipe, column, against))
         ]
-        if rows:
+        # Where nothing differs there is nothing to see.
+        if any(row[end] for _, row in rows for end in ("difference", "ci_low", "ci_high")):
             panels[column.label] = _whiskers([(recipe, row, _standing(row)) for recipe, row in rows], zero=True)
             most = max(most, len(rows))
     return _svg(panels, PANEL_MARGIN + ROW_HEIGHT * most, f"differences to {against}")
@@ -151,16 +153,18 @@ def _svg(panels: Mapping[str, Draw], height: float, what: str, width: float = PA
 
     wide = min(len(panels), PANELS_A_ROW)
     high = -(-len(panels) // wide)
-    figure = Figure(figsize=(width * wide, height * high), layout="constrained")
-    canvas = FigureCanvasSVG(figure)
-    for number, (title, draw) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(high, wide, number)
-        axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-        # A name is a name: a dollar sign in it begins no formula.
-        axes.set_title(title, fontsize=8, parse_math=False)
-        draw(axes)
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": what}):
+    # Letters stay letters: as outlines they would be most of a page.
+    style = {"svg.hashsalt": what, "svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": FONTS}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(width * wide, height * high), layout="constrained")
+        canvas = FigureCanvasSVG(figure)
+        for number, (title, draw) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(high, wide, number)
+            axes.tick_params(labelsize=7)
+            axes.spines[["top", "right"]].set_visible(False)
+            # A name is a name: a dollar sign in it begins no formula.
+            axes.set_title(title, fontsize=8, parse_math=False)
+            draw(axes)
         canvas.print_svg(buffer, metadata={"Date": None, "Title": what})
     return buffer.getvalue()

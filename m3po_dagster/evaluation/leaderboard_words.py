@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from m3po_dagster.evaluation.board import Board, Column, Curve, Question, difference_text
-from m3po_dagster.evaluation.comparison import ENOUGH_SEEDS, SEEDS_AND_IMAGES
+from m3po_dagster.evaluation.comparison import ENOUGH_SEEDS, IMAGES, SEEDS_AND_IMAGES
 
 NOTE = (
     "`**`: differs from {base} significantly, after correction for the number of recipes; `*`: only before that "
@@ -16,12 +16,15 @@ NOTE = (
 )
 
 
+_KINDS = ("better", "worse", "moved", "unsure", "open", "alike")
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The figures of a comparison by what can be said of them, each as `CHAIR-i −13.3 (−15.1 to −11.6)`.
 
     `moved` are significant where neither direction is better; `unsure` are so only before the correction; `open` are
-    not told apart.
+    not told apart; `alike` are equal to the last answer, and only named.
     """
 
     better: tuple[str, ...]
@@ -29,6 +32,7 @@ class Verdict:
     moved: tuple[str, ...]
     unsure: tuple[str, ...]
     open: tuple[str, ...]
+    alike: tuple[str, ...]
     judged: int
 
     @property
@@ -57,7 +61,7 @@ def verdict(board: Board, ours: str, theirs: str) -> Verdict | None:
     The table compares all recipes with a few: one of the two must be among those.
     """
     turned = theirs not in board.references
-    found: dict[str, list[str]] = {name: [] for name in ("better", "worse", "moved", "unsure", "open")}
+    found: dict[str, list[str]] = {name: [] for name in _KINDS}
     judged = compared = 0
     for column in board.shown:
         row = board.compared(theirs, column, ours) if turned else board.compared(ours, column, theirs)
@@ -67,11 +71,14 @@ def verdict(board: Board, ours: str, theirs: str) -> Verdict | None:
         judged += column.better != 0
         if turned:
             row = {**row, "difference": -row["difference"], "ci_low": -row["ci_high"], "ci_high": -row["ci_low"]}
-        found[_kind(row, column)].append(f"{column.name} {difference_text(row, column)}")
+        kind = _kind(row, column)
+        found[kind].append(column.name if kind == "alike" else f"{column.name} {difference_text(row, column)}")
     return Verdict(**{name: tuple(some) for name, some in found.items()}, judged=judged) if compared else None
 
 
 def _kind(row: dict, column: Column) -> str:
+    if row["difference"] == row["ci_low"] == row["ci_high"] == 0:
+        return "alike"
     if not row["significant_corrected"]:
         return "unsure" if row["significant"] else "open"
     if not column.better:
@@ -123,18 +130,19 @@ def curve_sentence(board: Board, curve: Curve) -> str:
 
 def how_decided(board: Board) -> str:
     """How significance is decided in this very table, in a paragraph."""
-    over = [value for value in board.table.column("interval_over").to_pylist() if value is not None]
-    sure = sum(value == SEEDS_AND_IMAGES for value in over)
-    covers = "seeds and images" if over and sure == len(over) else "images alone" if not sure else "both"
+    over = {value for value in board.table.column("interval_over").to_pylist() if value is not None}
+    covers = over.pop() if len(over) == 1 else "mixed"
     said = {
-        "seeds and images": "Intervals cover the choice of test images (bootstrap, paired) and of training seeds "
+        SEEDS_AND_IMAGES: "Intervals cover the choice of test images (bootstrap, paired) and of training seeds "
         "(Student's t on how the seeds scatter).",
-        "images alone": "Intervals cover the choice of test images alone (bootstrap, paired): with fewer than "
+        IMAGES: "Intervals cover the choice of test images alone (bootstrap, paired): with fewer than "
         f"{ENOUGH_SEEDS} training seeds a recipe nothing is known of how another seed would do.",
-        "both": f"Where each recipe has {ENOUGH_SEEDS} training seeds or more, an interval covers the choice of test "
-        "images (bootstrap, paired) and of seeds (Student's t on how they scatter); elsewhere images alone, and then "
-        "nothing is known of how another seed would do.",
-    }[covers]
+    }.get(
+        covers,
+        "Intervals cover the choice of test images (bootstrap, paired), and that of training seeds (Student's t on "
+        f"how they scatter) of the recipes that have {ENOUGH_SEEDS} or more; of the others it is not known how another "
+        "seed would do.",
+    )
     return (
         f"{said} Significant means that it holds at 5 % after Holm's correction over all recipes that the same figure "
         "compares with the same one. Figures are not corrected for one another: of twenty that don't change, one will "
@@ -146,7 +154,8 @@ def _seeds(board: Board, recipe: str, against: str) -> str:
     """`(3 seeds; intervals over seeds and images)`."""
     row = next(row for column in board.shown if (row := board.compared(recipe, column, against)))
     number = row["n_seeds"]
-    return f"({number} seed{'s' if number != 1 else ''}; intervals over {row['interval_over']})"
+    trained = "not trained" if recipe == board.base else f"{number} seed{'s' if number != 1 else ''}"
+    return f"({trained}; intervals over {row['interval_over']})"
 
 
 def _groups(found: Verdict) -> str:
@@ -156,6 +165,7 @@ def _groups(found: Verdict) -> str:
         ("changed, neither for better nor for worse", found.moved),
         ("significant only before the correction, so no result", found.unsure),
         ("not told apart", found.open),
+        ("no difference at all", found.alike),
     )
     return ". ".join(_capital(f"{name}: {_list(some)}") for name, some in groups if some) + "."
 

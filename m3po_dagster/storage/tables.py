@@ -328,9 +328,7 @@ LEADERBOARD = TableSchema(
             ),
             column("ci_low", pa.float64(), "lower end of the difference's 95 % interval", nullable=True),
             column("ci_high", pa.float64(), "upper end of the difference's 95 % interval", nullable=True),
-            column(
-                "interval_over", pa.string(), "what the interval covers: seeds and images, or images", nullable=True
-            ),
+            column("interval_over", pa.string(), "what the interval covers: images, and whose seeds", nullable=True),
             column("significant", pa.bool_(), "whether the interval excludes 0", nullable=True),
             column(
                 "p_value", pa.float64(), "two-sided p-value of the difference, by the same resamples", nullable=True

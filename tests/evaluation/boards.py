@@ -69,6 +69,7 @@ COLUMNS = (
     Column("scenes", "chair_i", "CHAIR-i ↓", -1, 1),
     Column("scenes", "recall", "CHAIR recall ↑", 1, 1),
     Column("scenes", "words", "CHAIR words", 0, 1),
+    Column("pope", "format", "POPE format ↑", 1, 1),
 )
 
 

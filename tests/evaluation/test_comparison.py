@@ -111,7 +111,7 @@ def test_the_interval_says_whether_it_covers_seeds():
     assert compared([one] * 3, [base] * 4).over == "seeds and images"
     assert compared([one] * 2, [base], untrained=["theirs"]).over == "images"
     # Three seeds here tell nothing of the other recipe's.
-    assert compared([one] * 3, [base]).over == "images"
+    assert compared([one] * 3, [base]).over == "images and the seeds of one side"
 
 
 def test_seeds_that_scatter_widen_the_interval_as_student_has_it():
@@ -124,6 +124,14 @@ def test_seeds_that_scatter_widen_the_interval_as_student_has_it():
     assert found.value == pytest.approx(values.mean())
     assert (found.ci_low, found.ci_high) == pytest.approx((found.value - half, found.value + half), abs=0.02)
     assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.01)
+
+
+def test_a_recipe_with_one_seed_does_not_make_the_other_s_seeds_certain():
+    one = [(image, 5, 10) for image in range(10)]
+    seeds = [[(image, hits, 10) for image in range(10)] for hits in (6, 7, 9)]
+    known, half_known = compared(seeds, [one], untrained=["theirs"]), compared(seeds, [one])
+    assert (half_known.ci_low, half_known.ci_high) == (known.ci_low, known.ci_high)
+    assert half_known.ci_low < half_known.value - 0.1
 
 
 def test_two_recipes_of_unlike_spread_and_unlike_many_seeds_are_welch_s():

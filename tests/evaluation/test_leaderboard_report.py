@@ -170,6 +170,7 @@ def test_the_page_fetches_nothing_and_says_what_its_pictures_show(shown):
 def test_what_a_study_says_is_text_on_the_page(shown):
     assert "as in the &lt;paper&gt;" in shown and "read &amp; weep" in shown
     assert "<strong>Does the confidence term help?</strong>" in shown
+    assert "<code>**</code>: differs from base" in shown
 
 
 def test_the_page_does_without_what_is_not_there(board):

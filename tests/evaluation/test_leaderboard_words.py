@@ -22,6 +22,7 @@ def test_a_paragraph_says_what_is_better_worse_changed_and_not_told_apart():
             row("m3po", "words", (-2.0, -2.5, -1.5), p=0.001),
             row("m3po", "adversarial", (1.0, 0.1, 1.9), p=0.03, corrected=0.09),
             row("m3po", "recall", (0.2, -0.4, 0.8), p=0.6),
+            row("m3po", "format", (0, 0, 0), p=1.0),
         ]
     )
     assert paragraphs(board, "base") == [
@@ -29,7 +30,8 @@ def test_a_paragraph_says_what_is_better_worse_changed_and_not_told_apart():
         "Worse: CHAIR-i +1.0 (+0.4 to +1.6). "
         "Changed, neither for better nor for worse: CHAIR words −2.0 (−2.5 to −1.5). "
         "Significant only before the correction, so no result: POPE adversarial +1.0 (+0.1 to +1.9). "
-        "Not told apart: CHAIR recall +0.2 (−0.4 to +0.8)."
+        "Not told apart: CHAIR recall +0.2 (−0.4 to +0.8). "
+        "No difference at all: POPE format."
     ]
 
 
@@ -95,7 +97,11 @@ def test_a_curve_in_a_sentence():
     [
         (("seeds and images", "seeds and images"), "Intervals cover the choice of test images (bootstrap, paired) and"),
         (("images", "images"), "Intervals cover the choice of test images alone"),
-        (("images", "seeds and images"), "Where each recipe has 3 training seeds or more"),
+        (
+            ("images", "seeds and images"),
+            "Intervals cover the choice of test images (bootstrap, paired), and that of training seeds (Student's t on "
+            "how they scatter) of the recipes that have 3 or more",
+        ),
     ],
 )
 def test_how_it_is_decided_says_what_the_intervals_cover(over, said):
