@@ -27,12 +27,19 @@ def same_as(study: Study) -> dict[str, str]:
     return dict(aliases()) if aliases else {}
 
 
+def _apart(study: Study) -> set[str]:
+    """The recipes that another name stands for: of equal ones m3po where it is among them, else the first."""
+    alike = same_as(study)
+    method = alike.get(M3PO_RECIPE)
+    return ({*alike} | ({method} if method else set())) - {M3PO_RECIPE}
+
+
 def ablated(study: Study) -> str | None:
     """The recipe that is m3po without its confidence term (alpha = 0, the paper's Table 3)."""
     method = _method(study)
     if method is None or method.selection.alpha == 0:
         return None
-    apart = same_as(study)
+    apart = _apart(study)
     found = (name for name in study.recipes if name not in apart and _alpha_alone(study.recipes[name], method))
     return next((name for name in found if study.recipes[name].selection.alpha == 0), None)
 
@@ -41,7 +48,7 @@ def questions(study: Study) -> list[Question]:
     """What the paper claims, as far as the study has recipes for it; and that the controls must not win."""
     if _method(study) is None:
         return []
-    asked, apart = [], same_as(study)
+    asked, apart = [], _apart(study)
     if twin := ablated(study):
         asked.append(Question("Does the confidence term help?", M3PO_RECIPE, twin))
     others = {name: recipe for name, recipe in study.recipes.items() if recipe.trains and name not in apart}
@@ -64,7 +71,7 @@ def curves(study: Study) -> list[Curve]:
     method = _method(study)
     if method is None:
         return []
-    found, apart = [], same_as(study)
+    found, apart = [], _apart(study)
     for setting, alike in (("alpha", _alpha_alone), ("delta", _delta_alone)):
         values = {
             name: getattr(recipe.selection, setting)
