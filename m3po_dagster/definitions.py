@@ -4,7 +4,17 @@ from pathlib import Path
 
 import dagster as dg
 
-from m3po_dagster.assets import adapters, benchmarks, candidates, instructions, pairs, scores, sources, sweep
+from m3po_dagster.assets import (
+    adapters,
+    benchmarks,
+    candidates,
+    instructions,
+    leaderboard,
+    pairs,
+    scores,
+    sources,
+    sweep,
+)
 from m3po_dagster.automation.jobs import jobs
 from m3po_dagster.automation.sensors import schedules, sensors
 from m3po_dagster.home import store_root
@@ -14,7 +24,7 @@ from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.resources.trainer import TrainerResource
 from m3po_dagster.study import load_study, study_path
 
-ASSET_MODULES = (sources, instructions, candidates, scores, pairs, sweep, adapters, benchmarks)
+ASSET_MODULES = (sources, instructions, candidates, scores, pairs, sweep, adapters, benchmarks, leaderboard)
 
 
 def build_definitions(study_file: Path, root: str) -> dg.Definitions:

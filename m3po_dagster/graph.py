@@ -75,6 +75,22 @@ def _benchmarking(study: Study) -> dict:
     return {"answers": answers, "judges": judge_identities(study.benchmarks), "max_unscored": study.judge.max_unscored}
 
 
+def _reporting(study: Study, identities: Identities, partition: str) -> dict:
+    """What the leaderboard says of the recipes beside their figures."""
+    from dataclasses import asdict
+
+    from m3po_dagster import recipe_roles
+
+    return {
+        "compare_with": recipe_roles.references(study),
+        "questions": [asdict(question) for question in recipe_roles.questions(study)],
+        "curves": [asdict(curve) for curve in recipe_roles.curves(study)],
+        "ablated": recipe_roles.ablated(study),
+        "same_as": recipe_roles.same_as(study),
+        "descriptions": {name: recipe.description for name, recipe in study.recipes.items()},
+    }
+
+
 STAGES: dict[str, Stage] = {
     stage.asset: stage
     for stage in (
@@ -152,7 +168,7 @@ STAGES: dict[str, Stage] = {
             lambda study, ids, _: _benchmarking(study),
             loads_model=True,
         ),
-        Stage("leaderboard", (), ("benchmark_scores", "benchmark_data"), "2", _nothing, fan_in=True),
+        Stage("leaderboard", (), ("benchmark_scores", "benchmark_data"), "3", _reporting, fan_in=True),
     )
 }
 """Every asset, inputs before what is made from them."""

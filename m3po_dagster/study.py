@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, Tag, ValidationError, field_validato
 from m3po_dagster.automation.settings import AutomationSettings
 from m3po_dagster.datasets.settings import DatasetSettings
 from m3po_dagster.equal_recipes import first_equals
+from m3po_dagster.evaluation.leaderboard_settings import LeaderboardSettings
 from m3po_dagster.evaluation.preference_settings import PreferenceSettings, ServedAssessorSettings
 from m3po_dagster.evaluation.settings import BenchmarkSettings
 from m3po_dagster.export.licences import LicenceSettings
@@ -234,6 +235,9 @@ class Study(Settings):
         default_factory=SweepSettings,
         description="grid of selection_sweep (section 4.6), which trains nothing; `m3po sweep` adds recipes that do",
     )
+    leaderboard: LeaderboardSettings = Field(
+        default_factory=LeaderboardSettings, description="what recipes are compared with (section 4.3)"
+    )
     automation: AutomationSettings = Field(
         default_factory=AutomationSettings, description="what Dagster's daemon starts by itself"
     )
@@ -256,6 +260,11 @@ class Study(Settings):
                     raise ValueError(
                         f"recipes.{name}.selection.{key}: {score!r} is no scorer; there are {sorted(columns)}"
                     )
+        for name in self.leaderboard.compare_with or ():
+            if name not in self.recipes:
+                raise ValueError(
+                    f"leaderboard.compare_with: there is no recipe {name!r}; there are {list(self.recipes)}"
+                )
         if len(self.recipes) > MOST_RECIPES:
             raise ValueError(
                 f"more than {MOST_RECIPES} recipes: Dagster would no longer follow staleness through the leaderboard"

@@ -19,6 +19,7 @@ from m3po_dagster.assets.pairs import NUMERICS
 from m3po_dagster.assets.pictures import Lines, curves, histograms
 from m3po_dagster.assets.sharing import BASE_ADAPTER, place_of, trained_already, trained_as, training_fingerprint
 from m3po_dagster.assets.training_checks import health_picture, health_table, training_checks
+from m3po_dagster.device_use import DeviceUse
 from m3po_dagster.graph import STAGES, label
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.lineage.manifests import Manifests
@@ -108,6 +109,7 @@ def train_seed(
     with work.open(*part, key) as draft:
         if draft.committed:
             return draft.committed
+        use = DeviceUse()
         out, (pairs, reference_facts) = draft.folder("files"), examples()
         with work.progress(f"training seed {seed}", "step") as advance:
             result = trainer.train(work.study, pairs, training, seed, out, draft.scratch(), advance)
@@ -134,6 +136,7 @@ def train_seed(
                 "training seconds": result.seconds,
                 "examples": result.n_examples,
                 "trainable parameters": result.n_trainable,
+                **use.facts(),
                 "peak memory": result.peak_memory,
                 "processes": work.study.trainer.processes,
                 "resumed from step": result.resumed_from,

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from m3po_dagster.assets.sharing import BASE_ADAPTER
+from m3po_dagster.device_use import DeviceUse
 from m3po_dagster.evaluation.question import Question
 from m3po_dagster.graph import STAGES
 from m3po_dagster.lineage.manifests import ADAPTER, recipe_of
@@ -59,13 +60,18 @@ def _answered(
     with work.open(*part, key) as draft:
         if draft.committed:
             return draft.committed
+        use = DeviceUse(served=work.study.generator.kind == "server")
         starts = list(range(0, max(1, len(questions)), PART_QUESTIONS))
         done = set(draft.parts(plan=starts))
         for number, start in enumerate(starts):
             if number not in done:
                 draft.write_part(number, _ask(work, generator, adapter, name, start, questions), ANSWERS)
         return draft.commit(
-            {"data": (draft.read_parts(), ANSWERS)}, code_version=CODE_VERSION, settings=settings, inputs=inputs
+            {"data": (draft.read_parts(), ANSWERS)},
+            code_version=CODE_VERSION,
+            settings=settings,
+            inputs=inputs,
+            metadata=use.facts(),
         )
 
 

@@ -1,4 +1,4 @@
-"""benchmark_scores and leaderboard: what each recipe is worth (section 4)."""
+"""benchmark_scores: what each recipe is worth (section 4)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from m3po_dagster.assets.answer_checks import answer_checks
 from m3po_dagster.assets.answers import answered, answers_to
 from m3po_dagster.assets.display import column_schema, preview, rows_table
-from m3po_dagster.assets.judgements import Judging, bound, judged, with_columns
+from m3po_dagster.assets.judgements import Judging, judged, with_columns
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pictures import Interval, intervals
 from m3po_dagster.assets.sharing import BASE, adapters_of
@@ -24,12 +24,12 @@ from m3po_dagster.resources.generator import GeneratorResource
 from m3po_dagster.resources.judge import JudgeResource
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
-from m3po_dagster.storage.tables import ANSWERS, JUDGEMENTS_OF_RECIPE, LEADERBOARD, SCORES
+from m3po_dagster.storage.tables import ANSWERS, JUDGEMENTS_OF_RECIPE, SCORES
 from m3po_dagster.study import BASE_RECIPE, Study
 
 
 def assets(study: Study) -> list[dg.AssetsDefinition]:
-    """Scores, a partition a recipe; and the leaderboard over all recipes."""
+    """The scores, a partition a recipe."""
 
     @stage_asset("benchmark_scores", study, SCORES, group_name="evaluation", kinds={"pytorch"}, section="4.1")
     def benchmark_scores(
@@ -47,18 +47,7 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
         """
         yield from materialise(context, study, store, lambda work: evaluate(work, generator, judge), describe_scores)
 
-    @stage_asset("leaderboard", study, LEADERBOARD, group_name="evaluation", kinds={"markdown"}, section="4.3")
-    def leaderboard(
-        context: dg.AssetExecutionContext, study: StudyResource, store: StoreResource
-    ) -> Iterator[dg.MaterializeResult]:
-        """Every recipe against the base model (sections 4.3 and 4.4).
-
-        In: the scores and answers of every recipe. Out: each metric's mean over training seeds, its spread, and the
-        difference to the base model with a paired bootstrap interval.
-        """
-        yield from materialise(context, study, store, compare, describe_leaderboard)
-
-    return [benchmark_scores, leaderboard]
+    return [benchmark_scores]
 
 
 def evaluate(work: Work, generator: GeneratorResource, judge: JudgeResource) -> Built:
@@ -173,10 +162,11 @@ def _is(row: Mapping[str, object], benchmark: str, metric: str) -> bool:
 
 def shown_columns(study: Study) -> list[tuple[str, str, str]]:
     """Benchmark, metric and title of what the leaderboard shows."""
-    from m3po_dagster.evaluation.leaderboard import headline_columns
+    from m3po_dagster.evaluation.board import columns_of
     from m3po_dagster.evaluation.registry import benchmark
 
-    return headline_columns({name: benchmark(settings) for name, settings in study.benchmarks.items()})
+    columns = columns_of({name: benchmark(settings) for name, settings in study.benchmarks.items()})
+    return [(column.benchmark, column.metric, column.label) for column in columns]
 
 
 def base_scores(artifact: Artifact, work: Work) -> list[dict]:
@@ -190,46 +180,3 @@ def base_scores(artifact: Artifact, work: Work) -> list[dict]:
         if theirs.partition == BASE_RECIPE and theirs.settings == mine.settings and all(a == b for a, b in versions):
             return official(other.table()).to_pylist()
     return []
-
-
-def compare(work: Work) -> Built:
-    """The leaderboard's rows and its Markdown."""
-    from m3po_dagster.evaluation.leaderboard import leaderboard, markdown
-    from m3po_dagster.evaluation.registry import benchmark
-
-    suite = {name: benchmark(settings) for name, settings in work.study.benchmarks.items()}
-    questions = {name: item.load() for name, item in suite.items()}
-    scores, results = [], {}
-    for recipe, artifact in work.all("benchmark_scores").items():
-        scores.append(official(artifact.table()))
-        judgements = artifact.table("judgements")
-        given: dict[tuple[int, str], dict[str, str]] = {}
-        for row in artifact.table("answers", columns=["seed", "benchmark", "question_id", "answer"]).to_pylist():
-            given.setdefault((row["seed"], row["benchmark"]), {})[row["question_id"]] = row["answer"]
-        for (seed, name), by_id in given.items():
-            item = suite[name]
-            if isinstance(item, JudgedBenchmark):
-                item = bound(item, judgements, seed, name)
-            results[recipe, seed, name] = item.per_question(questions[name], by_id)
-    table = leaderboard(pa.concat_tables(scores), results, suite, BASE_RECIPE).cast(LEADERBOARD.schema)
-    notes = [f"{name}: {note}" for name, item in suite.items() for note in item.notes(questions[name])]
-    return Built({"data": (table, LEADERBOARD)}, facts={"markdown": markdown(table, suite, BASE_RECIPE, notes)})
-
-
-def describe_leaderboard(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """The table as a person reads it, and the differences to the base model with their intervals."""
-    table = artifact.table()
-    rows = [row for row in table.to_pylist() if row["difference"] is not None]
-    figures = {
-        title: [
-            Interval(row["recipe"], row["difference"], row["ci_low"], row["ci_high"], stands_out=row["significant"])
-            for row in rows
-            if _is(row, name, metric)
-        ]
-        for name, metric, title in shown_columns(work.study)
-    }
-    return {
-        "leaderboard": dg.MetadataValue.md(artifact.manifest.metadata["markdown"]),
-        "differences to base": intervals(figures, zero=True),
-        "preview": preview(table),
-    }

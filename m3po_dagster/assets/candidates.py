@@ -18,6 +18,7 @@ from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.parts import in_parts
 from m3po_dagster.assets.pictures import gallery, histograms
 from m3po_dagster.assets.sampling import PART_SCHEMA, ShardSampling
+from m3po_dagster.device_use import DeviceUse
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.method.generation.adaptive import saved
@@ -57,6 +58,7 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
 def sample_shard(work: Work, generator: GeneratorResource) -> Built:
     """Samples the shard; a prompt that can't be sampled is counted with its reason, too many of them end the work."""
     prompts = {prompt.prompt_id: prompt for prompt in prompts_of(work.one("filtered_instructions").table(), work.study)}
+    use = DeviceUse(served=work.study.generator.kind == "server")
     sampling = ShardSampling(work, generator, prompts)
     rows = in_parts(work, prompts, sampling.sample, PART_SCHEMA, "sampling", sampling.asked_again)
     sampled = rows.filter(pc.is_null(rows["failure"])).select(CANDIDATES.schema.names).cast(CANDIDATES.schema)
@@ -66,7 +68,7 @@ def sample_shard(work: Work, generator: GeneratorResource) -> Built:
     found = measure(_answers(sampled))
     return Built(
         {"data": (sampled, CANDIDATES), "dropped": (dropped, DROPPED)},
-        facts={**sampling.facts(), "diversity": asdict(found), **adaptive(rows, work.study)},
+        facts={**sampling.facts(), "diversity": asdict(found), **adaptive(rows, work.study), **use.facts()},
         checks=(
             prompts_answered(len(prompts) - len(failed), len(failed), work.study.generation.max_failed),
             diversity(found),

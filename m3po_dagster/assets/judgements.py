@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from m3po_dagster.assets.answers import answers_to, benchmark_identity
+from m3po_dagster.device_use import DeviceUse
 from m3po_dagster.evaluation.judged import JudgedBenchmark
 from m3po_dagster.evaluation.question import Question
 from m3po_dagster.materialise import Work, reference
@@ -68,19 +69,31 @@ def judged(work: Work, judge: JudgeResource, judging: Judging) -> Artifact:
     with work.open(*part, key) as draft:
         if draft.committed:
             return draft.committed
-        table = _ask(work, judge, judging)
+        use = DeviceUse(served=judging.item.served_judge is not None)
+        table, asked = _ask(work, judge, judging)
         _refuse_few(judging.name, table, work.study.judge.max_unscored)
         return draft.commit(
-            {"data": (table, BENCHMARK_JUDGEMENTS)}, code_version=CODE_VERSION, settings=settings, inputs=inputs
+            {"data": (table, BENCHMARK_JUDGEMENTS)},
+            code_version=CODE_VERSION,
+            settings=settings,
+            inputs=inputs,
+            metadata={**use.facts(), **asked},
         )
 
 
-def _ask(work: Work, judge: JudgeResource, judging: Judging) -> pa.Table:
+def _ask(work: Work, judge: JudgeResource, judging: Judging) -> tuple[pa.Table, dict[str, object]]:
+    """The judgements, and for the manifest what a served judge was asked for them and what that took."""
     answers = answers_to(judging.answers.table(), judging.seed)
     against = None if judging.against is None else answers_to(judging.against.table(), 0)
     account = judge.benchmark_account(work.study, work.store.root, work.run_id, work.log)
     with work.progress(f"judging {judging.name}", "request") as advance:
-        return judging.item.judge_answers(judging.questions, answers, account, against, advance)
+        found = judging.item.judge_answers(judging.questions, answers, account, against, advance)
+    if account is None:
+        return found, {}
+    asked = {name: asdict(tally) for name, tally in sorted(account.tallies.by_scorer.items())}
+    judge_asked = judging.item.served_judge
+    priced = [judge_asked.name] if judge_asked and judge_asked.prices is not None else []
+    return found, {"asked": asked, "priced": priced}
 
 
 def _refuse_few(name: str, table: pa.Table, max_unscored: float) -> None:

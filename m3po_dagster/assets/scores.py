@@ -17,6 +17,7 @@ from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.parts import Rows, in_parts
 from m3po_dagster.assets.pictures import gallery, histograms
 from m3po_dagster.assets.spending import left_out, spending
+from m3po_dagster.device_use import DeviceUse
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.materialise import Built, Work, materialise
 from m3po_dagster.method.alignment.cascade import FACTS
@@ -66,6 +67,7 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
 def score_outside(work: Work, judge: JudgeResource) -> Built:
     """MAS of the shard's candidates, part by part; too many without one end the work."""
     answers = answers_of(work, ["candidate_id", "prompt_id", *FACTS])
+    use = DeviceUse(served=all(scorer.served for scorer in work.study.judge.assessors))
     judging = ShardJudging(work, judge, answers)
     schema = table_of(work.study.judge)
     table = in_parts(work, answers, judging.score, schema.schema, "judging", judging.asked_again)
@@ -77,6 +79,7 @@ def score_outside(work: Work, judge: JudgeResource) -> Built:
             "unscored by reason": reasons(table),
             **({"cascade": left_out(table)} if work.study.judge.cascade else {}),
             **judging.facts(),
+            **use.facts(),
         },
         checks=(scored(table, work.study.judge.max_unscored), spread(table), *checks),
     )
@@ -103,6 +106,7 @@ def reasons(table: pa.Table) -> dict[str, int]:
 
 def score_inside(work: Work, generator: GeneratorResource) -> Built:
     """The log-probs noted while sampling; or a pass of their own when the study asks for it."""
+    use = DeviceUse()
     if work.study.confidence.source == "recorded":
         columns = ["candidate_id", "prompt_id", "sum_logp", "eos_logp", "token_logps", "n_tokens"]
         sampled = work.one("candidates")
@@ -111,7 +115,7 @@ def score_inside(work: Work, generator: GeneratorResource) -> Built:
         table = table.select(LOGPROBS.schema.names).cast(LOGPROBS.schema)
     else:
         table = rescored(work, generator)
-    return Built({"data": (table, LOGPROBS)}, checks=(confidence_finite(table),))
+    return Built({"data": (table, LOGPROBS)}, facts=use.facts(), checks=(confidence_finite(table),))
 
 
 def rescored(work: Work, generator: GeneratorResource) -> pa.Table:

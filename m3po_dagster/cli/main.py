@@ -5,6 +5,7 @@ import typer
 from m3po_dagster.cli import data, doctor, judge, lineage, pairs, recipes, run, score, status, store, study, ui, world
 from m3po_dagster.cli.export import export
 from m3po_dagster.cli.inspect import inspect
+from m3po_dagster.cli.leaderboard import leaderboard
 from m3po_dagster.cli.select import select
 
 app = typer.Typer(
@@ -14,7 +15,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("status")(status.status)
-app.command("leaderboard")(status.leaderboard)
+app.command("leaderboard")(leaderboard)
 app.command("ui")(ui.ui)
 app.command("inspect")(inspect)
 app.command("select")(select)

@@ -13,6 +13,7 @@ PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 if TYPE_CHECKING:
     from m3po_dagster.graph import Part, Standing
+    from m3po_dagster.storage.artifact import Artifact
     from m3po_dagster.study import Study
 
 
@@ -68,8 +69,8 @@ def _mendable() -> tuple[type[Exception], ...]:
     return MENDABLE
 
 
-def leaderboard_text(found: list["Standing"]) -> str | None:
-    """The leaderboard as Markdown, if it is up to date."""
+def current_leaderboard(found: list["Standing"]) -> "Artifact | None":
+    """The leaderboard, if it is up to date."""
     from m3po_dagster.current import read_heads
     from m3po_dagster.storage.store import ArtifactStore
 
@@ -77,7 +78,7 @@ def leaderboard_text(found: list["Standing"]) -> str | None:
         return None
     with event_log() as instance:
         head = read_heads(instance, ["leaderboard"])["leaderboard", ""]
-    return ArtifactStore(store_root()).find("leaderboard", "", head.fingerprint).manifest.metadata["markdown"]
+    return ArtifactStore(store_root()).find("leaderboard", "", head.fingerprint)
 
 
 def sentence(item: "Standing") -> str:

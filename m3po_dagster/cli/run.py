@@ -12,7 +12,7 @@ import typer
 
 from m3po_dagster.cli.event_log import event_log
 from m3po_dagster.cli.options import JsonOption, StudyOption, explained, fail
-from m3po_dagster.cli.project import how_it_stands, leaderboard_text, prepare, sentence
+from m3po_dagster.cli.project import current_leaderboard, how_it_stands, prepare, sentence
 from m3po_dagster.study import BASE_RECIPE, DEFAULT_STUDY
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def run(
     else:
         _print_summary(outcomes, time.monotonic() - started, bool(left))
         if not left:
-            typer.echo(leaderboard_text(found) or "")
+            board = current_leaderboard(found)
+            typer.echo(board.manifest.metadata["markdown"] if board else "")
             named = "" if study == DEFAULT_STUDY else f" --study {study}"
             trained = [name for name, recipe in loaded.recipes.items() if recipe.trains]
             typer.echo(NEXT.format(study=named, recipe=trained[-1] if trained else BASE_RECIPE))

@@ -1,4 +1,4 @@
-"""`m3po status` and `m3po leaderboard`: how a study stands, and what came of it."""
+"""`m3po status`: how a study stands."""
 
 import json
 from collections import Counter
@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from m3po_dagster.cli.options import JsonOption, StudyOption, fail
-from m3po_dagster.cli.project import how_it_stands, how_it_stands_now, leaderboard_text, prepare
+from m3po_dagster.cli.options import JsonOption, StudyOption
+from m3po_dagster.cli.project import how_it_stands_now, prepare
 from m3po_dagster.study import DEFAULT_STUDY
 
 
@@ -37,11 +37,3 @@ def status(
         if everything or item.state != "fresh":
             why = "; ".join(text for text in (item.why, held.get(item.part, "")) if text)
             typer.echo(f"  {item.state:8} {label(item.part)}{': ' + why if why else ''}")
-
-
-def leaderboard(study: StudyOption = DEFAULT_STUDY) -> None:
-    """Print the study's leaderboard as Markdown."""
-    board = leaderboard_text(how_it_stands(prepare(study)))
-    if board is None:
-        fail(f"the leaderboard of {study} is not up to date: run `m3po run --study {study}`", status=1)
-    typer.echo(board)

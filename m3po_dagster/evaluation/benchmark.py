@@ -16,10 +16,19 @@ OFFICIAL = "official"
 
 @dataclass(frozen=True)
 class Headline:
-    """A metric that the leaderboard shows, and the head of its column."""
+    """A metric that the leaderboard shows, the head of its column, and how many decimals of it are worth reading.
+
+    An arrow at the head's end says which way is better; without one, neither is.
+    """
 
     metric: str
     label: str
+    digits: int = 1
+
+    @property
+    def better(self) -> int:
+        """1 where more is better, -1 where less is, 0 where neither."""
+        return {"↑": 1, "↓": -1}.get(self.label[-1], 0)
 
 
 class Benchmark(ABC):
@@ -27,12 +36,15 @@ class Benchmark(ABC):
 
     `rules` names the public tools whose reading of an answer it knows; the first is the default. The metrics have the
     same names under every rule. `reads_form` says that an answer in another form than was asked for is a wrong one.
+    `against_base` holds the metrics that are comparisons with the base model themselves, which it has none of, with the
+    value of an equal.
     """
 
     kind: ClassVar[str]
     rules: ClassVar[tuple[str, ...]] = (OFFICIAL,)
     reads_form: ClassVar[bool] = False
     headlines: ClassVar[tuple[Headline, ...]]
+    against_base: ClassVar[Mapping[str, float]] = {}
 
     @abstractmethod
     def load(self) -> list[Question]:

@@ -48,20 +48,6 @@ class Metric:
     ci_high: float
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A difference between two sets of answers with its 95 % paired bootstrap interval over images."""
-
-    value: float
-    ci_low: float
-    ci_high: float
-
-    @property
-    def significant(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.ci_low > 0 or self.ci_high < 0
-
-
 Metrics = Callable[[Sums], dict[str, Estimate]]
 
 
@@ -102,7 +88,7 @@ class Clusters:
         return self.sums(np.ones((1, len(self.images))))
 
 
-def resample_weights(strata: Sequence[str], resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def resample_weights(strata: Sequence[str], resamples: int = RESAMPLES, seed: int | tuple[int, ...] = 0) -> np.ndarray:
     """How often each image is drawn in each resample, (resamples, images); each stratum keeps its number of images."""
     generator = np.random.default_rng(seed)
     labels = np.asarray(strata, dtype=object)
@@ -119,34 +105,9 @@ def estimate_metrics(metrics: Metrics, table: pa.Table, resamples: int = RESAMPL
     points = metrics(clusters.once())
     resampled = metrics(clusters.sums(resample_weights(clusters.strata, resamples, seed)))
     return [
-        Metric(name, float(point.value[0]), round(float(point.n[0])), *_interval(resampled[name].value))
+        Metric(name, float(point.value[0]), round(float(point.n[0])), *percentile_interval(resampled[name].value))
         for name, point in points.items()
     ]
-
-
-def paired_difference(
-    metrics: Metrics,
-    ours: Sequence[pa.Table],
-    base: Sequence[pa.Table],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, Difference]:
-    """Metric -> ours minus base, each the mean over its per-question tables (one a training seed).
-
-    Both sides are weighted by the same images in each resample. The interval is about the choice of test images; how
-    far training seeds scatter is no part of it. Raises ValueError when the tables are not about the same questions.
-    """
-    for table in (*ours, *base):
-        _check_same_questions(base[0], table)
-    weights = resample_weights(Clusters.of(base[0]).strata, resamples, seed)
-    our_points, our_resampled = _mean_over_tables(metrics, ours, weights)
-    base_points, base_resampled = _mean_over_tables(metrics, base, weights)
-    return {
-        name: Difference(
-            float(our_points[name][0] - base_points[name][0]), *_interval(our_resampled[name] - base_resampled[name])
-        )
-        for name in base_points
-    }
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray, empty: float = np.nan) -> np.ndarray:
@@ -155,17 +116,8 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray, empty: float = np.nan)
     return np.divide(numerator, denominator, out=result, where=denominator != 0)
 
 
-def _mean_over_tables(metrics: Metrics, tables: Sequence[pa.Table], weights: np.ndarray) -> tuple[dict, dict]:
-    clusters = [Clusters.of(table) for table in tables]
-    points = [metrics(item.once()) for item in clusters]
-    resampled = [metrics(item.sums(weights)) for item in clusters]
-    return tuple(
-        {name: np.mean([one[name].value for one in estimates], axis=0) for name in estimates[0]}
-        for estimates in (points, resampled)
-    )
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """The ends of the middle 95 % of resampled values; undefined ones are left out, and both ends NaN of them alone."""
     if np.isnan(values).all():
         return np.nan, np.nan
     tail = (100 - LEVEL) / 2
@@ -174,7 +126,8 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _check_same_questions(first: pa.Table, second: pa.Table) -> None:
+def check_same_questions(first: pa.Table, second: pa.Table) -> None:
+    """Raises ValueError when two per-question tables are about different questions, naming the first that differs."""
     for name in DESCRIBING:
         one = dict(zip(_texts(first, "question_id"), _texts(first, name), strict=True))
         other = dict(zip(_texts(second, "question_id"), _texts(second, name), strict=True))

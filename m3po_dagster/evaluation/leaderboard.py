@@ -1,136 +1,160 @@
-"""The leaderboard: every recipe against the base model, with seeds and paired intervals (paper, tables 1 to 4)."""
+"""The leaderboard: every recipe against the base model and others, over seeds and images (paper, tables 1 to 6)."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
 import pyarrow as pa
 
-from m3po_dagster.evaluation.benchmark import Benchmark, Headline
-from m3po_dagster.evaluation.intervals import RESAMPLES, Difference, paired_difference
+from m3po_dagster.evaluation.benchmark import Benchmark
+from m3po_dagster.evaluation.comparison import RESAMPLES, Difference, Sampled, difference, sampled
+from m3po_dagster.evaluation.multiple_comparisons import holm
 
 LEADERBOARD = pa.schema(
     [
         pa.field("recipe", pa.string(), nullable=False),
         pa.field("benchmark", pa.string(), nullable=False),
         pa.field("metric", pa.string(), nullable=False),
+        pa.field("against", pa.string(), nullable=False),
         pa.field("mean", pa.float64(), nullable=False),
         pa.field("seed_sd", pa.float64()),
         pa.field("n_seeds", pa.int64(), nullable=False),
         pa.field("difference", pa.float64()),
         pa.field("ci_low", pa.float64()),
         pa.field("ci_high", pa.float64()),
+        pa.field("interval_over", pa.string()),
         pa.field("significant", pa.bool_()),
+        pa.field("p_value", pa.float64()),
+        pa.field("p_corrected", pa.float64()),
+        pa.field("significant_corrected", pa.bool_()),
+        pa.field("same_as", pa.string()),
     ]
 )
-"""Mean and standard deviation over training seeds; the difference to base with its 95 % interval, null for base."""
+"""A row for each recipe, benchmark, metric and recipe it is compared with; null where there is nothing to compare."""
 
-_NOTE = (
-    "`*`: the 95 % interval of the difference to {base} (bootstrap over images, paired) excludes 0; intervals are not "
-    "corrected for the number of comparisons and do not cover how training seeds scatter. `±`: standard deviation over "
-    "training seeds."
-)
+ALPHA = 0.05
+"""A corrected p-value below it counts as significant."""
 
 
 def leaderboard(
     scores: pa.Table,
     per_question: Mapping[tuple[str, int, str], pa.Table],
     benchmarks: Mapping[str, Benchmark],
+    compare_with: Sequence[str] = (),
     base: str = "base",
+    same_as: Mapping[str, str] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pa.Table:
-    """A row for each recipe, benchmark and metric, base first, then the recipes in the order of `scores`.
+    """A table LEADERBOARD, base first, then the recipes in the order of `scores`; compared with base, always first.
 
     `scores` has the columns recipe, seed, benchmark, metric and value; `per_question` holds the per-question table of
-    each (recipe, seed, benchmark); `benchmarks` the benchmark of each name. Raises ValueError when base or a
-    per-question table is missing, or when two recipes did not answer the same questions.
+    each (recipe, seed, benchmark); `benchmarks` the benchmark of each name. `same_as` names for a recipe an equal one
+    before it: with the same seeds too, it has that one's figures and counts in no correction.
+
+    `p_corrected` is Holm's over the recipes that a metric compares with the same one. Raises ValueError when base or a
+    per-question table is missing, when a recipe to compare with has no scores, or when two recipes did not answer the
+    same questions.
     """
     values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for row in scores.select(["recipe", "seed", "benchmark", "metric", "value"]).to_pylist():
         by_metric = values.setdefault((row["recipe"], row["benchmark"]), {})
         by_metric.setdefault(row["metric"], {})[row["seed"]] = row["value"]
     recipes = list(dict.fromkeys(recipe for recipe, _ in values))
-    if base not in recipes:
-        raise ValueError(f"no scores of recipe {base}, which the others are compared with; there are {recipes}")
+    same_as = {
+        recipe: first for recipe, first in (same_as or {}).items() if _seeds(values, recipe) == _seeds(values, first)
+    }
+    references = list(dict.fromkeys([base, *compare_with]))
+    if missing := [name for name in references if name not in recipes]:
+        raise ValueError(f"no scores of recipe {missing[0]}, which the others are compared with; there are {recipes}")
     recipes.sort(key=lambda recipe: recipe != base)
-
-    def results(recipe: str, name: str) -> list[pa.Table]:
-        seeds = sorted({one for by_seed in values[recipe, name].values() for one in by_seed})
-        if missing := [one for one in seeds if (recipe, one, name) not in per_question]:
-            raise ValueError(f"no per-question results of recipe {recipe}, seed {missing[0]}, benchmark {name}")
-        return [per_question[recipe, one, name] for one in seeds]
-
-    rows = []
-    for recipe in recipes:
-        for name, item in benchmarks.items():
-            if (recipe, name) not in values:
-                continue
-            differences: dict[str, Difference] = {}
-            if recipe != base:
-                if (base, name) not in values:
-                    raise ValueError(f"no scores of recipe {base} on benchmark {name}, which {recipe} is compared with")
-                ours, theirs = results(recipe, name), results(base, name)
-                differences = paired_difference(item.metrics, ours, theirs, resamples, seed)
+    rows: dict[str, list[dict]] = {recipe: [] for recipe in recipes}
+    for name, item in benchmarks.items():
+        there = [recipe for recipe in recipes if (recipe, name) in values]
+        if there and base not in there:
+            raise ValueError(f"no scores of recipe {base} on benchmark {name}, which {there[0]} is compared with")
+        sides = {
+            recipe: _tables(recipe, name, values[recipe, name], per_question)
+            for recipe in there
+            if recipe not in same_as
+        }
+        found = sampled(item.metrics, sides, resamples, seed, untrained=(base,)) if sides else {}
+        for recipe in there:
             for metric, by_seed in values[recipe, name].items():
-                rows.append(_row(recipe, name, metric, list(by_seed.values()), differences.get(metric)))
-    return pa.Table.from_pylist(rows, LEADERBOARD)
+                for against in references:
+                    compared = _compared(item, found, same_as, recipe, against, metric, base, seed)
+                    row = _row(recipe, name, metric, against, list(by_seed.values()), compared)
+                    rows[recipe].append({**row, "same_as": same_as.get(recipe)})
+    result = [row for some in rows.values() for row in some]
+    _correct(result)
+    return pa.Table.from_pylist(result, LEADERBOARD)
 
 
-def markdown(
-    table: pa.Table, benchmarks: Mapping[str, Benchmark], base: str = "base", notes: Sequence[str] = ()
-) -> str:
-    """The leaderboard's headline metrics as a Markdown table, a line a recipe, with a note on how to read it.
-
-    `notes` are what a reader must know about the benchmarks.
-    """
-    cells = {(row["recipe"], row["benchmark"], row["metric"]): row for row in table.to_pylist()}
-    recipes = list(dict.fromkeys(table.column("recipe").to_pylist()))
-    columns = [
-        (name, metric, label)
-        for name, metric, label in headline_columns(benchmarks)
-        if any((recipe, name, metric) in cells for recipe in recipes)
-    ]
-    lines = [["recipe", *(label for _, _, label in columns)], ["---"] + ["---:"] * len(columns)]
-    for recipe in recipes:
-        lines.append([recipe, *(_cell(cells.get((recipe, name, metric))) for name, metric, _ in columns)])
-    shown = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([shown, _NOTE.format(base=base), *notes]) + "\n"
+def _seeds(values: Mapping[tuple[str, str], Mapping[str, Mapping[int, float]]], recipe: str) -> set[int]:
+    by_metric = [found for (whose, _), some in values.items() if whose == recipe for found in some.values()]
+    return {seed for by_seed in by_metric for seed in by_seed}
 
 
-def headline_columns(benchmarks: Mapping[str, Benchmark]) -> list[tuple[str, str, str]]:
-    """Benchmark, metric and head of every column that the leaderboard shows."""
-    return [
-        (name, headline.metric, _label(name, item, headline))
-        for name, item in benchmarks.items()
-        for headline in item.headlines
-    ]
+def _tables(
+    recipe: str, name: str, by_metric: Mapping[str, Mapping[int, float]], per_question: Mapping
+) -> list[pa.Table]:
+    seeds = sorted({one for by_seed in by_metric.values() for one in by_seed})
+    if missing := [one for one in seeds if (recipe, one, name) not in per_question]:
+        raise ValueError(f"no per-question results of recipe {recipe}, seed {missing[0]}, benchmark {name}")
+    return [per_question[recipe, one, name] for one in seeds]
 
 
-def _row(recipe: str, name: str, metric: str, values: Sequence[float], difference: Difference | None) -> dict:
+def _compared(
+    item: Benchmark,
+    found: Mapping[str, Sampled],
+    same_as: Mapping[str, str],
+    recipe: str,
+    against: str,
+    metric: str,
+    base: str,
+    seed: int,
+) -> Difference | None:
+    """None for a recipe beside itself or its equal, and where either has no such metric."""
+    ours, theirs = (same_as.get(one, one) for one in (recipe, against))
+    if ours == theirs or ours not in found:
+        return None
+    if theirs == base and metric in item.against_base:
+        return difference(found[ours], item.against_base[metric], metric, seed)
+    return difference(found[ours], found[theirs], metric, seed) if theirs in found else None
+
+
+def _row(
+    recipe: str, name: str, metric: str, against: str, values: Sequence[float], found: Difference | None
+) -> dict[str, object]:
     row = {
         "recipe": recipe,
         "benchmark": name,
         "metric": metric,
+        "against": against,
         "mean": mean(values),
         "seed_sd": stdev(values) if len(values) > 1 else None,
         "n_seeds": len(values),
     }
-    if difference:
+    if found:
         row |= {
-            "difference": difference.value,
-            "ci_low": difference.ci_low,
-            "ci_high": difference.ci_high,
-            "significant": difference.significant,
+            "difference": found.value,
+            "ci_low": found.ci_low,
+            "ci_high": found.ci_high,
+            "interval_over": found.over,
+            "significant": found.significant,
+            "p_value": found.p_value,
         }
     return row
 
 
-def _label(name: str, item: Benchmark, headline: Headline) -> str:
-    return headline.label if name == item.kind else f"{name}: {headline.label}"
-
-
-def _cell(row: dict | None) -> str:
-    if row is None:
-        return "–"
-    spread = "" if row["seed_sd"] is None else f" ± {row['seed_sd']:.1f}"
-    return f"{row['mean']:.1f}{spread}{' *' if row['significant'] else ''}"
+def _correct(rows: Sequence[dict]) -> None:
+    """Adds Holm's p-values to the rows that have one, over the different recipes of a metric and a reference."""
+    families: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if "p_value" in row:
+            families.setdefault((row["benchmark"], row["metric"], row["against"]), []).append(row)
+    for family in families.values():
+        apart = [row for row in family if row["same_as"] is None]
+        corrected = dict(zip((row["recipe"] for row in apart), holm([row["p_value"] for row in apart]), strict=True))
+        for row in family:
+            row["p_corrected"] = corrected[row["same_as"] or row["recipe"]]
+            row["significant_corrected"] = row["p_corrected"] < ALPHA

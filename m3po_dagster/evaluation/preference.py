@@ -48,9 +48,10 @@ class Preference(JudgedBenchmark):
 
     kind: ClassVar[str] = "preference"
     headlines: ClassVar[tuple[Headline, ...]] = (
-        Headline("score", "Judge's grade ↑"),
+        Headline("score", "Judge's grade ↑", digits=2),
         Headline("win_rate", "Win rate ↑"),
     )
+    against_base: ClassVar[Mapping[str, float]] = {"win_rate": 50.0}
 
     def __init__(self, settings: PreferenceSettings):
         self.settings = settings

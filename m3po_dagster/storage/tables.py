@@ -338,21 +338,61 @@ SWEEP_NO_PAIR = TableSchema(
 
 LEADERBOARD = TableSchema(
     "leaderboard",
-    ("recipe", "benchmark", "metric"),
+    ("recipe", "benchmark", "metric", "against"),
     pa.schema(
         [
             column("recipe", pa.string(), "the recipe"),
             column("benchmark", pa.string(), "the benchmark"),
             column("metric", pa.string(), "the metric"),
+            column("against", pa.string(), "the recipe it is compared with"),
             column("mean", pa.float64(), "mean over training seeds; shares in per cent"),
             column("seed_sd", pa.float64(), "standard deviation over training seeds", nullable=True),
             column("n_seeds", pa.int64(), "number of training seeds"),
-            column("difference", pa.float64(), "difference to the base model; null for base", nullable=True),
-            column("ci_low", pa.float64(), "lower end of its paired 95 % bootstrap interval", nullable=True),
-            column("ci_high", pa.float64(), "upper end of its paired 95 % bootstrap interval", nullable=True),
-            column("significant", pa.bool_(), "whether that interval excludes 0; null for base", nullable=True),
+            column(
+                "difference",
+                pa.float64(),
+                "mean minus that of `against`, or minus 50 for a win rate against base; null beside itself",
+                nullable=True,
+            ),
+            column("ci_low", pa.float64(), "lower end of the difference's 95 % interval", nullable=True),
+            column("ci_high", pa.float64(), "upper end of the difference's 95 % interval", nullable=True),
+            column("interval_over", pa.string(), "what the interval covers: images, and whose seeds", nullable=True),
+            column("significant", pa.bool_(), "whether the interval excludes 0", nullable=True),
+            column(
+                "p_value", pa.float64(), "two-sided p-value of the difference, by the same resamples", nullable=True
+            ),
+            column(
+                "p_corrected",
+                pa.float64(),
+                "Holm's p-value over all recipes that the metric compares with `against`",
+                nullable=True,
+            ),
+            column("significant_corrected", pa.bool_(), "whether p_corrected is below 0.05", nullable=True),
+            column("same_as", pa.string(), "an equal recipe before it, whose figures these are", nullable=True),
         ]
     ),
+)
+
+COSTS = TableSchema(
+    "costs",
+    ("stage", "part", "device"),
+    pa.schema(
+        [
+            column("stage", pa.string(), "what was done, as the store names it"),
+            column("part", pa.string(), "the recipe, for a training RECIPE|SEED; empty for what all recipes share"),
+            column("device", pa.string(), "the device it was done on"),
+            column("recipe", pa.string(), "the recipe it was done for; null for what all share", nullable=True),
+            column("seed", pa.int64(), "seed of the training", nullable=True),
+            column("recipes", pa.int64(), "recipes of the leaderboard that stand on it"),
+            column("objects", pa.int64(), "shards, trainings or benchmarks that are summed up here"),
+            column("lost", pa.int64(), "those of them that the store no longer holds, of which nothing is known"),
+            column("device_hours", pa.float64(), "hours from start to commit times the devices at work"),
+            column("peak_memory", pa.int64(), "peak memory of the fullest device, bytes", nullable=True),
+            column("money", pa.float64(), "what judges with prices were paid by the runs that made it", nullable=True),
+        ]
+    ),
+    # How long a thing took is no part of what came of it.
+    counts=False,
 )
 
 TRAINING_LOG = TableSchema(

@@ -8,7 +8,6 @@ from m3po_dagster.evaluation.intervals import (
     Clusters,
     Estimate,
     estimate_metrics,
-    paired_difference,
     ratio,
     resample_weights,
 )
@@ -121,48 +120,6 @@ def test_a_resample_without_a_small_group_is_left_out():
     assert 0 < metric.ci_low <= metric.value == 0.5
 
 
-@given(answers)
-def test_no_difference_is_exactly_none(rows):
-    for difference in paired_difference(metrics, [table(rows)], [table(rows)], 50).values():
-        assert (difference.value, difference.ci_low, difference.ci_high) == (0, 0, 0)
-        assert not difference.significant
-
-
-@given(answers, st.randoms(use_true_random=False))
-def test_the_difference_turned_round_is_its_negative(rows, chance):
-    other = [(image, chance.randint(0, 3), tries) for image, _, tries in rows]
-    there = paired_difference(metrics, [table(rows)], [table(other)], 50)
-    back = paired_difference(metrics, [table(other)], [table(rows)], 50)
-    for name, one in there.items():
-        turned = back[name]
-        assert (one.value, one.ci_low, one.ci_high) == pytest.approx((-turned.value, -turned.ci_high, -turned.ci_low))
-        assert one.significant == turned.significant
-
-
-def test_pairing_sees_what_two_intervals_would_not():
-    """Images differ a lot, the recipes by a little on every image."""
-    chance = np.random.default_rng(1)
-    base = [(image, int(hits), 10) for image, hits in enumerate(chance.integers(0, 9, 60))]
-    better = [(image, hits + 1, tries) for image, hits, tries in base]
-    (one, _), (other, _) = (estimate_metrics(metrics, table(rows)) for rows in (base, better))
-    assert one.ci_high > other.ci_low
-    difference = paired_difference(metrics, [table(better)], [table(base)])["share"]
-    assert difference.significant
-    assert (difference.value, difference.ci_low, difference.ci_high) == pytest.approx((0.1, 0.1, 0.1))
-
-
-def test_seeds_are_averaged_before_the_difference():
-    base = [(0, 1, 2), (1, 1, 2)]
-    seeds = [[(0, 2, 2), (1, 1, 2)], [(0, 0, 2), (1, 1, 2)], [(0, 2, 2), (1, 2, 2)]]
-    difference = paired_difference(metrics, [table(rows) for rows in seeds], [table(base)], 50)["share"]
-    assert difference.value == pytest.approx((0.75 + 0.25 + 1) / 3 - 0.5)
-
-
-def test_other_questions_are_refused():
-    one, other = table([(0, 1, 2), (1, 1, 2)]), table([(0, 1, 2), (2, 1, 2)])
-    with pytest.raises(ValueError, match="not about the same questions: image_uri differs for 1, first 1"):
-        paired_difference(metrics, [one], [other])
-    with pytest.raises(ValueError, match="not about the same questions: question_id"):
-        paired_difference(metrics, [one], [one.slice(0, 1)])
+def test_an_image_in_two_strata_is_refused():
     with pytest.raises(ValueError, match="two strata"):
         estimate_metrics(metrics, table([(0, 1, 2), (0, 1, 2)], ["a", "b"]))

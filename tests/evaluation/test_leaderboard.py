@@ -1,80 +1,52 @@
-import json
-
 import pyarrow as pa
 import pytest
+from boards import benchmarks, results
 
-from m3po_dagster.evaluation.chair import Chair
-from m3po_dagster.evaluation.leaderboard import LEADERBOARD, leaderboard, markdown
-from m3po_dagster.evaluation.pope import Pope
-from m3po_dagster.evaluation.settings import ChairSettings, PopeSettings
-from m3po_dagster.storage.tables import SCORES
-
-IMAGES = 40
-WRONG_UP_TO = {("base", 0): 20, ("m3po", 0): 8, ("m3po", 1): 10, ("m3po", 2): 9, ("same", 0): 20}
+from m3po_dagster.evaluation.leaderboard import LEADERBOARD, leaderboard
+from m3po_dagster.storage import tables
 
 
-@pytest.fixture
-def benchmarks(tmp_path):
-    names = [f"{number}.png" for number in range(IMAGES)]
-    for name in names:
-        (tmp_path / name).write_bytes(b"x")
-    rows = [
-        {"question_id": number, "image": name, "text": "Is there a dog?", "label": ("yes", "no")[number % 2]}
-        for number, name in enumerate(names)
-    ]
-    labels = {split: tmp_path / f"{split}.json" for split in ("random", "popular", "adversarial")}
-    for path in labels.values():
-        path.write_text("\n".join(map(json.dumps, rows)))
-    described = [
-        {"question_id": name, "image": name, "text": "Describe the image.", "objects": ["dog"]} for name in names
-    ]
-    lines = [*described, {"synonyms": {"cat": []}}]
-    (tmp_path / "chair.jsonl").write_text("\n".join(map(json.dumps, lines)))
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    return benchmarks(tmp_path_factory.mktemp("benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def scored(suite):
+    return results(suite)
+
+
+@pytest.fixture(scope="module")
+def board(suite, scored):
+    return leaderboard(*scored, suite, ["m3po"], resamples=1000)
+
+
+def rows_of(table, against="base"):
     return {
-        "pope": Pope(PopeSettings(labels=labels, image_root=tmp_path)),
-        "scenes": Chair(ChairSettings(path=tmp_path / "chair.jsonl", image_root=tmp_path)),
+        (row["recipe"], row["benchmark"], row["metric"]): row for row in table.to_pylist() if row["against"] == against
     }
 
 
-@pytest.fixture
-def results(benchmarks):
-    """Recipe and seed say how many of the 40 images are answered wrongly."""
-    rows, per_question = [], {}
-    for (recipe, seed), wrong in WRONG_UP_TO.items():
-        for name, item in benchmarks.items():
-            questions = item.load()
-            answers = {}
-            for question in questions:
-                bad = int(question.image_uri.partition(".")[0]) < wrong
-                if name == "pope":
-                    answers[question.question_id] = "yes" if (question.expected == "yes") != bad else "no"
-                else:
-                    answers[question.question_id] = "A dog and a cat." if bad else "A dog."
-            per_question[recipe, seed, name] = item.per_question(questions, answers)
-            for metric in item.score(questions, answers, resamples=50):
-                rows.append({"recipe": recipe, "seed": seed, "benchmark": name, "rule": "official", **vars(metric)})
-    return pa.Table.from_pylist(rows, SCORES.schema), per_question
+def test_the_schema_is_the_store_s(board):
+    assert board.schema == LEADERBOARD
+    assert [(field.name, field.type, field.nullable) for field in LEADERBOARD] == [
+        (field.name, field.type, field.nullable) for field in tables.LEADERBOARD.schema
+    ]
 
 
-def test_means_seeds_and_differences(benchmarks, results):
-    scores, per_question = results
-    table = leaderboard(scores, per_question, benchmarks)
-    assert table.schema == LEADERBOARD
-    rows = {(row["recipe"], row["benchmark"], row["metric"]): row for row in table.to_pylist()}
-    assert len(rows) == 3 * (24 + 6)
+def test_means_seeds_and_differences_to_base(board):
+    rows = rows_of(board)
+    assert len(rows) == 4 * (24 + 6)
     base, ours, same = (rows[recipe, "pope", "accuracy"] for recipe in ("base", "m3po", "same"))
-    assert (base["mean"], base["seed_sd"], base["n_seeds"], base["difference"], base["significant"]) == (
-        50.0,
-        None,
-        1,
-        None,
-        None,
-    )
+    assert [base[name] for name in ("mean", "seed_sd", "n_seeds", "difference", "significant", "p_value")] == [
+        50.0, None, 1, None, None, None,
+    ]  # fmt: skip
     assert (ours["mean"], ours["seed_sd"], ours["n_seeds"]) == pytest.approx((77.5, 2.5, 3))
     assert ours["difference"] == pytest.approx(ours["mean"] - base["mean"])
     assert ours["ci_low"] < ours["difference"] < ours["ci_high"]
-    assert ours["significant"]
+    assert ours["significant"] and ours["interval_over"] == "seeds and images"
     assert (same["difference"], same["ci_low"], same["ci_high"], same["significant"]) == (0, 0, 0, False)
+    assert (same["p_value"], same["interval_over"]) == (1, "images")
     hallucinated = rows["m3po", "scenes", "chair_s"]
     assert hallucinated["difference"] == pytest.approx(22.5 - 50)
     assert hallucinated["ci_high"] < 0
@@ -85,35 +57,77 @@ def test_means_seeds_and_differences(benchmarks, results):
             assert row["difference"] == pytest.approx(row["mean"] - rows["base", name, metric]["mean"])
 
 
-def test_base_comes_first_and_the_markdown_is_a_table(benchmarks, results):
-    scores, per_question = results
+def test_differences_to_another_recipe(board):
+    rows, to_base = rows_of(board, "m3po"), rows_of(board)
+    assert rows.keys() == to_base.keys()
+    base, ours, twin = (rows[recipe, "pope", "accuracy"] for recipe in ("base", "m3po", "alpha0"))
+    assert ours["difference"] is None
+    assert base["difference"] == pytest.approx(-to_base["m3po", "pope", "accuracy"]["difference"])
+    assert twin["difference"] == pytest.approx(twin["mean"] - ours["mean"])
+    assert twin["interval_over"] == "seeds and images"
+
+
+def test_the_correction_is_over_the_recipes_of_a_metric(board):
+    rows = rows_of(board)
+    family = [rows[recipe, "pope", "accuracy"] for recipe in ("m3po", "same", "alpha0")]
+    p_values = sorted(row["p_value"] for row in family)
+    smallest = next(row for row in family if row["p_value"] == p_values[0])
+    assert smallest["p_corrected"] == pytest.approx(min(1, 3 * p_values[0]))
+    for row in family:
+        assert row["p_corrected"] >= row["p_value"]
+        assert row["significant_corrected"] == (row["p_corrected"] < 0.05)
+
+
+def test_an_equal_recipe_has_the_first_one_s_figures_and_counts_in_no_correction(suite, scored):
+    scores, per_question = scored
+    twins = {"m3po": "twin"}
+    doubled = scores.to_pylist() + [
+        {**row, "recipe": twins[row["recipe"]]} for row in scores.to_pylist() if row["recipe"] in twins
+    ]
+    more = {
+        (twins[recipe], seed, name): table for (recipe, seed, name), table in per_question.items() if recipe in twins
+    }
+    both = pa.Table.from_pylist(doubled, scores.schema), per_question | more
+    alike = rows_of(leaderboard(*both, suite, same_as={"twin": "m3po"}, resamples=200))
+    apart = rows_of(leaderboard(*both, suite, resamples=200))
+    for name in ("pope", "scenes"):
+        for metric in ("accuracy",) if name == "pope" else ("chair_i", "recall"):
+            first, second = alike["m3po", name, metric], alike["twin", name, metric]
+            assert {**second, "recipe": "m3po", "same_as": None} == first
+            assert second["same_as"] == "m3po"
+    assert apart["m3po", "pope", "accuracy"]["p_corrected"] > alike["m3po", "pope", "accuracy"]["p_corrected"]
+    # With other seeds it is another recipe after all.
+    fewer = pa.Table.from_pylist([row for row in doubled if (row["recipe"], row["seed"]) != ("twin", 2)], scores.schema)
+    other = rows_of(leaderboard(fewer, both[1], suite, same_as={"twin": "m3po"}, resamples=50))
+    assert other["twin", "pope", "accuracy"]["same_as"] is None
+    assert other["twin", "pope", "accuracy"]["interval_over"] == "images"
+
+
+def test_base_comes_first(suite, scored):
+    scores, per_question = scored
     turned = scores.take(list(reversed(range(scores.num_rows))))
-    text = markdown(leaderboard(turned, per_question, benchmarks), benchmarks)
-    lines = text.splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:5]]
-    assert len({len(row) for row in cells}) == 1
-    assert cells[0][:3] == ["recipe", "POPE accuracy ↑", "POPE adversarial ↑"]
-    assert "scenes: CHAIR-i ↓" in cells[0]
-    assert [row[0] for row in cells[2:]] == ["base", "same", "m3po"]
-    assert [row[1] for row in cells[2:]] == ["50.0", "50.0", "77.5 ± 2.5 *"]
-    assert "not corrected for the number of comparisons" in lines[-1]
+    table = leaderboard(turned, per_question, suite, resamples=50)
+    assert list(dict.fromkeys(table["recipe"].to_pylist())) == ["base", "alpha0", "same", "m3po"]
 
 
-def test_a_recipe_without_a_benchmark_has_a_dash(benchmarks, results):
-    scores, per_question = results
-    keep = [not (row["recipe"] == "same" and row["benchmark"] == "scenes") for row in scores.to_pylist()]
-    table = leaderboard(scores.filter(pa.array(keep)), per_question, benchmarks)
-    same = next(line for line in markdown(table, benchmarks).splitlines() if line.startswith("| same"))
-    assert same.count("–") == 4
+def test_a_benchmark_that_a_recipe_was_not_asked(suite, scored):
+    scores, per_question = scored
+    keep = [not (row["recipe"] == "m3po" and row["benchmark"] == "scenes") for row in scores.to_pylist()]
+    rows = rows_of(leaderboard(scores.filter(pa.array(keep)), per_question, suite, ["m3po"], resamples=50), "m3po")
+    assert ("m3po", "scenes", "recall") not in rows
+    assert rows["alpha0", "scenes", "recall"]["difference"] is None
+    assert rows["alpha0", "pope", "accuracy"]["difference"] is not None
 
 
-def test_what_is_missing_is_named(benchmarks, results):
-    scores, per_question = results
+def test_what_is_missing_is_named(suite, scored):
+    scores, per_question = scored
     with pytest.raises(ValueError, match="no scores of recipe none"):
-        leaderboard(scores, per_question, benchmarks, base="none")
+        leaderboard(scores, per_question, suite, base="none")
+    with pytest.raises(ValueError, match="no scores of recipe gone"):
+        leaderboard(scores, per_question, suite, ["gone"])
     fewer = {key: value for key, value in per_question.items() if key != ("m3po", 1, "pope")}
     with pytest.raises(ValueError, match="no per-question results of recipe m3po, seed 1, benchmark pope"):
-        leaderboard(scores, fewer, benchmarks)
+        leaderboard(scores, fewer, suite)
     keep = [not (row["recipe"] == "base" and row["benchmark"] == "pope") for row in scores.to_pylist()]
     with pytest.raises(ValueError, match="no scores of recipe base on benchmark pope"):
-        leaderboard(scores.filter(pa.array(keep)), per_question, benchmarks)
+        leaderboard(scores.filter(pa.array(keep)), per_question, suite)

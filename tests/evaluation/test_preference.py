@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pytest
 
-from m3po_dagster.evaluation.intervals import paired_difference
+from m3po_dagster.evaluation.board import Board, columns_of
 from m3po_dagster.evaluation.judged import JUDGEMENTS
-from m3po_dagster.evaluation.leaderboard import leaderboard, markdown
+from m3po_dagster.evaluation.leaderboard import leaderboard
+from m3po_dagster.evaluation.leaderboard_markdown import headline_markdown
 from m3po_dagster.evaluation.preference import Preference
 from m3po_dagster.evaluation.preference_judging import GRADE, SAME, SHOWN_FIRST, SHOWN_SECOND
 from m3po_dagster.evaluation.preference_request import ANSWER, PAIR, preference_request_version
@@ -283,16 +284,19 @@ def test_base_has_a_score_alone_and_the_leaderboard_compares_that(world, tmp_pat
             for one in bound.score(questions, answers, resamples=50)
         ]
     assert [row["metric"] for row in rows if row["recipe"] == "base"] == ["score", "coverage"]
-    board = leaderboard(pa.Table.from_pylist(rows), per_question, {"preference": benchmark}, resamples=50)
+    suite = {"preference": benchmark}
+    board = leaderboard(pa.Table.from_pylist(rows), per_question, suite, resamples=500)
     found = {(row["recipe"], row["metric"]): row for row in board.to_pylist()}
+    graded = [found[recipe, "score"]["mean"] for recipe in ("ours", "base")]
+    assert found["ours", "score"]["difference"] == pytest.approx(graded[0] - graded[1])
     assert found["ours", "score"]["significant"] and found["ours", "score"]["difference"] > 0
-    assert found["ours", "win_rate"]["mean"] == 100 and found["ours", "win_rate"]["difference"] is None
-    lines = markdown(board, {"preference": benchmark}).splitlines()
+    # A win rate is a comparison with base already: 50 is no difference.
+    won = found["ours", "win_rate"]
+    assert (won["mean"], won["difference"], won["ci_low"], won["ci_high"]) == (100, 50, 50, 50)
+    assert won["significant"] and found["ours", "consistency"]["difference"] is None
+    lines = headline_markdown(Board("small", board, columns_of(suite), ["base"])).splitlines()
     assert lines[0] == "| recipe | Judge's grade ↑ | Win rate ↑ |"
-    assert lines[2].endswith("| – |") and lines[3].startswith("| ours | 5.0 * | 100.0")
-    both = [per_question["ours", 0, "preference"]], [per_question["base", 0, "preference"]]
-    difference = paired_difference(benchmark.metrics, *both, resamples=50)["score"]
-    assert difference.value == pytest.approx(found["ours", "score"]["difference"])
+    assert lines[2].endswith("| – |") and lines[3] == "| ours | 5.00 ** | 100.0 ** |"
 
 
 def test_the_identity_is_what_is_asked_and_of_whom(world):

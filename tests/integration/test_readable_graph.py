@@ -29,7 +29,7 @@ PICTURES = {
     "selection_sweep": {"curves", "overlap"},
     "lora_adapter": {"curves", "health by seed", "reward margins"},
     "benchmark_scores": {"against base"},
-    "leaderboard": {"differences to base"},
+    "leaderboard": {"differences to base", "differences to m3po"},
 }
 INSPECTED = {
     "filtered_instructions": lambda recipe, shard: prompts_url(shard=shard),
