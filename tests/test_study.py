@@ -50,7 +50,7 @@ def test_the_studies_of_the_papers_tables_have_every_row_and_the_controls(name):
         assert [point.name for point in grid(study, "m3po", alphas, deltas) if not point.same_as] == []
     assert study.aliases() == {}
     rules = {recipe.selection.rule for recipe in study.recipes.values() if recipe.selection}
-    assert rules >= {"best_only", "vanilla", "reward_max_min", "m3p", "sweet_spot", "margin_pairs"}
+    assert rules >= {"best_only", "every_answer", "vanilla", "reward_max_min", "m3p", "sweet_spot", "margin_pairs"}
     assert rules >= {"random", "flipped", "longest"}
     assert all(recipe.seeds == (0, 1, 2) for recipe in study.recipes.values() if recipe.trains)
     # What is compared is trained alike.

@@ -139,6 +139,7 @@ PAPER = Plan(
     scorers=(LocalScorer("clip", "clip", 1, "sentences"),),
     trainings=(
         Training("sft", "sft", 1, 3, False),
+        Training("rlhf", "rlhf", 1, 3, False, Sampled(8, 8, 256, 25_000, True)),
         *(Training(name, "dpo", 1, 3, False) for name in ("vanilla", "rm_dpo", "m3po_alpha0", "m3po", "m3po_safe")),
     ),
 )
