@@ -37,7 +37,7 @@ ui: setup  ## Dagster's web interface on 127.0.0.1:3000
 	$(BIN)/m3po world write
 	$(BIN)/m3po ui --study $(STUDY)
 
-leaderboard: setup  ## the embedded study with three seeds and the negative controls (longer)
+leaderboard: setup  ## the embedded study with three seeds, the paper's rows, rivals and controls (much longer)
 	$(BIN)/m3po world write
 	$(BIN)/m3po run --study studies/easy_scenes_leaderboard.yaml
 
