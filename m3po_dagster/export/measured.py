@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from m3po_dagster.evaluation.benchmark import OFFICIAL
-from m3po_dagster.evaluation.leaderboard import headline_columns
+from m3po_dagster.evaluation.board import columns_of
 from m3po_dagster.evaluation.registry import benchmark
 from m3po_dagster.export.made import ChosenAdapter, Made
 from m3po_dagster.storage.artifact import Artifact
@@ -51,16 +51,16 @@ def measured(made: Made, chosen: ChosenAdapter) -> Measured:
     suite = {name: benchmark(settings) for name, settings in made.study.benchmarks.items()}
     measures = [
         Measure(
-            benchmark=name,
-            kind=suite[name].kind,
-            metric=metric,
-            label=label,
-            own=own[name, metric],
-            base=rows.get((BASE_RECIPE, name, metric), {}).get("mean"),
-            board=rows.get((recipe, name, metric)),
+            benchmark=column.benchmark,
+            kind=suite[column.benchmark].kind,
+            metric=column.metric,
+            label=column.label,
+            own=own[column.benchmark, column.metric],
+            base=rows.get((BASE_RECIPE, column.benchmark, column.metric), {}).get("mean"),
+            board=rows.get((recipe, column.benchmark, column.metric)),
         )
-        for name, metric, label in headline_columns(suite)
-        if (name, metric) in own
+        for column in columns_of(suite)
+        if (column.benchmark, column.metric) in own
     ]
     return Measured(measures, tuple(item for item in (scores, board) if item is not None))
 
@@ -70,5 +70,5 @@ def _by_metric(board: Artifact) -> dict[tuple[str, str, str], dict[str, Any]]:
     return {
         (row["recipe"], row["benchmark"], row["metric"]): row
         for row in board.table().to_pylist()
-        if row.get("against", BASE_RECIPE) == BASE_RECIPE
+        if row["against"] == BASE_RECIPE
     }
