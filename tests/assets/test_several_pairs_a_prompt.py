@@ -22,7 +22,8 @@ def test_every_pair_reaches_the_table_and_the_yield_counts_prompts(tmp_path, rec
     with dg.DagsterInstance.ephemeral() as instance:
         study = MadeStudy(tmp_path, instance)
         study.settings["recipes"] = {"base": {}} | {
-            name: {"selection": rule, "training": {"kind": "dpo"}} for name, rule in RULES.items()
+            name: {"selection": rule, "training": {"kind": "rlhf" if name == "every" else "dpo"}}
+            for name, rule in RULES.items()
         }
         study.write()
         prompts = [
