@@ -15,6 +15,11 @@ Progress = Callable[[int, int], None]
 OF_A_PAIR = ("loss", "reward_margin", "chosen_logp", "rejected_logp")
 
 
+def chosen_tokens(batch: dict[str, Any]) -> Any:
+    """Where R_w's tokens stand in a batch, (B, length): of DPO's rows the first half, of SFT's all."""
+    return batch["labels"] != -100 if "labels" in batch else batch["completion_mask"].chunk(2)[0]
+
+
 def watched(
     trainer_class: type, examples: Sequence[PreferenceExample], progress: Progress | None, execution: Execution
 ) -> type:
@@ -69,11 +74,8 @@ def watched(
             batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
             pieces = len(batches) * self.args.world_size
             self._shares = self._of_all([batch["counted"].sum() for batch in batches], pieces)
-            if "completion_mask" in batches[0]:
-                tokens = [
-                    (batch["completion_mask"].chunk(2)[0][:, 1:] * batch["counted"][:, None]).sum() for batch in batches
-                ]
-                self._token_shares = self._of_all(tokens, pieces)
+            tokens = [(chosen_tokens(batch)[:, 1:] * batch["counted"][:, None]).sum() for batch in batches]
+            self._token_shares = self._of_all(tokens, pieces)
             return batches, items
 
         def _of_all(self, numbers: list[torch.Tensor], pieces: int) -> list[float]:
@@ -99,6 +101,9 @@ def watched(
                 # SFT's is divided by the tokens of the whole step; outside training there is no step.
                 return compute_loss(model, inputs, return_outputs, num_items_in_batch)
             share, token_share = self._shares.pop(0), self._token_shares.pop(0)
+            if "labels" in inputs:
+                # SFT of a model that can't be told the tokens of the whole step is a mean over the pass's.
+                return token_share * compute_loss(model, inputs, return_outputs, num_items_in_batch)
             weights = self.loss_weights
             if share:
                 # TRL's sft term is a mean over tokens, every other one a mean over pairs.
