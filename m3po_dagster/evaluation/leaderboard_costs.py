@@ -80,8 +80,8 @@ def sentences(costs: Rows, spent: Mapping[str, float] | None) -> list[str]:
     said = [
         "A device-hour is an hour of one GPU, or of the whole process where there is none, from the start of a step to "
         "its commit, loading included. It is that of the run that made a result, however often the result was reused; "
-        "of a step that was interrupted, the last run alone counts. Peak memory is what was allocated on a GPU, else "
-        "the process's resident set."
+        "of a step that was interrupted, the last run alone counts, but for a training that went on from a checkpoint. "
+        "Peak memory is what was allocated on a GPU, else the process's resident set."
     ]
     if shared:
         number = max(row["recipes"] for row in shared)

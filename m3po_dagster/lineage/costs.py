@@ -12,7 +12,7 @@ import pyarrow as pa
 from m3po_dagster.device_use import DEVICE, DEVICES, PEAK_MEMORY
 from m3po_dagster.lineage.manifests import ADAPTER, Manifests, key_of, recipe_of
 from m3po_dagster.storage.artifact import Artifact
-from m3po_dagster.storage.manifest import InputRef
+from m3po_dagster.storage.manifest import InputRef, Manifest
 from m3po_dagster.storage.names import ArtifactKey
 from m3po_dagster.storage.tables import COSTS
 
@@ -23,6 +23,9 @@ STAGES = (*DATA_STAGES, ADAPTER, "benchmark_answers", "benchmark_judgements")
 """The stages that load or ask a model. The others take seconds of one core."""
 
 NOT_RECORDED = "not recorded"
+TRAINING_SECONDS = "training seconds"
+"""What an adapter's manifest calls the time its steps took, those before a kill included."""
+
 PROCESSES = "processes"
 """What an adapter's manifest calls the number of processes that trained it, each on a device of its own."""
 
@@ -64,7 +67,7 @@ def _part(key: ArtifactKey) -> str:
 def _row(stage: str, part: str, device: str, some: list[_Stood]) -> dict[str, object]:
     kept = [one.artifact.manifest for one in some if one.artifact is not None]
     peaks = [peak for manifest in kept if (peak := manifest.metadata.get(PEAK_MEMORY)) is not None]
-    hours = [manifest.seconds * _devices(manifest.metadata) / SECONDS_AN_HOUR for manifest in kept]
+    hours = [_seconds(manifest) * _devices(manifest.metadata) / SECONDS_AN_HOUR for manifest in kept]
     spent = [cost for manifest in kept if (cost := _money(manifest.metadata)) is not None]
     recipe, _, seed = part.partition("|")
     return {
@@ -80,6 +83,11 @@ def _row(stage: str, part: str, device: str, some: list[_Stood]) -> dict[str, ob
         "peak_memory": max(peaks, default=None),
         "money": sum(spent) if spent else None,
     }
+
+
+def _seconds(manifest: Manifest) -> float:
+    """Of the run that made an object; a training that went on from a checkpoint knows what it took before."""
+    return max(manifest.seconds, manifest.metadata.get(TRAINING_SECONDS, 0.0))
 
 
 def _devices(metadata: Mapping) -> int:
