@@ -248,10 +248,10 @@ def _pairs(training: Training, distinct: Range) -> Range:
 def _training(
     training: Training, tokens: Range, reference: bool, model: ModelFacts, card: Card, assumed: Assumptions
 ) -> TrainingCost:
-    """LoRA on the chosen and, for DPO, the rejected answer; `tokens` are a prompt's and one answer's of all pairs,
-    did every prompt give pairs.
+    """LoRA on the chosen and, for DPO, the rejected answer.
 
-    A pass after training measures the margins. `reference`: the log-probs noted while sampling are a server's, and
+    `tokens`: of prompt and one answer, over all pairs, if every prompt gave some. A pass after training measures the
+    margins. `reference`: the log-probs noted while sampling are a server's, and
     DPO's pairs are scored once more with the trainer's own numerics.
     """
     sequences = 2 if training.kind == "dpo" else 1
