@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from m3po_dagster.equal_recipes import effective, first_equals
 from m3po_dagster.method.optimization.settings import PRESETS
@@ -20,10 +21,10 @@ SECTIONS = ("selection", "training")
 
 @dataclass(frozen=True)
 class Derived:
-    """A recipe's settings as a study file has them; `left_out` are those of the model recipe that it has no use for."""
+    """A recipe's settings as a study file has them; `left_out`: what it does not take over, each with the reason."""
 
     settings: dict[str, Any]
-    left_out: tuple[str, ...] = ()
+    left_out: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ def derived(
 ) -> Derived:
     """The recipe called `like` with other settings, {"selection.alpha": 0.75, "training.beta": 0.2}.
 
-    Another rule or another kind of training keeps what it uses too. Raises ValueError for a recipe that trains nothing,
-    and for a key that is no setting of selection or training.
+    Another rule keeps what it uses too; another kind of training what means the same there. Raises ValueError for a
+    recipe that trains nothing, and for a key that is no setting of selection or training.
     """
     if not recipe.trains:
         raise ValueError(f"recipe {like!r} selects no pairs and trains nothing: name another one to start from")
@@ -53,16 +54,10 @@ def derived(
         "selection": {"rule": recipe.selection.rule, **_given(recipe.selection)},
         "training": {"kind": recipe.training.kind, **_given(recipe.training)},
     }
-    used = {
-        "selection": _used(FIELDS_OF_RULE, changes.get("selection.rule", recipe.selection.rule)) | {"rule"},
-        "training": _used(_fields_by_kind(), changes.get("training.kind", recipe.training.kind)),
-    }
-    if "training.preset" in changes:
-        # What was given goes before what a preset fills.
-        used["training"] -= set(PRESETS.get(str(changes["training.preset"]), ()))
-    left_out = [f"{section}.{key}" for section in SECTIONS for key in inherited[section] if key not in used[section]]
+    lost = {f"selection.{key}": why for key, why in _lost_to_rule(inherited["selection"], changes).items()}
+    lost |= {f"training.{key}": why for key, why in _lost_to_kind(inherited["training"], changes).items()}
     settings = {
-        section: {key: value for key, value in inherited[section].items() if key in used[section]}
+        section: {key: value for key, value in inherited[section].items() if f"{section}.{key}" not in lost}
         for section in SECTIONS
     }
     for place, value in changes.items():
@@ -74,7 +69,8 @@ def derived(
     about = description if description is not None else f"{like} with {changed}" if changed else f"{like} again"
     kept = tuple(recipe.seeds if seeds is None else seeds)
     return Derived(
-        {"description": about, **settings, **({} if kept == (0,) else {"seeds": list(kept)})}, tuple(left_out)
+        {"description": about, **settings, **({} if kept == (0,) else {"seeds": list(kept)})},
+        {place: why for place, why in lost.items() if place not in changes},
     )
 
 
@@ -125,8 +121,10 @@ def _valid(name: str, settings: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(settings)
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise ValueError(f"recipe {name!r}: {where}: {problem['msg']}") from None
+        # What is wrong with the recipe as a whole has no place in it.
+        where = ".".join(map(str, problem["loc"]))
+        parts = (f"recipe {name!r}", where, problem["msg"].removeprefix("Value error, "))
+        raise ValueError(": ".join(part for part in parts if part)) from None
 
 
 def _given(settings: Any) -> dict[str, Any]:
@@ -134,14 +132,30 @@ def _given(settings: Any) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude_unset=True)
 
 
-def _fields_by_kind() -> dict[str, set[str]]:
-    kinds = get_args(get_args(TrainingSettings)[0])
-    return {kind.model_fields["kind"].default: set(kind.model_fields) for kind in kinds}
+def _lost_to_rule(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, str]:
+    """Each key that another rule does not take over, and why; none for an unknown rule, which the reader refuses."""
+    rule = str(changes.get("selection.rule", given["rule"]))
+    used = FIELDS_OF_RULE.get(rule, set(given)) | {"rule"}
+    return {key: f"rule {rule} has no use for it" for key in given if key not in used}
 
 
-def _used(fields: Mapping[str, set[str]], which: object) -> set[str]:
-    """The fields of a rule or kind; those of all for an unknown one, which the study file's reader refuses by name."""
-    return set(fields.get(str(which), set().union(*fields.values())))
+def _lost_to_kind(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, str]:
+    """Each key of training that another kind or preset does not take over, and why."""
+    kinds = {kind.model_fields["kind"].default: kind.model_fields for kind in get_args(get_args(TrainingSettings)[0])}
+    kind, preset = (str(changes.get(f"training.{key}")) for key in ("kind", "preset"))
+    lost = {}
+    if kind in kinds:
+        before, after = kinds[given["kind"]], kinds[kind]
+        lost = {key: f"kind {kind} has no use for it" for key in given if key not in after}
+        differs = [key for key in given if key in after and key != "kind" and _meant(before[key]) != _meant(after[key])]
+        lost |= dict.fromkeys(differs, f"to kind {kind} it is another setting with a default of its own")
+    filled = PRESETS.get(preset, {})
+    return lost | {key: f"preset {preset} fills it" for key in given if key in filled}
+
+
+def _meant(field: FieldInfo) -> tuple[str | None, Any]:
+    """What kinds that mean the same by a setting have in common."""
+    return field.description, field.get_default(call_default_factory=True)
 
 
 def _put(settings: dict[str, Any], keys: Sequence[str], value: Any, place: str) -> None:

@@ -46,7 +46,7 @@ def test_only_what_was_asked_for_differs():
         "training": {"kind": "dpo", "learning_rate": 3e-4, "lora": {"r": 4, "alpha": 8}, "beta": 0.2},
         "seeds": [3],
     }
-    assert Recipe.model_validate(made.settings).training.lora.r == 4 and made.left_out == ()
+    assert Recipe.model_validate(made.settings).training.lora.r == 4 and made.left_out == {}
     again = of("m3po", {}, description="mine")
     assert again.settings["description"] == "mine" and again.settings["seeds"] == [0, 1]
     assert effective(Recipe.model_validate(again.settings)) == effective(study().recipes["m3po"])
@@ -54,7 +54,7 @@ def test_only_what_was_asked_for_differs():
 
 def test_another_rule_or_kind_keeps_what_it_uses_and_says_what_it_does_not():
     made = of("m3po", {"selection.rule": "vanilla"})
-    assert made.left_out == ("selection.alpha", "selection.delta")
+    assert made.left_out == dict.fromkeys(("selection.alpha", "selection.delta"), "rule vanilla has no use for it")
     assert Recipe.model_validate(made.settings).selection.rule == "vanilla"
     made = derived(
         "m3po", study().recipes["m3po"].model_copy(), {"selection.rule": "best_only", "training.kind": "sft"}
@@ -62,14 +62,53 @@ def test_another_rule_or_kind_keeps_what_it_uses_and_says_what_it_does_not():
     assert Recipe.model_validate(made.settings).training.kind == "sft"
     assert made.settings["training"] == {"kind": "sft", "learning_rate": 3e-4, "lora": {"r": 4}}
     # What was asked for by name is never dropped: the reader of study files refuses it by name.
-    assert of("m3po", {"selection.rule": "vanilla", "selection.alpha": 1}).settings["selection"]["alpha"] == 1
+    made = of("m3po", {"selection.rule": "vanilla", "selection.alpha": 1})
+    assert made.settings["selection"]["alpha"] == 1 and list(made.left_out) == ["selection.delta"]
+
+
+def test_another_kind_takes_over_what_means_the_same_there():
+    dpo = {"kind": "dpo", "beta": 0.1, "learning_rate": 5e-5, "loss": "ipo", "epochs": 3, "schedule": "cosine"}
+    dpo |= {"lora": {"r": 4}, "warmup_ratio": 0.1}
+    recipe = Recipe.model_validate({"selection": {"rule": "m3p"}, "training": dpo})
+    rlhf = {"selection.rule": "every_answer", "training.kind": "rlhf"}
+    made = derived("m3po", recipe, rlhf)
+    other = "to kind rlhf it is another setting with a default of its own"
+    assert made.left_out == {
+        "training.loss": "kind rlhf has no use for it",
+        **dict.fromkeys(("training.beta", "training.learning_rate", "training.epochs"), other),
+    }
+    assert made.settings["training"] == {
+        "kind": "rlhf",
+        "schedule": "cosine",
+        "lora": {"r": 4},
+        "warmup_ratio": 0.1,
+    }
+    training = Recipe.model_validate(made.settings).training
+    assert (training.beta, training.learning_rate, training.epochs) == (0.05, 1e-5, 1)
+    made = derived("m3po", recipe, {**rlhf, "training.beta": 0.2, "training.epochs": 2})
+    assert list(made.left_out) == ["training.loss", "training.learning_rate"]
+    assert (made.settings["training"]["beta"], made.settings["training"]["epochs"]) == (0.2, 2)
+    # The way back is the same, and a kind that stays takes over all.
+    back = derived("rlhf", Recipe.model_validate(made.settings), {"selection.rule": "m3p", "training.kind": "dpo"})
+    assert back.left_out == dict.fromkeys(
+        ("training.beta", "training.epochs"), "to kind dpo it is another setting with a default of its own"
+    )
+    assert derived("m3po", recipe, {"training.kind": "dpo"}).settings["training"] == dpo
+
+
+def test_a_setting_of_an_unknown_kind_or_rule_is_left_for_the_reader_to_refuse():
+    for changes in ({"training.kind": "ppo"}, {"selection.rule": "m4p"}, {"training.kind": ["dpo"]}):
+        made = of("m3po", changes)
+        assert made.left_out == {} and made.settings["training"]["lora"] == {"r": 4}
 
 
 def test_a_preset_fills_what_the_model_recipe_gave():
     made = of("m3po", {"training.preset": "safe", "training.batch_size": 4})
-    assert made.left_out == ("training.learning_rate",)
+    assert made.left_out == {"training.learning_rate": "preset safe fills it"}
     training = Recipe.model_validate(made.settings).training
     assert (training.learning_rate, training.batch_size, training.lora.r) == (5e-6, 4, 4)
+    made = of("m3po", {"training.preset": "safe", "training.learning_rate": 1e-4})
+    assert made.left_out == {} and Recipe.model_validate(made.settings).training.learning_rate == 1e-4
 
 
 @pytest.mark.parametrize("place", ["alpha", "selection", "selection.", "seeds.0", "training.beta.x.y"])
@@ -122,6 +161,11 @@ def test_more_recipes_than_dagster_follows_are_refused_with_the_count():
     with pytest.raises(ValueError, match=words):
         grid(study(), "m3po", [*values, 2], [*values[:9], 5])
     assert len(grid(study(), "m3po", values[:9], values)) == 90
+
+
+def test_what_is_wrong_with_a_recipe_as_a_whole_is_said_without_a_place():
+    with pytest.raises(ValueError, match=r"^recipe 'm3po_a1': a seed stands twice"):
+        grid(study(), "m3po", [1], None, seeds=[0, 0])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import dagster as dg
 import numpy as np
 
 from m3po_dagster.assets.display import as_markdown
+from m3po_dagster.evaluation.panels import Draw, draw_panels
 from m3po_dagster.image_files import FORMATS
 
 if TYPE_CHECKING:
@@ -197,9 +198,7 @@ def _small(path: Path, side: int) -> "Image.Image | None":
         return None
 
 
-def _panels(
-    panels: Mapping[str, Callable[["Axes"], None]], inches: tuple[float, float] = PANEL_INCHES
-) -> dg.MarkdownMetadataValue:
+def _panels(panels: Mapping[str, Draw], inches: tuple[float, float] = PANEL_INCHES) -> dg.MarkdownMetadataValue:
     if not panels:
         return dg.MetadataValue.md("no values")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -210,13 +209,7 @@ def _panels(
     high = -(-len(panels) // wide)
     figure = Figure(figsize=(inches[0] * wide, inches[1] * high), dpi=DOTS_PER_INCH, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    for number, (title, draw) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(high, wide, number)
-        axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-        # A name is a name: a dollar sign in it begins no formula.
-        axes.set_title(title, fontsize=8, parse_math=False)
-        draw(axes)
+    draw_panels(figure, panels, wide)
     canvas.draw()
     drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     return dg.MetadataValue.md(_markdown(drawn.quantize(COLOURS_KEPT), "png", optimize=True))

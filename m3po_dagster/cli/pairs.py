@@ -83,15 +83,19 @@ def _lines(outcome: Outcome) -> Iterator[str]:
     ):
         if name != "rejected" or margin["rejected_logp_before"] is not None:
             yield f"{name:<14}{'(no longer in the store)' if text is None else printable(text)}"
-    yield f"  margin      {_number(margin.get('reward_margin_before'))} -> {_number(margin['reward_margin'])}"
-    yield f"  loss        {_number(margin.get('loss_before'))} -> {_number(margin.get('loss'))}"
+    figures = {
+        "margin": (margin.get("reward_margin_before"), margin["reward_margin"]),
+        "loss": (margin.get("loss_before"), margin.get("loss")),
+    }
     for side in ("chosen", "rejected"):
         before, after = margin[f"{side}_logp_before"], margin[f"{side}_logp_after"]
         if after is not None:
-            yield f"  {side + ' log P':<14}{_number(before)} -> {_number(after)}"
+            figures[f"{side} log P"] = (before, after)
+    for label, (before, after) in figures.items():
+        yield f"  {label:<16}{_number(before)} -> {_number(after)}"
     for seen in outcome.trajectory:
-        figures = f"loss {_number(seen['loss'])}, margin {_number(seen['reward_margin'])}"
-        yield f"  step {seen['step']:<7}{figures}"
+        label = f"step {seen['step']}"
+        yield f"  {label:<16}loss {_number(seen['loss'])}, margin {_number(seen['reward_margin'])}"
 
 
 def _number(value: float | None) -> str:

@@ -75,7 +75,7 @@ def add(
         edit,
         loaded,
         folder,
-        [f"{key} of {like} is not taken over: {name} has no use for it" for key in made.left_out],
+        [f"{key} of {like} is not taken over: {why}" for key, why in made.left_out.items()],
         dry_run,
         as_json,
     )

@@ -137,7 +137,12 @@ def estimate(
             _rlhf(one, one.sampled, work.prompts, rows, prompt, answer, model, card, assumed)
             if one.sampled
             else _training(
-                one, work.prompts * (prompt + answer), plan.served and not plan.rescored, model, card, assumed
+                one,
+                _pairs(one, distinct) * (work.prompts * (prompt + answer)),
+                plan.served and not plan.rescored,
+                model,
+                card,
+                assumed,
             )
             for one in plan.trainings
         ),
@@ -234,17 +239,24 @@ def _request_bytes() -> tuple[int, int]:
     return sizes[0], sizes[2] - sizes[1]
 
 
-def _training(
-    training: Training, tokens: float, reference: bool, model: ModelFacts, card: Card, assumed: Assumptions
-) -> TrainingCost:
-    """LoRA on the chosen and, for DPO, the rejected answer; `tokens` are those of all prompts with an answer each.
+def _pairs(training: Training, distinct: Range) -> Range:
+    """Pairs of a prompt that gives any: no more than its distinct answers can be put into."""
+    there = max(1.0, distinct.high * (distinct.high - 1) / 2)
+    return Range(min(training.pairs.low, there), min(training.pairs.high, there))
 
-    A pass after training measures the margins. `reference`: the log-probs noted while sampling are a server's, and
+
+def _training(
+    training: Training, tokens: Range, reference: bool, model: ModelFacts, card: Card, assumed: Assumptions
+) -> TrainingCost:
+    """LoRA on the chosen and, for DPO, the rejected answer.
+
+    `tokens`: of prompt and one answer, over all pairs, if every prompt gave some. A pass after training measures the
+    margins. `reference`: the log-probs noted while sampling are a server's, and
     DPO's pairs are scored once more with the trainer's own numerics.
     """
     sequences = 2 if training.kind == "dpo" else 1
     operations = assumed.lora_flops + (assumed.checkpoint_flops if training.checkpointing else 0)
-    seen = assumed.pair_share * (tokens * sequences * model.parameters)
+    seen = assumed.pair_share * tokens * (sequences * model.parameters)
     speed = assumed.train_utilisation * (card.flops(model.bits) * HOUR)
     a_run = seen * (training.epochs * operations + assumed.read_flops) / speed
     once = seen * assumed.read_flops / speed if reference and training.kind == "dpo" else exactly(0)

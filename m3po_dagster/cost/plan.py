@@ -1,6 +1,6 @@
 """What of a study decides its cost; the paper's own setting where no study is given (section 4.1)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from m3po_dagster.cost.assumptions import Range, exactly
@@ -52,7 +52,10 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Training:
-    """A recipe's training; `runs`: adapters, one a seed. `sampled`: None where it trains on what is there."""
+    """A recipe's training; `runs`: adapters, one a seed. `sampled`: None where it trains on what is there.
+
+    `pairs`: pairs of a prompt that gives any, from the fewest to the most that the rule takes.
+    """
 
     recipe: str
     kind: Literal["dpo", "sft", "rlhf"]
@@ -60,6 +63,7 @@ class Training:
     runs: int
     checkpointing: bool
     sampled: Sampled | None = None
+    pairs: Range = field(default=exactly(1))
 
     @classmethod
     def of(cls, name: str, recipe: "Recipe") -> "Training":
@@ -73,7 +77,16 @@ class Training:
                 settings.reward_answers + settings.reward_answers // TOLD_BY,
                 settings.beta > 0,
             )
-        return cls(name, settings.kind, settings.epochs, len(recipe.seeds), settings.gradient_checkpointing, sampled)
+        selection = recipe.selection
+        return cls(
+            recipe=name,
+            kind=settings.kind,
+            epochs=settings.epochs,
+            runs=len(recipe.seeds),
+            checkpointing=settings.gradient_checkpointing,
+            sampled=sampled,
+            pairs=Range(1, selection.max_pairs if selection.rule == "margin_pairs" else 1),
+        )
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,11 @@ def assumptions(
         said |= {name: _of(assumed, name) for name in names}
     if plan.trainings:
         said |= {name: _of(assumed, name) for name in ("lora_flops", "train_utilisation", "pair_share")}
+        several = {one.recipe: one.pairs for one in plan.trainings if one.pairs.high > 1}
+        if several:
+            said["pairs of a prompt"] = "1, but " + ", ".join(
+                f"{pairs.low:g} to {pairs.high:g} for {recipe}" for recipe, pairs in several.items()
+            )
     said["compression"] = _of(assumed, "compression")
     said["not counted"] = (
         "answering benchmarks, adapters on disk, repairs and retries of a judge, GPU time of the scorers"

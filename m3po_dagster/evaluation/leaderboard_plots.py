@@ -4,11 +4,12 @@ What a colour says a marker's shape or a pattern says too. Each is a small file 
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from m3po_dagster.evaluation.board import Board, Curve
 from m3po_dagster.evaluation.leaderboard_costs import STAGES, trainings
+from m3po_dagster.evaluation.panels import Draw, draw_panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,8 +23,6 @@ PANEL_WIDTH, ROW_HEIGHT, PANEL_MARGIN, CURVE_HEIGHT = 3.3, 0.22, 0.7, 2.3
 PANELS_A_ROW = 3
 # Float noise around equal values would otherwise be magnified to fill a panel.
 DECIMALS = 6
-
-Draw = Callable[["Axes"], None]
 
 
 def differences(board: Board, against: str) -> str:
@@ -159,12 +158,6 @@ def _svg(panels: Mapping[str, Draw], height: float, what: str, width: float = PA
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width * wide, height * high), layout="constrained")
         canvas = FigureCanvasSVG(figure)
-        for number, (title, draw) in enumerate(panels.items(), start=1):
-            axes = figure.add_subplot(high, wide, number)
-            axes.tick_params(labelsize=7)
-            axes.spines[["top", "right"]].set_visible(False)
-            # A name is a name: a dollar sign in it begins no formula.
-            axes.set_title(title, fontsize=8, parse_math=False)
-            draw(axes)
+        draw_panels(figure, panels, wide)
         canvas.print_svg(buffer, metadata={"Date": None, "Title": what})
     return buffer.getvalue()

@@ -134,11 +134,6 @@ def _by_fingerprint(manifests: Manifests, name: str) -> Chosen:
     )
 
 
-def _seeds(recipe_adapters: Artifact) -> list[dict]:
-    """The rows of a recipe's adapters that were trained."""
-    return [row for row in recipe_adapters.table().to_pylist() if row["fingerprint"] is not None]
-
-
 def _listed(adapters: Sequence[Artifact]) -> str:
     shown = [
         f"{a.key.asset}[{a.key.partition}] {a.fingerprint[:16]} made {a.manifest.created:%Y-%m-%d %H:%M:%S}"

@@ -146,10 +146,19 @@ PAIRS = TableSchema(
             column("chosen_id", pa.string(), "candidate R_w"),
             column("rejected_id", pa.string(), "candidate R_l; null for rules that train on R_w alone", nullable=True),
             column(
-                "chosen_mas", pa.float64(), "MAS(R_w); null where a rule ranks by another score alone", nullable=True
+                "chosen_mas",
+                pa.float64(),
+                "MAS(R_w), or what selection.score and score_noise put in its place; null where a rule ranks by "
+                "another score alone",
+                nullable=True,
             ),
             column("m3p_score", pa.float64(), "S(R_l), equation 2", nullable=True),
-            column("mas_gap", pa.float64(), "MAS(R_w) - MAS(R_l)", nullable=True),
+            column(
+                "mas_gap",
+                pa.float64(),
+                "MAS(R_w) - MAS(R_l), or the same difference of what stands for MAS in chosen_mas",
+                nullable=True,
+            ),
             column(
                 "logp_gap",
                 pa.float64(),

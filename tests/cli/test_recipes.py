@@ -85,7 +85,9 @@ def test_add_writes_one_recipe_and_leaves_the_rest(path):
 
 def test_add_says_what_it_left_out_and_what_it_equals(path):
     text = call(path, "recipes", "add", "v", "--set", "selection.rule=vanilla").stdout
-    assert "selection.alpha of m3po is not taken over: v has no use for it" in text
+    assert "selection.alpha of m3po is not taken over: rule vanilla has no use for it" in text
+    text = call(path, "recipes", "add", "q", "--set", "training.preset=safe").stdout
+    assert "training.learning_rate of m3po is not taken over: preset safe fills it" in text
     text = call(path, "recipes", "add", "again").stdout
     assert "= m3po (seeds 0)" in text and "nothing to train that the study does not train already" in text
 

@@ -101,6 +101,28 @@ def test_hours_of_training_by_hand():
     assert only(twice.hours) == pytest.approx(tokens * 7e9 * (2 * 6 + 2) / (0.4 * 312e12) / 3600)
 
 
+SEVERAL = Training("margin_pairs", "dpo", 1, 2, False, pairs=Range(1, 3))
+
+
+def test_a_rule_that_takes_several_pairs_of_a_prompt_trains_on_them_all():
+    one, several = costed(replace(PLAN, trainings=(replace(SEVERAL, pairs=exactly(1)), SEVERAL))).trainings
+    assert several.hours_a_run.low == pytest.approx(only(one.hours_a_run))
+    assert several.hours_a_run.high == pytest.approx(3 * only(one.hours_a_run))
+    assert several.hours.high == pytest.approx(6 * only(one.hours_a_run))
+    said = told.assumptions(replace(PLAN, trainings=(SEVERAL,)), PAPERS, SEVEN_B, A100, SURE, None)
+    assert said["pairs of a prompt"] == "1, but 1 to 3 for margin_pairs"
+    assert "pairs of a prompt" not in told.assumptions(PLAN, PAPERS, SEVEN_B, A100, SURE, None)
+
+
+@pytest.mark.parametrize(("samples", "most"), [(1, 1), (2, 1), (4, 6), (32, 100)])
+def test_no_more_pairs_than_the_answers_can_be_put_into(samples, most):
+    """Four answers make six pairs, whatever max_pairs allows."""
+    many = replace(SEVERAL, pairs=Range(1, 100))
+    plan = replace(PLAN, samples=exactly(samples), trainings=(replace(SEVERAL, pairs=exactly(1)), many))
+    one, several = costed(plan).trainings
+    assert several.hours_a_run.high == pytest.approx(most * only(one.hours_a_run))
+
+
 RLHF = Training("rlhf", "rlhf", 1, 2, False, Sampled(8, 4, 512, reward_answers=25_000, reference=True))
 
 
@@ -209,6 +231,16 @@ def test_recipes_that_come_to_the_same_training_are_paid_once():
     assert "twin" not in runs and runs["m3po_alpha0"] == 4 and runs["m3po"] == 3
 
 
+def test_the_most_pairs_of_a_prompt_are_those_of_the_recipes_rule():
+    study = load_study(ROOT / "studies" / "llava15_7b_tables.yaml")
+    rival = study.recipes["margin_pairs"]
+    wider = rival.model_copy(update={"selection": rival.selection.model_copy(update={"max_pairs": 5})})
+    plan = Plan.of(study.model_copy(update={"recipes": {**study.recipes, "wider": wider}}))
+    pairs = {training.recipe: training.pairs for training in plan.trainings}
+    assert pairs.pop("margin_pairs") == Range(1, 2) and pairs.pop("wider") == Range(1, 5)
+    assert set(pairs.values()) == {exactly(1)}
+
+
 def test_a_study_with_a_judge_rounds_and_a_server():
     study = load_study(ROOT / "studies" / "llava15_7b_judged.yaml")
     (judge,) = Plan.of(study).judges
@@ -233,7 +265,7 @@ plans = st.builds(
     served=st.booleans(),
     rescored=st.booleans(),
     max_new_tokens=st.integers(1, 2048),
-    trainings=st.just(PLAN.trainings) | st.just((RLHF,)),
+    trainings=st.just(PLAN.trainings) | st.just((RLHF,)) | st.just((SEVERAL,)),
     judges=st.just(()) | st.just((ServedJudge("judge", 8, PriceSettings(input=1, output=2)),)),
 )
 

@@ -14,8 +14,9 @@ class PreferenceExample:
     `chosen_ids` and `rejected_ids` are the token ids as they were sampled, the end of sequence included when the model
     emitted it; they are never decoded and tokenised again. `ref_chosen_logp` and `ref_rejected_logp` are the sums of
     their log-probs under the base model, in nats (section 3.4). `chosen_mas` is MAS(R_w), `mas_gap` MAS(R_w) -
-    MAS(R_l), where they are known. Raises ValueError, naming the pair, for an answer
-    without tokens, a log-prob that is not finite, and a rejected answer without its log-prob or the reverse.
+    MAS(R_l), or of what the recipe puts in place of MAS, where they are known. Raises ValueError,
+    naming the pair, for an answer without tokens, a log-prob that is not finite, and a rejected answer without its
+    log-prob or the reverse.
     """
 
     pair_id: str

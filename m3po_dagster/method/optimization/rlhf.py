@@ -31,6 +31,7 @@ from m3po_dagster.method.optimization.run import (
     trainer_arguments,
     without_dropout,
 )
+from m3po_dagster.method.optimization.watched import logged_step
 from m3po_dagster.method.prompt import Prompt
 
 Reward = Callable[[Sequence[Prompt], Sequence[Sequence[int]]], Sequence[float]]
@@ -257,11 +258,9 @@ def policy_trainer(
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             super().log(logs, start_time)
-            row = self.state.log_history[-1]
-            if "loss" not in row:  # the closing summary
+            row = logged_step(self.state.log_history, self._stop)
+            if row is None:
                 return
-            if not math.isfinite(row["grad_norm"]):
-                self._stop("gradient norm", row["grad_norm"], row["step"])
             self.step_rows.append(
                 {
                     "step": row["step"],

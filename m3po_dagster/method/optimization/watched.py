@@ -127,11 +127,9 @@ def watched(
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             super().log(logs, start_time)
-            row = self.state.log_history[-1]
-            if "loss" not in row:  # the closing summary
+            row = logged_step(self.state.log_history, self._stop)
+            if row is None:
                 return
-            if not math.isfinite(row["grad_norm"]):
-                self._stop("gradient norm", row["grad_norm"], row["step"])
             seen, self._seen = gather_object(self._seen), []
             before = self.step_rows[-1]["pairs_seen"] if self.step_rows else 0
             margins = _known(seen, "reward_margin")
@@ -186,6 +184,16 @@ def watched(
             """TRL reports every trainer's construction to its makers; this project tells nobody anything."""
 
     return Watched
+
+
+def logged_step(history: Sequence[dict[str, Any]], stop: Callable[[str, float, int], None]) -> dict[str, Any] | None:
+    """The step that was logged last; None for the closing summary. `stop` is called at a gradient not finite."""
+    row = history[-1]
+    if "loss" not in row:
+        return None
+    if not math.isfinite(row["grad_norm"]):
+        stop("gradient norm", row["grad_norm"], row["step"])
+    return row
 
 
 def _known(records: Sequence[dict[str, Any]], name: str) -> list[float]:
