@@ -14,6 +14,15 @@ PRESETS = {
 }
 """Section 4.1's settings, and the same at a learning rate that is usual for DPO with LoRA (1e-7 to 1e-5)."""
 
+CHANGES_NO_WEIGHT = (
+    "gradient_checkpointing",
+    "image_features",
+    "image_features_gb",
+    "reference_sample",
+    "answers_at_once",
+)
+"""Settings that say how fast, in how much memory, or how closely watched: the adapter that comes out is the same."""
+
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Loss = Annotated[
     Annotated[LossName, Tag("name")] | Annotated[dict[LossName, Weight], Field(min_length=1), Tag("mix")],
@@ -55,6 +64,15 @@ class TrainingSettings(Settings):
         "Its log-probs differ from those stored, so that the reference is scored again, in those bits. "
         "4bit needs a GPU.",
     )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the adapter, as plain JSON: the settings with those of CHANGES_NO_WEIGHT at their defaults.
+
+        They are not left out, so that what was trained with the defaults before they were no part of it is still found.
+        """
+        fields = type(self).model_fields
+        plain = {name: fields[name].get_default() for name in CHANGES_NO_WEIGHT if name in fields}
+        return self.model_copy(update=plain).model_dump(mode="json")
 
     def model_of(self, model: ModelSettings) -> ModelSettings:
         """The study's model as training loads it."""
