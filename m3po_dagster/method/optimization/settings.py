@@ -1,5 +1,6 @@
 """What a recipe says about training: DPO on the selected pairs, or SFT on R_w alone (paper, sections 3.6 and 4.1)."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -166,6 +167,18 @@ class DpoSettings(AnswerTrainingSettings):
     def _fill(cls, given: Any) -> Any:
         preset = given.get("preset") if isinstance(given, dict) else None
         return {**PRESETS[preset], **given} if isinstance(preset, str) and preset in PRESETS else given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nll_by_its_weight(cls, given: Any) -> Any:
+        # The same losses are the same recipe: sft beside another one is what nll_weight adds.
+        loss = given.get("loss") if isinstance(given, dict) else None
+        if not isinstance(loss, dict) or len(loss) < 2 or given.get("nll_weight"):
+            return given
+        weight = loss.get(NLL)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            return given
+        return {**given, "loss": {name: other for name, other in loss.items() if name != NLL}, "nll_weight": weight}
 
     @field_validator("loss")
     @classmethod
