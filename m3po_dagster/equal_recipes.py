@@ -16,10 +16,12 @@ OF_THE_PENALTY = ("delta", "allow_bonus")
 def effective(recipe: "Recipe") -> dict[str, Any]:
     """A recipe's selection and training without what changes nothing in them: name, description, seeds.
 
+    Of the training what only says how fast is no part (`CHANGES_NO_WEIGHT`).
     With alpha = 0 equation 2 has no penalty, so delta and allow_bonus change no pair.
     """
-    settings = recipe.model_dump(mode="json", include={"selection", "training"})
-    selection = recipe.selection
+    selection, training = recipe.selection, recipe.training
+    settings = recipe.model_dump(mode="json", include={"selection"})
+    settings["training"] = None if training is None else training.identity()
     if selection is not None and selection.rule in RULES_WITH_LOSER_SCORE and selection.alpha == 0:
         settings["selection"] = {k: v for k, v in settings["selection"].items() if k not in OF_THE_PENALTY}
     return settings

@@ -15,7 +15,7 @@ from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE, Calibrat
 from m3po_dagster.method.alignment.known_pairs import known_pair_files
 from m3po_dagster.settings import Settings
 from m3po_dagster.storage.fingerprint import canonical_json
-from m3po_dagster.study import ScorerSettings, Study
+from m3po_dagster.study import Recipe, ScorerSettings, Study
 
 NO_WEIGHTS = ("README.md", CALIBRATION_FILE)
 """Files of a model folder that are no part of the model; a calibration counts by its own version."""
@@ -65,8 +65,8 @@ class Identities:
         return self._once("benchmarks", lambda: self._benchmarks(study))
 
     def recipe(self, study: Study, name: str) -> dict:
-        """A recipe's settings; its description does not count."""
-        return portable(study.recipes[name], exclude={"description"})
+        """As `recipe_identity`."""
+        return recipe_identity(study.recipes[name])
 
     def _once(self, name: str, compute: Callable[[], dict]) -> dict:
         if name not in self._known:
@@ -245,6 +245,12 @@ def named_paths(settings: Mapping, prefix: str = "") -> Iterator[tuple[str, Path
             yield from named_paths(value, f"{prefix}{key}.")
         elif isinstance(value, Path):
             yield f"{prefix}{key}", value
+
+
+def recipe_identity(recipe: Recipe) -> dict:
+    """A recipe's settings; its description does not count, nor what changes no weight of its adapter."""
+    training = {} if recipe.training is None else {"training": recipe.training.identity()}
+    return portable(recipe, exclude={"description"}) | training
 
 
 def portable(settings: Settings, exclude: set[str] | None = None) -> dict:

@@ -42,6 +42,8 @@ from m3po_dagster.method.generation.settings import (
     RoundSettings,
     SamplingSettings,
 )
+from m3po_dagster.method.optimization.lora import FOUR_BITS_ON_A_CPU
+from m3po_dagster.method.optimization.pair_records import check_whole
 from m3po_dagster.method.optimization.rlhf_settings import RlhfSettings
 from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
 from m3po_dagster.method.optimization.trainer_settings import LocalTrainerSettings, TrainerSettings
@@ -164,6 +166,13 @@ class Recipe(Settings):
             raise ValueError("a recipe has both selection and training, or neither (the base model)")
         if self.training and self.training.kind == "dpo" and self.selection.rule == "best_only":
             raise ValueError("rule best_only gives no rejected answer, which DPO needs; use it with training kind sft")
+        weighed = self.training and self.training.kind == "dpo" and self.training.pair_weight == "mas_gap"
+        if weighed and not self.selection.prefers_higher_mas:
+            raise ValueError(
+                f"training.pair_weight mas_gap needs pairs whose chosen answer has the higher MAS, and rule "
+                f"{self.selection.rule} by {self.selection.ranks_by} makes others: use pair_weight none, or a rule "
+                "that prefers the answer of higher MAS"
+            )
         if self.training and (self.training.kind == "rlhf") != (self.selection.rule == EVERY_ANSWER):
             raise ValueError(
                 f"rule {EVERY_ANSWER} keeps every scored answer, which training kind rlhf needs for its proxy reward "
@@ -287,9 +296,21 @@ class Study(Settings):
                     )
             elif recipe.training:
                 try:
-                    self.trainer.division(recipe.training.batch_size)
+                    _, passes = self.trainer.division(recipe.training.batch_size)
+                    if recipe.training.kind == "dpo":
+                        check_whole(recipe.training.losses, passes * self.trainer.processes)
                 except ValueError as error:
                     raise ValueError(f"recipes.{name}.training: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_be_trained(self) -> "Study":
+        """What only the loaded model would tell comes after sampling, judging and selection."""
+        for name, recipe in self.recipes.items():
+            if not recipe.training or self.model.device != "cpu":
+                continue
+            if recipe.training.model_of(self.model).quantization == "4bit":
+                raise ValueError(f"recipes.{name}.training: model.device is cpu, and {FOUR_BITS_ON_A_CPU}")
         return self
 
     @model_validator(mode="after")

@@ -70,3 +70,55 @@ def test_a_model_spread_over_all_gpus_has_none_left_for_other_processes(tmp_path
     )
     with pytest.raises(StudyError, match=r"trainer\.kind accelerate gives each process a GPU of its own"):
         load_study(path)
+
+
+def recipe(tmp_path, selection: str, training: str, *lines: str, device: str = "cpu"):
+    """The embedded study with one more recipe, and further lines."""
+    (tmp_path / "base.yaml").write_text(TEXT)
+    added = f"recipes: {{added: {{selection: {selection}, training: {training}}}}}"
+    path = tmp_path / "study.yaml"
+    path.write_text("\n".join(["extends: base.yaml", f"model: {{device: {device}}}", added, *lines]) + "\n")
+    return load_study(path)
+
+
+DIVIDED = ("trainer: {kind: local, per_device_batch_size: 4}", "trainer: {kind: accelerate, processes: 2}")
+
+
+@pytest.mark.parametrize("trainer", DIVIDED)
+@pytest.mark.parametrize("loss", ["aot", "{sigmoid: 1, aot_unpaired: 0.5}"])
+def test_a_loss_across_pairs_is_not_divided(tmp_path, trainer, loss):
+    """It would be refused when sampling, judging and selection are paid for."""
+    with pytest.raises(StudyError, match=r"added\.training: a loss that sorts .* 2 parts of it: .* kind local"):
+        recipe(tmp_path, "{rule: m3p}", f"{{kind: dpo, loss: {loss}}}", trainer)
+    assert recipe(tmp_path, "{rule: m3p}", f"{{kind: dpo, loss: {loss}}}").trainer.kind == "local"
+    assert recipe(tmp_path, "{rule: m3p}", "{kind: dpo, loss: sigmoid}", trainer).recipes["added"].trains
+
+
+@pytest.mark.parametrize(
+    "selection",
+    ["{rule: flipped}", "{rule: random}", "{rule: longest}", "{rule: reward_max_min, reward: clip}"],
+)
+def test_pairs_are_not_weighed_by_a_gap_that_may_be_none(tmp_path, selection):
+    with pytest.raises(StudyError, match=r"recipes\.added: training\.pair_weight mas_gap .*: use pair_weight none, or"):
+        recipe(tmp_path, selection, "{kind: dpo, pair_weight: mas_gap}")
+    assert recipe(tmp_path, selection, "{kind: dpo}").recipes["added"].trains
+
+
+@pytest.mark.parametrize(
+    "selection",
+    ["m3p", "m3p, score: clip", "vanilla", "sweet_spot", "margin_pairs", "reward_max_min, reward: mas"],
+)
+def test_pairs_of_a_higher_mas_are(tmp_path, selection):
+    assert recipe(tmp_path, f"{{rule: {selection}}}", "{kind: dpo, pair_weight: mas_gap}").recipes["added"].trains
+
+
+@pytest.mark.parametrize(
+    ("selection", "training"),
+    [("{rule: m3p}", "kind: dpo"), ("{rule: best_only}", "kind: sft"), ("{rule: every_answer}", "kind: rlhf")],
+)
+def test_four_bits_are_not_trained_on_a_cpu(tmp_path, selection, training):
+    refusal = r"recipes\.added\.training: model\.device is cpu, and 4-bit weights .*: use a GPU, 8bit, or no quant"
+    with pytest.raises(StudyError, match=refusal):
+        recipe(tmp_path, selection, f"{{{training}, quantization: 4bit}}")
+    assert recipe(tmp_path, selection, f"{{{training}, quantization: 8bit}}").recipes["added"].trains
+    assert recipe(tmp_path, selection, f"{{{training}, quantization: 4bit}}", device="auto").recipes["added"].trains

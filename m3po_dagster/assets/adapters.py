@@ -97,11 +97,10 @@ def train_seed(
 ) -> Artifact:
     """The adapter of one seed, from the store or trained now."""
     training = work.study.recipes[work.partition].training
-    settings = {"training": training.model_dump(mode="json"), "seed": seed}
     inputs = {name: item for name, item in work.provenance().items() if not name.startswith("recipe_config")}
     code_version = STAGES["lora_adapter"].code_version
     part = place_of(work, seed)
-    key = training_fingerprint(inputs, settings, code_version)
+    key = training_fingerprint(inputs, {"training": training.identity(), "seed": seed}, code_version)
     found = trained_already(work.store, part, key)
     if found is not None:
         work.log(f"seed {seed}: reused adapter[{found.manifest.partition}] {key[:16]}")
@@ -126,7 +125,8 @@ def train_seed(
                 "margins": (margins, MARGINS),
                 "trajectory": (trajectory, TRAJECTORY),
             },
-            settings=settings,
+            # As it was trained, which may be more than what it is known by.
+            settings={"training": training.model_dump(mode="json"), "seed": seed},
             inputs=inputs,
             code_version=code_version,
             metadata={

@@ -1,8 +1,9 @@
 """Recipes that come to the same training share its adapter: where it lies, and what it is known by.
 
 An adapter is known by what it was trained on and how, never by the recipe that asked first: its fingerprint holds the
-content of the pairs by shard, the training's settings and the seed. So a recipe that is the same as an earlier one, or
-that only got another name, trains nothing; and what was asked of an adapter is asked once.
+content of the pairs by shard, those of the training's settings that decide what comes out, and the seed. So a recipe
+that is the same as an earlier one, or that only got another name, trains nothing; and what was asked of an adapter is
+asked once.
 """
 
 from collections.abc import Mapping

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from m3po_dagster.graph import Head, Part, standings
-from m3po_dagster.identity import portable
+from m3po_dagster.identity import recipe_identity
 from m3po_dagster.inspector.commands import Commands
 from m3po_dagster.lineage.profile import flattened
 from m3po_dagster.storage.artifact import Artifact
@@ -76,7 +76,7 @@ def _edits(
                     configs[item.fingerprint] = find(item.asset, item.partition, item.fingerprint)
     if not configs:
         configs[""] = found.get(("recipe_config", recipe))
-    now = dict(flattened(portable(study.recipes[recipe], exclude={"description"})))
+    now = dict(flattened(recipe_identity(study.recipes[recipe])))
     changes: dict[str, None] = {}
     for config in configs.values():
         if config is not None:

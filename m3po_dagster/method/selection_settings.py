@@ -147,6 +147,11 @@ class SelectionSettings(Settings):
         return {"reward_max_min": self.reward, "longest": LENGTH}.get(self.rule, self.score)
 
     @property
+    def prefers_higher_mas(self) -> bool:
+        """Whether every pair's chosen answer has the higher MAS, or the higher score that stands for it."""
+        return self.rule not in ("flipped", "random") and self.ranks_by == self.score
+
+    @property
     def score_columns(self) -> list[str]:
         """The score columns that are read: MAS or what stands for it, and the reward."""
         return list(dict.fromkeys([MAS, *([] if self.rule == "longest" else [self.ranks_by])]))

@@ -424,8 +424,18 @@ TRAINING_LOG = TableSchema(
             column("learning_rate", pa.float64(), "learning rate of the step"),
             column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
             column("token_accuracy", pa.float64(), "share of answer tokens that are the likeliest", nullable=True),
-            column("reward_accuracy", pa.float64(), "share of pairs with the higher reward for R_w", nullable=True),
-            column("reward_margin", pa.float64(), "mean reward of R_w minus that of R_l", nullable=True),
+            column(
+                "reward_accuracy",
+                pa.float64(),
+                "share of pairs with the higher reward for R_w, rewards as in reward_margin",
+                nullable=True,
+            ),
+            column(
+                "reward_margin",
+                pa.float64(),
+                "mean reward of R_w minus that of R_l, as the loss has it: with ld_alpha, tails weighted",
+                nullable=True,
+            ),
             column("chosen_logp", pa.float64(), "mean sum of R_w's log-probs, nats", nullable=True),
             column("rejected_logp", pa.float64(), "mean sum of R_l's log-probs, nats", nullable=True),
             column("reward", pa.float64(), "mean proxy reward of the answers that rlhf sampled", nullable=True),
@@ -446,7 +456,12 @@ MARGINS = TableSchema(
             column(
                 "reward_margin_before", pa.float64(), "reward margin before training: 0 by definition", nullable=True
             ),
-            column("reward_margin", pa.float64(), "reward margin after training", nullable=True),
+            column(
+                "reward_margin",
+                pa.float64(),
+                "reward margin after training, of whole answers (also with ld_alpha)",
+                nullable=True,
+            ),
             column("loss_before", pa.float64(), "the pair's own loss under the base model", nullable=True),
             column("loss", pa.float64(), "the pair's own loss under the adapter", nullable=True),
             column("chosen_logp_before", pa.float64(), "log P of R_w under the base model, nats"),
@@ -465,9 +480,14 @@ TRAJECTORY = TableSchema(
             column("pair_id", pa.string(), "the pair"),
             column("step", pa.int64(), "the optimiser step that saw it; what follows is from before its update"),
             column("loss", pa.float64(), "the pair's own loss", nullable=True),
-            column("reward_margin", pa.float64(), "its reward of R_w minus that of R_l", nullable=True),
-            column("chosen_logp", pa.float64(), "log P of R_w, nats"),
-            column("rejected_logp", pa.float64(), "log P of R_l, nats", nullable=True),
+            column(
+                "reward_margin",
+                pa.float64(),
+                "its reward of R_w minus that of R_l, as the loss has it: with ld_alpha, tails weighted",
+                nullable=True,
+            ),
+            column("chosen_logp", pa.float64(), "log P of R_w, whole, nats"),
+            column("rejected_logp", pa.float64(), "log P of R_l, whole, nats", nullable=True),
         ]
     ),
     counts=False,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from m3po_dagster.current import DATA_VERSION_TAG, FINGERPRINT_METADATA
 from m3po_dagster.graph import Head, Part, part_fingerprint
-from m3po_dagster.identity import Identities, portable
+from m3po_dagster.identity import Identities, recipe_identity
 from m3po_dagster.method.selection import select_pairs
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.fingerprint import fingerprint
@@ -164,7 +164,7 @@ class MadeStudy:
 
     def add_recipe_config(self, recipe: str) -> Artifact:
         """recipe_config of a recipe as the study file has it."""
-        settings = portable(load_study(self.path).recipes[recipe], exclude={"description"})
+        settings = recipe_identity(load_study(self.path).recipes[recipe])
         rows = [{"fact": name, "value": json.dumps(value)} for name, value in settings.items()]
         table = pa.Table.from_pylist(rows, schema=IDENTITY.schema)
         return self.commit("recipe_config", recipe, {"data": (table, IDENTITY)}, settings=settings)

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from optimization_world import World
@@ -122,6 +123,61 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(world, undisturbed, tmp_p
         files, result, done = train(world, tmp_path / "out", every_step(folder))
     assert (files, done, result.resumed_from) == (undisturbed[0], [3, 4, 5, 6], 2)
     assert "checkpoint-3 is not taken up: its" in caplog.text
+
+
+@pytest.fixture
+def at_step():
+    """As much of a trainer as its checkpoints need, at one step of a training."""
+    from accelerate import Accelerator
+
+    def make(step: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            accelerator=Accelerator(cpu=True),
+            args=SimpleNamespace(per_device_train_batch_size=BATCH),
+            state=SimpleNamespace(global_step=step),
+            step_rows=[{"step": step}],
+            trajectory=[],
+        )
+
+    return make
+
+
+def written(folder, trainer, keep=()):
+    """The checkpoint of the trainer's step, written as `Checkpoints` does; `keep` stays beside it."""
+    kept = {path: path.rename(path.with_name("kept")) for path in keep}
+    place = folder / f"checkpoint-{trainer.state.global_step}"
+    place.mkdir(parents=True)
+    (place / "adapter_model.safetensors").write_bytes(b"weights")
+    checkpoints = Checkpoints(folder, minutes=0)
+    checkpoints.spent = lambda: {"seconds": 1.0, "counts": {}}
+    checkpoints.complete(trainer)
+    for path, aside in kept.items():
+        aside.rename(path)
+    return place
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"layout": 1, "files": 3}', b"\xff"], ids=repr)
+def test_a_list_that_cannot_be_read_stops_no_later_attempt(at_step, tmp_path, caplog, content):
+    older = written(tmp_path, at_step(2))
+    newer = written(tmp_path, at_step(3), keep=[older])
+    (newer / WHOLE).write_bytes(content if isinstance(content, bytes) else content.encode())
+    checkpoints, trainer = Checkpoints(tmp_path, minutes=0), at_step(0)
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.take_up(trainer) == str(older)
+    checkpoints.release()
+    assert f"checkpoint-3 is not taken up: its list of files, {WHOLE}, can't be read" in caplog.text
+    assert trainer.step_rows == [{"step": 2}] and not newer.exists()
+
+
+def test_what_lies_beside_the_checkpoints_is_left_alone(at_step, tmp_path):
+    mine = written(tmp_path, at_step(2))
+    (tmp_path / "checkpoint-old").mkdir()
+    (tmp_path / "checkpoint-7").write_text("no folder")
+    checkpoints = Checkpoints(tmp_path, minutes=0)
+    assert checkpoints.take_up(at_step(0)) == str(mine)
+    checkpoints.release()
+    written(tmp_path, at_step(4))
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-7", "checkpoint-old", "lock"}
 
 
 @pytest.mark.slow

@@ -197,3 +197,35 @@ def test_a_recipe_is_its_values_whatever_they_are_written_as():
     assert DpoSettings(preset="safe").model_dump() == DpoSettings(learning_rate=5e-6).model_dump()
     changed = DpoSettings(loss={"sigmoid": 1, "bco_pair": 0.5}, pair_weight="mas_gap", ld_alpha=0.5)
     assert DpoSettings.model_validate_json(changed.model_dump_json()) == changed
+
+
+@pytest.mark.parametrize(
+    ("mix", "by_weight"),
+    [
+        ({"sigmoid": 1, "sft": 0.2}, {"nll_weight": 0.2}),
+        ({"sft": 0.2, "sigmoid": 1.0}, {"nll_weight": 0.2}),
+        ({"hinge": 1, "sft": 1}, {"loss": "hinge", "nll_weight": 1}),
+        (
+            {"sigmoid": 0.8, "sft": 0.2, "bco_pair": 0.3},
+            {"loss": {"sigmoid": 0.8, "bco_pair": 0.3}, "nll_weight": 0.2},
+        ),
+    ],
+    ids=str,
+)
+def test_a_likelihood_term_is_the_same_recipe_in_the_mix_and_by_its_weight(mix, by_weight):
+    one, other = DpoSettings(loss=mix), DpoSettings(**by_weight)
+    assert one == other and one.model_dump_json() == other.model_dump_json()
+    assert one.losses == mix and one.model_dump(exclude_unset=True)["nll_weight"] == mix["sft"]
+    assert other.nll_weight == by_weight["nll_weight"] and other.model_dump()["nll_weight"] == by_weight["nll_weight"]
+
+
+def test_the_likelihood_alone_stays_the_loss():
+    assert DpoSettings(loss={"sft": 0.5}).losses == {"sft": 0.5}
+    assert DpoSettings(loss={"sft": 1}).loss == "sft"
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("inf"), "much"])
+def test_a_weight_that_can_not_be_is_told_where_it_stands(weight):
+    with pytest.raises(ValidationError) as refused:
+        DpoSettings(loss={"sigmoid": 1, "sft": weight})
+    assert [error["loc"][0] for error in refused.value.errors()] == ["loss"]

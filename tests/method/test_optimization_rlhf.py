@@ -8,6 +8,7 @@ import pytest
 from optimization_world import World
 from pydantic import ValidationError
 
+from m3po_dagster.method.generation.model import load_model
 from m3po_dagster.method.optimization import rlhf
 from m3po_dagster.method.optimization.answer_features import AnswerFeatures
 from m3po_dagster.method.optimization.examples import PreferenceExample
@@ -187,6 +188,9 @@ def test_what_cannot_be_trained_on_is_refused(world, examples):
     loaded = world.load()
     with pytest.raises(ValueError, match="no examples to train on"):
         fit_rlhf(loaded, [], SETTINGS, SEED)
+    four_bits = load_model(world.settings.model_copy(update={"quantization": "4bit"}))
+    with pytest.raises(ValueError, match="4-bit weights can't be trained on a CPU"):
+        fit_rlhf(four_bits, examples, SETTINGS, SEED)
     placeholder = loaded.image_token_id
     with pytest.raises(ValueError, match="pair pair-0:0: an answer holds the image placeholder"):
         fit_rlhf(loaded, [replace(examples[0], chosen_ids=(placeholder, 2)), *examples[1:]], SETTINGS, SEED)

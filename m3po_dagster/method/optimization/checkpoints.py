@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 WHOLE = "whole.json"
 ROWS = "rows.json"
 _LOCK = "lock"
+_NAME = re.compile(r"checkpoint-[0-9]+")
 _LOG = logging.getLogger(__name__)
 
 
@@ -109,7 +111,8 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         """Every checkpoint, whole or not, the newest first."""
-        found = self.folder.glob("checkpoint-*")
+        # What somebody put beside them is not this training's to judge or to remove.
+        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
         return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
     def _newest(self, layout: dict[str, Any]) -> str | None:
@@ -137,11 +140,14 @@ def _why_not(checkpoint: Path, layout: dict[str, Any]) -> str:
     """Why a checkpoint can't be taken up; empty when it can."""
     try:
         record = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
+        made_by, files = record["layout"], dict(record["files"])
     except FileNotFoundError:
         return "its writing was interrupted"
-    if record["layout"] != layout:
-        return f"it was made by a training divided as {record['layout']}, this one is {layout}"
-    for name, digest in record["files"].items():
+    except (ValueError, KeyError, TypeError):
+        return f"its list of files, {WHOLE}, can't be read"
+    if made_by != layout:
+        return f"it was made by a training divided as {made_by}, this one is {layout}"
+    for name, digest in files.items():
         path = checkpoint / name
         if not path.is_file() or _sha256_on_disk(path) != digest:
             return f"its {name} is not what was written"

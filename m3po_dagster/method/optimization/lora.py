@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from peft import LoraConfig, PeftModel
 
+FOUR_BITS_ON_A_CPU = "4-bit weights can't be trained on a CPU: use a GPU, 8bit, or no quantization (model, training)"
+
 
 def language_model_and_tower(model: Any) -> tuple[Any, Any]:
     """The modules of `model` that read the text, its LM head apart, and the image.
@@ -41,9 +43,7 @@ def check_trainable(loaded: LoadedModel) -> None:
     """Raises ValueError for 4-bit weights on a CPU."""
     if loaded.precision.endswith("+4bit") and loaded.device.type == "cpu":
         # bitsandbytes packs them for a product that has no gradient: most of the adapter would silently stay as it is.
-        raise ValueError(
-            "4-bit weights can't be trained on a CPU: use a GPU, 8bit, or no quantization (model, training)"
-        )
+        raise ValueError(FOUR_BITS_ON_A_CPU)
 
 
 def language_model_linears(model: Any) -> str:

@@ -6,7 +6,7 @@ once more on the rows of each pair alone: the arithmetic of every loss stays TRL
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields
 from functools import partial
 from types import SimpleNamespace
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 ACROSS_PAIRS = frozenset({"aot", "aot_unpaired"})
 """Losses that sort a whole step's answers: no part of one belongs to a pair."""
+
+
+def check_whole(losses: Collection[str], parts: int) -> None:
+    """Raises ValueError for a loss across pairs whose step is computed in several parts."""
+    if parts > 1 and ACROSS_PAIRS & set(losses):
+        raise ValueError(
+            f"a loss that sorts the answers of a whole step ({', '.join(sorted(ACROSS_PAIRS))}) can't be computed from "
+            f"{parts} parts of it: train it with trainer kind local, without per_device_batch_size"
+        )
 
 
 def recording(trainer_class: type) -> type:

@@ -20,7 +20,7 @@ from m3po_dagster.method.optimization.backbone import give_backbone
 from m3po_dagster.method.optimization.batches import Batches
 from m3po_dagster.method.optimization.examples import PreferenceExample, check_examples
 from m3po_dagster.method.optimization.health import against_base
-from m3po_dagster.method.optimization.lora import lora_config, save_adapter
+from m3po_dagster.method.optimization.lora import check_trainable, lora_config, save_adapter
 from m3po_dagster.method.optimization.proxy_reward import fit_proxy_reward, forwards, split
 from m3po_dagster.method.optimization.rlhf_settings import RlhfSettings
 from m3po_dagster.method.optimization.run import (
@@ -69,6 +69,7 @@ def fit_rlhf(
     """`train_rlhf` on a model in memory, which gets the adapter; returns TRL's trainer too, `trainer.model` trained."""
     check_examples(examples, needs_rejected=False)
     Batches(loaded, examples)  # refuses answers that hold the image placeholder
+    check_trainable(loaded)
     check_processor(loaded)
     prompts = list({example.prompt.prompt_id: example.prompt for example in examples}.values())
     parts = split(examples, settings, seed)

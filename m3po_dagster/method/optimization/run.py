@@ -15,7 +15,7 @@ from m3po_dagster.method.optimization.backbone import give_backbone
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.optimization.execution import PLAIN, Execution, processes
 from m3po_dagster.method.optimization.lora import check_trainable, language_model_and_tower, lora_config, save_adapter
-from m3po_dagster.method.optimization.pair_records import ACROSS_PAIRS, base_loss
+from m3po_dagster.method.optimization.pair_records import base_loss, check_whole
 from m3po_dagster.method.optimization.settings import DpoSettings, LoraSettings, SftSettings
 from m3po_dagster.method.optimization.watched import Progress, watched
 
@@ -149,13 +149,8 @@ def new_trainer(
     """
     from transformers import PrinterCallback
 
-    pieces = config.gradient_accumulation_steps * processes()
-    if pieces > 1 and ACROSS_PAIRS & set(config.loss_type if isinstance(config.loss_type, list) else ()):
-        raise ValueError(
-            f"a loss that sorts the answers of a whole step ({', '.join(sorted(ACROSS_PAIRS))}) can't be computed from "
-            f"{pieces} parts of it: train it with trainer kind local, without per_device_batch_size"
-        )
-
+    losses = config.loss_type if isinstance(config.loss_type, list) else ()
+    check_whole(losses, config.gradient_accumulation_steps * processes())
     check_trainable(loaded)
     give_backbone(loaded.model)
     # The base model's own, since the stored log-probs are without it; the adapter comes after.

@@ -1,5 +1,6 @@
 """What a recipe says about training: DPO on the selected pairs, or SFT on R_w alone (paper, sections 3.6 and 4.1)."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -13,6 +14,15 @@ PRESETS = {
     "safe": {"learning_rate": 5e-6, "batch_size": 8, "warmup_ratio": 0.05, "epochs": 1},
 }
 """Section 4.1's settings, and the same at a learning rate that is usual for DPO with LoRA (1e-7 to 1e-5)."""
+
+CHANGES_NO_WEIGHT = (
+    "gradient_checkpointing",
+    "image_features",
+    "image_features_gb",
+    "reference_sample",
+    "answers_at_once",
+)
+"""Settings that say how fast, in how much memory, or how closely watched: the adapter that comes out is the same."""
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Loss = Annotated[
@@ -55,6 +65,15 @@ class TrainingSettings(Settings):
         "Its log-probs differ from those stored, so that the reference is scored again, in those bits. "
         "4bit needs a GPU.",
     )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the adapter, as plain JSON: the settings with those of CHANGES_NO_WEIGHT at their defaults.
+
+        They are not left out, so that what was trained with the defaults before they were no part of it is still found.
+        """
+        fields = type(self).model_fields
+        plain = {name: fields[name].get_default() for name in CHANGES_NO_WEIGHT if name in fields}
+        return self.model_copy(update=plain).model_dump(mode="json")
 
     def model_of(self, model: ModelSettings) -> ModelSettings:
         """The study's model as training loads it."""
@@ -148,6 +167,18 @@ class DpoSettings(AnswerTrainingSettings):
     def _fill(cls, given: Any) -> Any:
         preset = given.get("preset") if isinstance(given, dict) else None
         return {**PRESETS[preset], **given} if isinstance(preset, str) and preset in PRESETS else given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nll_by_its_weight(cls, given: Any) -> Any:
+        # The same losses are the same recipe: sft beside another one is what nll_weight adds.
+        loss = given.get("loss") if isinstance(given, dict) else None
+        if not isinstance(loss, dict) or len(loss) < 2 or given.get("nll_weight"):
+            return given
+        weight = loss.get(NLL)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            return given
+        return {**given, "loss": {name: other for name, other in loss.items() if name != NLL}, "nll_weight": weight}
 
     @field_validator("loss")
     @classmethod
