@@ -26,7 +26,7 @@ class DeviceUse:
     def __init__(self, served: bool = False) -> None:
         """`served`: the model at work is on a server, so that nothing is known of device or memory."""
         self._served = served
-        if (torch := _torch_with_gpu()) is not None:
+        if (torch := torch_with_gpu()) is not None:
             for number in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(number)
         _reset_resident_peak()
@@ -38,7 +38,7 @@ class DeviceUse:
         """
         if self._served:
             return {DEVICE: SERVER, DEVICES: 1, PEAK_MEMORY: None}
-        if (torch := _torch_with_gpu()) is not None:
+        if (torch := torch_with_gpu()) is not None:
             peaks = [torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count())]
             if used := [number for number, peak in enumerate(peaks) if peak]:
                 return {
@@ -49,7 +49,7 @@ class DeviceUse:
         return {DEVICE: processor(), DEVICES: 1, PEAK_MEMORY: resident_peak()}
 
 
-def _torch_with_gpu() -> ModuleType | None:
+def torch_with_gpu() -> ModuleType | None:
     """Torch once something has used a GPU through it: a step that loads no model must not load torch for this."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from statistics import median
 
-from m3po_dagster.lineage.manifests import ADAPTER
+from m3po_dagster.lineage.manifests import ADAPTER, seconds_of
 from m3po_dagster.storage.store import ArtifactStore
 
 ANSWERS = "benchmark_answers"
@@ -26,7 +26,7 @@ class TrainingTimes:
 def training_times(store: ArtifactStore, kind: str) -> TrainingTimes | None:
     """The times of the store's trainings of a kind (dpo, sft, ...); None where it has none."""
     trained = {
-        artifact.fingerprint: artifact.manifest.seconds
+        artifact.fingerprint: seconds_of(artifact.manifest)
         for artifact in store.list(ADAPTER)
         if artifact.manifest.settings["training"]["kind"] == kind
     }

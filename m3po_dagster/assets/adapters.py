@@ -22,7 +22,7 @@ from m3po_dagster.assets.training_checks import health_picture, health_table, tr
 from m3po_dagster.device_use import DeviceUse
 from m3po_dagster.graph import STAGES, label
 from m3po_dagster.inspector.links import prompts_url
-from m3po_dagster.lineage.manifests import Manifests
+from m3po_dagster.lineage.manifests import TRAINING_SECONDS, Manifests
 from m3po_dagster.lineage.profile import TRAINED_ON_COLUMNS, abridged, trained_on_rows
 from m3po_dagster.lineage.unlearned import by_gain, not_learned, outcomes
 from m3po_dagster.materialise import Built, Work, materialise, reference
@@ -133,11 +133,11 @@ def train_seed(
                 "finite": finite(out) and all(np.isfinite([*(row["loss"] for row in result.log), *health.values()])),
                 "health": {name: value for name, value in health.items() if np.isfinite(value)},
                 "reward accuracy": float(np.mean([margin > 0 for margin in gained])) if gained else None,
-                "training seconds": result.seconds,
+                TRAINING_SECONDS: result.seconds,
                 "examples": result.n_examples,
                 "trainable parameters": result.n_trainable,
                 **use.facts(),
-                "peak memory": result.peak_memory,
+                **result.used,
                 "processes": work.study.trainer.processes,
                 "resumed from step": result.resumed_from,
                 **{name.replace("_", " "): number for name, number in result.counts.items()},

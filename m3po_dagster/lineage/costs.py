@@ -1,7 +1,7 @@
 """What the results of a study took: device-hours, peak memory and money by stage (the paper's Table 7).
 
 Read from the manifests of everything that some scores stand on. What several recipes stand on is there once and counts
-once; time and memory are those of the run that made it, however often it was reused since.
+once; time and memory are those of making it, however often it was reused since.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from m3po_dagster.device_use import DEVICE, DEVICES, PEAK_MEMORY
-from m3po_dagster.lineage.manifests import ADAPTER, Manifests, key_of, recipe_of
+from m3po_dagster.lineage.manifests import ADAPTER, Manifests, key_of, recipe_of, seconds_of
 from m3po_dagster.storage.artifact import Artifact
-from m3po_dagster.storage.manifest import InputRef, Manifest
+from m3po_dagster.storage.manifest import InputRef
 from m3po_dagster.storage.names import ArtifactKey
 from m3po_dagster.storage.tables import COSTS
 
@@ -67,7 +67,7 @@ def _part(key: ArtifactKey) -> str:
 def _row(stage: str, part: str, device: str, some: list[_Stood]) -> dict[str, object]:
     kept = [one.artifact.manifest for one in some if one.artifact is not None]
     peaks = [peak for manifest in kept if (peak := manifest.metadata.get(PEAK_MEMORY)) is not None]
-    hours = [_seconds(manifest) * _devices(manifest.metadata) / SECONDS_AN_HOUR for manifest in kept]
+    hours = [seconds_of(manifest) * _devices(manifest.metadata) / SECONDS_AN_HOUR for manifest in kept]
     spent = [cost for manifest in kept if (cost := _money(manifest.metadata)) is not None]
     recipe, _, seed = part.partition("|")
     return {
@@ -83,11 +83,6 @@ def _row(stage: str, part: str, device: str, some: list[_Stood]) -> dict[str, ob
         "peak_memory": max(peaks, default=None),
         "money": sum(spent) if spent else None,
     }
-
-
-def _seconds(manifest: Manifest) -> float:
-    """Of the run that made an object; a training that went on from a checkpoint knows what it took before."""
-    return max(manifest.seconds, manifest.metadata.get(TRAINING_SECONDS, 0.0))
 
 
 def _devices(metadata: Mapping) -> int:

@@ -1,7 +1,7 @@
 """A store's manifests, each read at most once, however many branches of a lineage lead to it."""
 
 from m3po_dagster.storage.artifact import Artifact
-from m3po_dagster.storage.manifest import InputRef
+from m3po_dagster.storage.manifest import InputRef, Manifest
 from m3po_dagster.storage.names import ArtifactKey
 from m3po_dagster.storage.store import ArtifactStore
 
@@ -12,6 +12,9 @@ RECIPE_ADAPTERS = "lora_adapter"
 """A recipe's adapters, one a seed."""
 
 PAIRS = "preference_pairs"
+
+TRAINING_SECONDS = "training seconds"
+"""What an adapter's metadata calls the time of its whole training, that of the attempts before the last included."""
 
 
 def key_of(ref: InputRef) -> ArtifactKey:
@@ -35,6 +38,14 @@ def trained_for(recipe_adapters: Artifact, recipe_and_seed: str) -> InputRef | N
     It lies under the name of another recipe where two come to the same training.
     """
     return recipe_adapters.manifest.inputs.get(f"{ADAPTER}[{recipe_and_seed}]")
+
+
+def seconds_of(manifest: Manifest) -> float:
+    """Seconds that making an object took.
+
+    A manifest's own are those of the run that committed it; a training that went on from a checkpoint took longer.
+    """
+    return max(manifest.seconds, manifest.metadata.get(TRAINING_SECONDS, 0.0))
 
 
 class Manifests:

@@ -1,9 +1,12 @@
 """The trainer as a deployment runs it: by the recipe's kind, on TRL, in one process or several."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m3po_dagster.device_use import torch_with_gpu
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.optimization.rlhf_settings import RlhfSettings
@@ -29,9 +32,12 @@ class TrainerResource:
         from m3po_dagster.method.optimization.lora import check_trainable
         from m3po_dagster.method.optimization.reference import rescored
 
-        loaded = load_model(model)
-        check_trainable(loaded)
-        return rescored(loaded, examples, progress)
+        with forgotten():
+            loaded = load_model(model)
+            check_trainable(loaded)
+            scored = rescored(loaded, examples, progress)
+            del loaded
+        return scored
 
     def train(
         self,
@@ -46,4 +52,19 @@ class TrainerResource:
         """Trains where the study says and writes the adapter into the folder `out`; checkpoints go into `scratch`."""
         from m3po_dagster.method.optimization.train import train
 
-        return train(study.trainer, study.model, examples, settings, seed, out, scratch, progress)
+        with forgotten():
+            return train(study.trainer, study.model, examples, settings, seed, out, scratch, progress)
+
+
+@contextlib.contextmanager
+def forgotten() -> Iterator[None]:
+    """What the work inside let go of is freed on leaving, so that the next seed's model finds the memory.
+
+    A trainer and its model hold each other: until the collector comes by, two models would be in memory.
+    """
+    try:
+        yield
+    finally:
+        gc.collect()
+        if (torch := torch_with_gpu()) is not None:
+            torch.cuda.empty_cache()

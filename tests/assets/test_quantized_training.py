@@ -12,7 +12,6 @@ from m3po_dagster.method.generation.model import load_model
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
-from m3po_dagster.method.optimization.train import train
 from m3po_dagster.method.optimization.trainer_settings import LocalTrainerSettings
 from m3po_dagster.resources.trainer import TrainerResource
 from m3po_dagster.storage.store import ArtifactStore
@@ -34,6 +33,10 @@ def world(tmp_path_factory):
         logps = [one.sum_logp for one in score_continuations(loaded, prompt, ANSWERS)]
         examples.append(PreferenceExample(prompt.prompt_id, prompt, *ANSWERS, *logps))
     return SimpleNamespace(model=model, examples=examples)
+
+
+def study_of(world):
+    return SimpleNamespace(model=world.model, trainer=LocalTrainerSettings())
 
 
 def reference(world, training, folder, monkeypatch):
@@ -70,15 +73,8 @@ def test_the_adapter_serves_the_model_in_full(world, tmp_path, monkeypatch):
 
     examples, _ = reference(world, TRAINING, tmp_path / "store", monkeypatch)
     told = []
-    result = train(
-        LocalTrainerSettings(),
-        world.model,
-        examples,
-        TRAINING,
-        0,
-        tmp_path / "out",
-        tmp_path / "scratch",
-        lambda *step: told.append(step),
+    result = TrainerResource().train(
+        study_of(world), examples, TRAINING, 0, tmp_path / "out", tmp_path / "scratch", lambda *step: told.append(step)
     )
     assert told == [(1, 1)]
     tuned = load_model(world.model, tmp_path / "out")
@@ -97,6 +93,7 @@ def test_sft_trains_in_the_bits_it_asks_for(world, tmp_path, monkeypatch):
     loaded = []
     monkeypatch.setattr(sft, "load_model", lambda model: loaded.append(load_model(model)) or loaded[0])
     settings = SftSettings(batch_size=2, quantization="8bit")
-    scratch = tmp_path / "scratch"
-    train(LocalTrainerSettings(), world.model, world.examples, settings, 0, tmp_path / "out", scratch, lambda *_: None)
+    TrainerResource().train(
+        study_of(world), world.examples, settings, 0, tmp_path / "out", tmp_path / "scratch", lambda *step: None
+    )
     assert [one.precision for one in loaded] == ["float16+8bit"]

@@ -119,14 +119,14 @@ def test_steps_without_a_model_and_what_only_sums_up_are_no_stages(world):
     assert not stages & {"preference_pairs", "lora_adapter", "benchmark_scores", "base_model"}
 
 
-def test_a_training_that_went_on_from_a_checkpoint_counts_whole(world):
+def test_a_training_that_was_resumed_took_all_its_attempts(world):
     store, scores = world
     manifests = Manifests(store)
-    (resumed,) = [one for one in manifests.all("adapter") if one.key.partition == "sft|0"]
-    facts = {**resumed.manifest.metadata, "training seconds": 3 * 3600.0}
-    manifests._found[resumed.key] = replace(resumed, manifest=resumed.manifest.model_copy(update={"metadata": facts}))
+    (resumed,) = [one for one in manifests.all("adapter") if one.key.partition == "m3po|1"]
+    whole = {**resumed.manifest.metadata, "training seconds": 2 * resumed.manifest.seconds}
+    manifests._found[resumed.key] = replace(resumed, manifest=resumed.manifest.model_copy(update={"metadata": whole}))
     rows = {(row["stage"], row["part"]): row for row in costs(manifests, scores).to_pylist()}
-    assert rows["adapter", "sft|0"]["device_hours"] == 3.0
+    assert rows["adapter", "m3po|1"]["device_hours"] == 6.0
 
 
 def test_what_the_store_lost_is_counted_and_old_results_have_no_device(world):

@@ -62,11 +62,7 @@ def every_step(folder) -> Execution:
 
 def figures(result) -> dict:
     """All of a result but what depends on the attempts."""
-    return {
-        name: value
-        for name, value in asdict(result).items()
-        if name not in ("seconds", "peak_memory", "counts", "resumed_from")
-    }
+    return {name: value for name, value in asdict(result).items() if name not in ("seconds", "counts", "resumed_from")}
 
 
 # In the first epoch, at its end, in the second.

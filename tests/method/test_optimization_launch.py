@@ -13,6 +13,7 @@ import psutil
 import pytest
 from optimization_world import World
 
+from m3po_dagster.device_use import processor
 from m3po_dagster.method.optimization.job import Job, read_job, write_job
 from m3po_dagster.method.optimization.launch import environment, launch
 from m3po_dagster.method.optimization.settings import DpoSettings, LoraSettings, SftSettings
@@ -148,6 +149,9 @@ def repr_of(row):
 @pytest.mark.slow
 def test_two_processes_train_as_one(world, of_two, tmp_path):
     result, weights, told, addresses = of_two
+    # The launched processes' own account: of this one's memory, theirs say nothing.
+    assert (result.used["device"], result.used["devices"]) == (processor(), 1)
+    assert result.used["peak memory"] > 50_000_000
     same_training((result, weights, told), run(LocalTrainerSettings(), world, tmp_path))
     # Two processes at least met somewhere, and nowhere that a network reaches.
     assert addresses == {"127.0.0.1"}

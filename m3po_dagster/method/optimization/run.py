@@ -1,8 +1,6 @@
 """What a DPO and an SFT run share: the trainer's arguments, the watch over every step, counts, the result."""
 
 import contextlib
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,8 +41,9 @@ class TrainingResult:
     `counts`: language_model_forwards (calls), sequences (rows they held), images_encoded (images the vision
     tower got; one a row, however many tiles it is cut into).
     `facts`: what else the adapter's manifest says, by name.
-    `seconds` covers checking, training and measuring, not loading. `peak_memory` is in bytes: allocated on the
-    accelerator, or on a CPU the process's peak resident set; of several processes, the largest.
+    `seconds` covers checking, training and measuring, not loading.
+    `used`: the facts of `DeviceUse` in the launched processes that trained, the peak of the fullest; empty where it
+    was this process, whose own account they are.
     `resumed_from` is the step whose checkpoint was taken up, 0 for none. Rows, counts and seconds are those of the
     whole training, the steps before included; counts are of all processes together.
     `health`: what `health.health` measured of the trained model, outside of counts and seconds.
@@ -56,11 +55,11 @@ class TrainingResult:
     seconds: float
     n_examples: int
     n_trainable: int
-    peak_memory: int
     trajectory: list[dict[str, Any]] = field(default_factory=list)
     resumed_from: int = 0
     health: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, float | int | None] = field(default_factory=dict)
+    used: Mapping[str, object] = field(default_factory=dict)
 
 
 def trainer_arguments(
@@ -248,8 +247,7 @@ def write_adapter(trainer: Any, model: ModelSettings, out: Path) -> None:
 
 @contextlib.contextmanager
 def measured(model: Any, execution: Execution = PLAIN) -> "Iterator[dict[str, Any]]":
-    """Gives counts, seconds, peak_memory and resumed_from of `TrainingResult` for the work inside, whole on leaving."""
-    import torch
+    """Gives counts, seconds and resumed_from of `TrainingResult` for the work inside, whole on leaving."""
     from accelerate.utils import gather_object
 
     counts = {"language_model_forwards": 0, "sequences": 0, "images_encoded": 0}
@@ -275,9 +273,6 @@ def measured(model: Any, execution: Execution = PLAIN) -> "Iterator[dict[str, An
         decoder.register_forward_pre_hook(language_model, with_kwargs=True),
         tower.register_forward_pre_hook(vision_tower),
     ]
-    on_gpu = model.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(model.device)
     started = time.perf_counter()
 
     def spent() -> dict[str, Any]:
@@ -297,12 +292,6 @@ def measured(model: Any, execution: Execution = PLAIN) -> "Iterator[dict[str, An
         for hook in hooks:
             hook.remove()
     measures |= spent()
-    if on_gpu:
-        peak = torch.cuda.max_memory_allocated(model.device)
-    else:
-        # macOS counts bytes, others kibibytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    measures["peak_memory"] = max(gather_object([peak]))
     measures["resumed_from"] = execution.checkpoints.carried["step"] if execution.checkpoints else 0
 
 

@@ -5,11 +5,12 @@ import os
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
 
+from m3po_dagster.device_use import PEAK_MEMORY, DeviceUse
 from m3po_dagster.method.optimization.checkpoints import Checkpoints
 from m3po_dagster.method.optimization.execution import Execution
 from m3po_dagster.method.optimization.job import PROGRESS, RESULT, Job, read_job
@@ -34,6 +35,8 @@ def main(folder: Path) -> None:
 
 def work(folder: Path, rank: int) -> None:
     """Trains; the first process tells the steps and writes the result."""
+    from accelerate.utils import gather_object
+
     job, examples = read_job(folder)
     threading.Thread(target=end_with, args=(job.owner, job.owner_started), daemon=True).start()
     join(folder, job)
@@ -44,9 +47,13 @@ def work(folder: Path, rank: int) -> None:
 
     checkpoints = Checkpoints(job.checkpoints, job.checkpoint_minutes) if job.checkpoints else None
     train = BY_KIND[job.training.kind]
+    use = DeviceUse()
     result = train(
         job.model, examples, job.training, job.seed, job.out, progress, Execution(checkpoints, job.pass_size)
     )
+    facts = use.facts()
+    facts[PEAK_MEMORY] = max(gather_object([facts[PEAK_MEMORY]]))
+    result = replace(result, used=facts)
     if rank == 0:
         unfinished = folder / f"{RESULT}.tmp"
         unfinished.write_text(json.dumps(asdict(result)), encoding="utf-8")
