@@ -76,12 +76,13 @@ def _benchmarking(study: Study) -> dict:
 
 
 def _reporting(study: Study, identities: Identities, partition: str) -> dict:
-    """What the leaderboard says of the recipes beside their figures."""
+    """What the leaderboard says of the recipes beside their figures, and its title."""
     from dataclasses import asdict
 
     from m3po_dagster import recipe_roles
 
     return {
+        "study": study.name,
         "compare_with": recipe_roles.references(study),
         "questions": [asdict(question) for question in recipe_roles.questions(study)],
         "curves": [asdict(curve) for curve in recipe_roles.curves(study)],

@@ -88,9 +88,14 @@ def _method(study: Study) -> Recipe | None:
     return recipe if recipe and recipe.trains and recipe.selection.rule == "m3p" else None
 
 
+def _trained_alike(recipe: Recipe, method: Recipe) -> bool:
+    """Whether the trainings come to the same, whether a preset filled their settings or they were spelled out."""
+    return recipe.trains and recipe.training.model_dump() == method.training.model_dump()
+
+
 def _alpha_alone(recipe: Recipe, method: Recipe) -> bool:
     """Whether a recipe is the method with another alpha, or its own; without the term delta has no say."""
-    if not recipe.trains or recipe.training != method.training:
+    if not _trained_alike(recipe, method):
         return False
     same = {"alpha": method.selection.alpha}
     if recipe.selection.alpha == 0:
@@ -100,6 +105,6 @@ def _alpha_alone(recipe: Recipe, method: Recipe) -> bool:
 
 def _delta_alone(recipe: Recipe, method: Recipe) -> bool:
     """Whether a recipe is the method with another delta, or its own."""
-    if not recipe.trains or recipe.training != method.training:
+    if not _trained_alike(recipe, method):
         return False
     return recipe.selection.model_copy(update={"delta": method.selection.delta}) == method.selection

@@ -77,6 +77,13 @@ def test_a_change_outside_touches_what_follows_from_it(change, touched, untouche
     assert touched <= assets and not untouched & assets
 
 
+def test_the_study_s_name_is_the_report_s_title_and_no_more():
+    heads = {}
+    make_all(KnownIdentities(), heads)
+    renamed = STUDY.model_copy(update={"name": "another"})
+    assert due(renamed, KnownIdentities(), heads) == [("leaderboard", "")]
+
+
 def test_a_recipe_leaves_other_recipes_alone():
     heads = {}
     make_all(KnownIdentities(), heads)

@@ -52,6 +52,7 @@ def test_the_paper_s_questions_are_asked_of_the_recipes_there_are():
         ("Does M3PO beat SFT on the best answers?", "sft"),
         ("Does M3PO beat vanilla DPO?", "vanilla"),
         ("Does M3PO beat RM-DPO?", "rm_dpo"),
+        ("Does M3PO beat simulated RLHF?", "rlhf"),
     }
     controls = [(one.ours, one.theirs) for one in asked if "control" in one.text]
     for name in ("random", "flipped"):
@@ -75,6 +76,33 @@ def test_a_curve_is_of_recipes_that_differ_in_one_setting_alone():
     ]
     assert [curve.setting for curve in recipe_roles.curves(STUDY)] == ["alpha"]
     assert recipe_roles.curves(study(m3po_alpha0=None)) == []
+
+
+def test_the_leaderboard_study_has_the_curves_of_tables_5_and_6():
+    assert [
+        (curve.setting, list(curve.values.values()))
+        for curve in recipe_roles.curves(load_study("studies/easy_scenes_leaderboard.yaml"))
+    ] == [
+        ("alpha", [0.0, 0.1, 0.25, 0.5, 0.75, 1.0]),
+        ("delta", [0.0, 0.1, 0.2, 0.3]),
+    ]
+
+
+def test_a_recipe_made_from_one_with_a_preset_is_trained_alike():
+    """`m3po sweep` spells out what the preset of m3po filled."""
+    preset = {"training": {"kind": "dpo", "preset": "safe"}}
+    filled = study(m3po=preset).recipes["m3po"].training.model_dump()
+    made = study(
+        m3po=preset,
+        m3po_alpha0=like_m3po(alpha=0) | {"training": filled},
+        wide=like_m3po(delta=0.3) | {"training": filled},
+        slow=like_m3po(alpha=0.9) | {"training": filled | {"learning_rate": 1e-5}},
+    )
+    assert recipe_roles.curves(made) == [
+        Curve("alpha", "m3po", {"m3po_alpha0": 0.0, "m3po": 0.5}),
+        Curve("delta", "m3po", {"m3po": 0.1, "wide": 0.3}),
+    ]
+    assert recipe_roles.questions(made)[0] == Question("Does the confidence term help?", "m3po", "m3po_alpha0")
 
 
 def test_without_the_term_delta_has_no_say():

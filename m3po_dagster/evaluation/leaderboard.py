@@ -51,9 +51,11 @@ def leaderboard(
     each (recipe, seed, benchmark); `benchmarks` the benchmark of each name. `same_as` names for a recipe an equal one
     before it: with the same seeds too, it has that one's figures and counts in no correction.
 
-    `p_corrected` is Holm's over the recipes that a metric compares with the same one. Raises ValueError when base or a
-    per-question table is missing, when a recipe to compare with has no scores, or when two recipes did not answer the
-    same questions.
+    `p_corrected` is Holm's over the recipes that a metric compares with the same one. Of two recipes to compare with,
+    the later one is compared with the earlier; the other way round, it is that row with its signs turned.
+
+    Raises ValueError when base or a per-question table is missing, when a recipe to compare with has no scores, or when
+    two recipes did not answer the same questions.
     """
     values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for row in scores.select(["recipe", "seed", "benchmark", "metric", "value"]).to_pylist():
@@ -81,11 +83,14 @@ def leaderboard(
         for recipe in there:
             for metric, by_seed in values[recipe, name].items():
                 for against in references:
-                    compared = _compared(item, found, same_as, recipe, against, metric, base, seed)
+                    compared = None
+                    if _turned_from(recipe, against, references, same_as) is None:
+                        compared = _compared(item, found, same_as, recipe, against, metric, base, seed)
                     row = _row(recipe, name, metric, against, list(by_seed.values()), compared)
                     rows[recipe].append({**row, "same_as": same_as.get(recipe)})
     result = [row for some in rows.values() for row in some]
     _correct(result)
+    _turn(result, references, same_as)
     return pa.Table.from_pylist(result, LEADERBOARD)
 
 
@@ -144,6 +149,34 @@ def _row(
             "p_value": found.p_value,
         }
     return row
+
+
+def _turned_from(
+    recipe: str, against: str, references: Sequence[str], same_as: Mapping[str, str]
+) -> tuple[str, str] | None:
+    """The two recipes whose row is this one's from the other side; None for a row that is compared itself."""
+    earlier = references[: references.index(against)]
+    firsts = {same_as.get(name, name): name for name in reversed(earlier)}
+    first = same_as.get(recipe, recipe)
+    if first not in firsts or first == same_as.get(against, against):
+        return None
+    return against, firsts[first]
+
+
+def _turn(rows: Sequence[dict], references: Sequence[str], same_as: Mapping[str, str]) -> None:
+    """Fills the rows that are others from the other side: the same two recipes have one interval and one verdict."""
+    known = {(row["recipe"], row["against"], row["benchmark"], row["metric"]): row for row in rows}
+    for (recipe, against, *figure), row in known.items():
+        pair = _turned_from(recipe, against, references, same_as)
+        found = known.get((*pair, *figure)) if pair else None
+        if found and "p_value" in found:
+            row |= {name: value for name, value in found.items() if name not in row}
+            # From 0, for -0.0 is no figure.
+            row |= {
+                "difference": 0 - found["difference"],
+                "ci_low": 0 - found["ci_high"],
+                "ci_high": 0 - found["ci_low"],
+            }
 
 
 def _correct(rows: Sequence[dict]) -> None:

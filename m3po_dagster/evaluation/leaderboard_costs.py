@@ -48,13 +48,13 @@ def stage_table(costs: Rows) -> list[tuple[str, ...]]:
     ]
 
 
-def recipe_table(costs: Rows, recipes: Sequence[str], same_as: Mapping[str, str]) -> list[tuple[str, ...]]:
+def recipe_table(costs: Rows, recipes: Sequence[str]) -> list[tuple[str, ...]]:
     """A line for each recipe that was trained, under RECIPE_HEADS: what the next one like it would take."""
     shared = [row for row in costs if row["recipe"] is None]
     data = sum(row["device_hours"] for row in shared)
     lines = []
     for recipe in recipes:
-        mine = trainings(costs, same_as.get(recipe, recipe))
+        mine = trainings(costs, recipe)
         if mine:
             hours = fmean(row["device_hours"] for row in mine)
             lines.append(
@@ -70,8 +70,8 @@ def recipe_table(costs: Rows, recipes: Sequence[str], same_as: Mapping[str, str]
 
 
 def trainings(costs: Rows, recipe: str) -> list[Mapping[str, Any]]:
-    """The rows of a recipe's trainings, one a seed."""
-    return [row for row in costs if row["stage"] == TRAINING and row["recipe"] == recipe]
+    """The rows of the trainings that a recipe has, one a seed; another recipe may have them too."""
+    return [row for row in costs if any(whose.rpartition("|")[0] == recipe for whose in row["trained_for"])]
 
 
 def sentences(costs: Rows, spent: Mapping[str, float] | None) -> list[str]:

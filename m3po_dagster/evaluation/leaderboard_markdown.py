@@ -58,6 +58,6 @@ def table(grid: Grid) -> str:
 
 
 def _costs(board: Board, costs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    if lines := cost.recipe_table(costs, board.recipes, board.same_as):
+    if lines := cost.recipe_table(costs, board.recipes):
         yield table(Grid(cost.RECIPE_HEADS, lines))
     yield table(Grid(cost.STAGE_HEADS, cost.stage_table(costs), left=3))

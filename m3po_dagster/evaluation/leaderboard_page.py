@@ -105,7 +105,7 @@ def _costs(board: Board, costs: Sequence[Mapping[str, Any]], spent: Mapping[str,
     return {
         "plot": plot,
         "recipe_heads": cost.RECIPE_HEADS,
-        "recipe_lines": cost.recipe_table(costs, board.recipes, board.same_as),
+        "recipe_lines": cost.recipe_table(costs, board.recipes),
         "stage_heads": cost.STAGE_HEADS,
         "stage_lines": cost.stage_table(costs),
         "sentences": cost.sentences(costs, spent),

@@ -16,6 +16,8 @@ NOTE = (
 )
 
 
+ON_A_FIGURE = "on a figure that has a better direction"
+
 _KINDS = ("better", "worse", "moved", "unsure", "open", "alike")
 
 
@@ -111,21 +113,33 @@ def paragraphs(board: Board, against: str) -> list[str]:
 
 
 def curve_sentence(board: Board, curve: Curve) -> str:
-    """Which values of a setting differ significantly from that of the recipe they are compared with."""
-    at = f"{curve.setting} = {curve.values[curve.like]:g}"
-    said = []
+    """Which values of a setting differ significantly from that of the recipe they are compared with; empty where none
+    is compared with it on a figure that has a better direction."""
+    at = f"{curve.setting} = {curve.values[curve.like]:g} ({curve.like})"
+    said, quiet, unknown = [], [], []
     for recipe, value in curve.values.items():
-        found = verdict(board, recipe, curve.like) if recipe != curve.like else None
-        if found is None:
+        if recipe == curve.like:
             continue
-        parts = [
-            f"{name} on {_list(some)}" for name, some in (("better", found.better), ("worse", found.worse)) if some
-        ]
-        if parts:
-            said.append(f"{curve.setting} = {value:g} ({recipe}) is {' and '.join(parts)}")
-    if not said:
-        return f"No value differs significantly from {at} ({curve.like}) on a figure that has a better direction."
-    return f"Against {at} ({curve.like}): {'; '.join(said)}. No other value differs significantly."
+        name, found = f"{curve.setting} = {value:g} ({recipe})", verdict(board, recipe, curve.like)
+        if found is None or not found.judged:
+            unknown.append(name)
+        elif parts := [
+            f"{how} on {_list(some)}" for how, some in (("better", found.better), ("worse", found.worse)) if some
+        ]:
+            said.append(f"{name} is {' and '.join(parts)}")
+        else:
+            quiet.append(name)
+    if not said and not quiet:
+        return ""
+    if said:
+        sentences = [f"Against {at}: {'; '.join(said)}."]
+        if quiet:
+            sentences.append(f"No other value differs significantly {ON_A_FIGURE}.")
+    else:
+        sentences = [f"No value differs significantly from {at} {ON_A_FIGURE}."]
+    if unknown:
+        sentences.append(f"Not compared: {_list(unknown)}.")
+    return " ".join(sentences)
 
 
 def how_decided(board: Board) -> str:

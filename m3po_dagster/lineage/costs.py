@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from m3po_dagster.device_use import DEVICE, DEVICES, PEAK_MEMORY
-from m3po_dagster.lineage.manifests import ADAPTER, Manifests, key_of, recipe_of, seconds_of
+from m3po_dagster.lineage.manifests import ADAPTER, RECIPE_ADAPTERS, Manifests, key_of, seconds_of
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.manifest import InputRef
 from m3po_dagster.storage.names import ArtifactKey
@@ -23,9 +23,6 @@ STAGES = (*DATA_STAGES, ADAPTER, "benchmark_answers", "benchmark_judgements")
 """The stages that load or ask a model. The others take seconds of one core."""
 
 NOT_RECORDED = "not recorded"
-TRAINING_SECONDS = "training seconds"
-"""What an adapter's manifest calls the time its steps took, those before a kill included."""
-
 PROCESSES = "processes"
 """What an adapter's manifest calls the number of processes that trained it, each on a device of its own."""
 
@@ -34,11 +31,15 @@ SECONDS_AN_HOUR = 3600
 
 @dataclass(frozen=True)
 class _Stood:
-    """An object and the recipes whose scores stand on it; None in the place of one that the store no longer holds."""
+    """An object and the recipes whose scores stand on it; None in the place of one that the store no longer holds.
+
+    `trained_for` is each RECIPE|SEED that has the training: it may lie in the store under the name of another recipe.
+    """
 
     key: ArtifactKey
     artifact: Artifact | None
     recipes: tuple[str, ...]
+    trained_for: tuple[str, ...]
 
 
 def costs(manifests: Manifests, scores: Mapping[str, Artifact]) -> pa.Table:
@@ -48,7 +49,7 @@ def costs(manifests: Manifests, scores: Mapping[str, Artifact]) -> pa.Table:
         device = NOT_RECORDED
         if one.artifact is not None:
             device = str(one.artifact.manifest.metadata.get(DEVICE, NOT_RECORDED))
-        groups.setdefault((one.key.asset, _part(one.key), device), []).append(one)
+        groups.setdefault((one.key.asset, _part(one), device), []).append(one)
     order = {stage: place for place, stage in enumerate(STAGES)}
     rows = [
         _row(stage, part, device, some)
@@ -57,11 +58,16 @@ def costs(manifests: Manifests, scores: Mapping[str, Artifact]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=COSTS.schema)
 
 
-def _part(key: ArtifactKey) -> str:
-    """What objects of a stage are counted by: all shards together, a training alone, a recipe's answers together."""
-    if key.asset in DATA_STAGES:
+def _part(one: _Stood) -> str:
+    """What objects of a stage are counted by: all shards together, a training alone, a recipe's answers together.
+
+    Named as the scores name it, not as whoever made it did: a recipe of another name may have been first.
+    """
+    if one.key.asset in DATA_STAGES:
         return ""
-    return key.partition if key.asset == ADAPTER else recipe_of(key.partition)
+    if one.key.asset == ADAPTER:
+        return one.trained_for[0] if one.trained_for else one.key.partition
+    return one.recipes[0]
 
 
 def _row(stage: str, part: str, device: str, some: list[_Stood]) -> dict[str, object]:
@@ -77,6 +83,7 @@ def _row(stage: str, part: str, device: str, some: list[_Stood]) -> dict[str, ob
         "recipe": recipe or None,
         "seed": int(seed) if seed else None,
         "recipes": len({recipe for one in some for recipe in one.recipes}),
+        "trained_for": list(dict.fromkeys(whose for one in some for whose in one.trained_for)),
         "objects": len(some),
         "lost": len(some) - len(kept),
         "device_hours": sum(hours),
@@ -103,8 +110,22 @@ def _stood_on(manifests: Manifests, scores: Mapping[str, Artifact]) -> Iterator[
     for recipe, artifact in scores.items():
         for key in _keys(manifests, artifact):
             found.setdefault(key, {})[recipe] = None
+    had = _trained_for(manifests, scores)
     for key in sorted(found):
-        yield _Stood(key, manifests.find(key), tuple(found[key]))
+        yield _Stood(key, manifests.find(key), tuple(found[key]), tuple(had.get(key, ())))
+
+
+def _trained_for(manifests: Manifests, scores: Mapping[str, Artifact]) -> dict[ArtifactKey, list[str]]:
+    """The trainings behind the scores, and each RECIPE|SEED that has it, as the recipes' adapters name them."""
+    found: dict[ArtifactKey, list[str]] = {}
+    for artifact in scores.values():
+        for ref in manifests.inputs(artifact, RECIPE_ADAPTERS):
+            if (adapters := manifests.find(key_of(ref))) is None:
+                continue
+            for name, trained in adapters.manifest.inputs.items():
+                if trained.asset == ADAPTER:
+                    found.setdefault(key_of(trained), []).append(name.removeprefix(f"{ADAPTER}[").removesuffix("]"))
+    return found
 
 
 def _keys(manifests: Manifests, scores: Artifact) -> set[ArtifactKey]:
@@ -125,7 +146,7 @@ def _keys(manifests: Manifests, scores: Artifact) -> set[ArtifactKey]:
 def _followed(artifact: Artifact) -> Iterator[InputRef]:
     """The inputs that lead on. A recipe's adapters lead to its trainings alone: base has shards of pairs, and none."""
     wanted = None
-    if artifact.key.asset == "lora_adapter":
+    if artifact.key.asset == RECIPE_ADAPTERS:
         wanted = (ADAPTER,)
     elif artifact.key.asset == "benchmark_judgements":
         # The answers it compares with are the base model's, and count there.

@@ -388,11 +388,18 @@ COSTS = TableSchema(
     pa.schema(
         [
             column("stage", pa.string(), "what was done, as the store names it"),
-            column("part", pa.string(), "the recipe, for a training RECIPE|SEED; empty for what all recipes share"),
+            column(
+                "part",
+                pa.string(),
+                "the first recipe that stands on it, for a training RECIPE|SEED; empty for what all recipes share",
+            ),
             column("device", pa.string(), "the device it was done on"),
             column("recipe", pa.string(), "the recipe it was done for; null for what all share", nullable=True),
             column("seed", pa.int64(), "seed of the training", nullable=True),
             column("recipes", pa.int64(), "recipes of the leaderboard that stand on it"),
+            column(
+                "trained_for", pa.list_(pa.string()), "for a training, each RECIPE|SEED that has it; empty for others"
+            ),
             column("objects", pa.int64(), "shards, trainings or benchmarks that are summed up here"),
             column("lost", pa.int64(), "those of them that the store no longer holds, of which nothing is known"),
             column("device_hours", pa.float64(), "hours from start to commit times the devices at work"),

@@ -67,6 +67,43 @@ def test_differences_to_another_recipe(board):
     assert twin["interval_over"] == "seeds and images"
 
 
+TURNED = ("difference", "ci_low", "ci_high")
+SAME = ("p_value", "p_corrected", "significant", "significant_corrected", "interval_over")
+
+
+def check_turned(one, other):
+    """Two rows are one comparison from its two sides."""
+    assert [one[name] for name in SAME] == [other[name] for name in SAME]
+    found = [one[name] for name in TURNED]
+    assert found == ([-other[name] for name in ("difference", "ci_high", "ci_low")])
+
+
+def test_two_recipes_have_one_difference_one_interval_and_one_verdict(board):
+    to_base, rows = rows_of(board), rows_of(board, "m3po")
+    figures = [key[1:] for key in rows if key[0] == "base"]
+    assert len(figures) == 30
+    for figure in figures:
+        check_turned(rows["base", *figure], to_base["m3po", *figure])
+    # What is compared with base already counts in no second correction.
+    p_values = [rows[recipe, "pope", "accuracy"]["p_value"] for recipe in ("same", "alpha0")]
+    corrected = [rows[recipe, "pope", "accuracy"]["p_corrected"] for recipe in ("same", "alpha0")]
+    assert min(corrected) == pytest.approx(min(1, 2 * min(p_values)))
+
+
+def test_any_two_recipes_to_compare_with_are_compared_once(suite, scored):
+    references = ["base", "m3po", "alpha0"]
+    # An equal recipe of an earlier reference is turned with it.
+    table = leaderboard(*scored, suite, references, same_as={"same": "base"}, resamples=100)
+    by = {against: rows_of(table, against) for against in references}
+    for number, earlier in enumerate(references):
+        for later in references[number + 1 :]:
+            check_turned(by[later][earlier, "pope", "accuracy"], by[earlier][later, "pope", "accuracy"])
+    assert by["base"]["same", "pope", "accuracy"]["difference"] is None
+    for against in ("m3po", "alpha0"):
+        check_turned(by[against]["same", "pope", "accuracy"], by["base"][against, "pope", "accuracy"])
+    assert by["m3po"]["same", "pope", "accuracy"]["same_as"] == "base"
+
+
 def test_the_correction_is_over_the_recipes_of_a_metric(board):
     rows = rows_of(board)
     family = [rows[recipe, "pope", "accuracy"] for recipe in ("m3po", "same", "alpha0")]

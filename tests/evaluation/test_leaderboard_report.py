@@ -11,17 +11,19 @@ from boards import benchmarks, results
 from m3po_dagster.evaluation import leaderboard_plots as plots
 from m3po_dagster.evaluation.board import Board, Curve, Question, columns_of
 from m3po_dagster.evaluation.leaderboard import leaderboard
+from m3po_dagster.evaluation.leaderboard_costs import recipe_table
 from m3po_dagster.evaluation.leaderboard_markdown import headline_markdown, report
 from m3po_dagster.evaluation.leaderboard_page import page
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def cost(stage, part, hours, peak, recipes=1, money=None, lost=0):
+def cost(stage, part, hours, peak, recipes=1, money=None, lost=0, also=()):
     recipe, _, seed = part.partition("|")
     return {
         "stage": stage, "part": part, "device": "a GPU", "recipe": recipe or None, "seed": int(seed) if seed else None,
-        "recipes": recipes, "objects": 2, "lost": lost, "device_hours": hours, "peak_memory": peak, "money": money,
+        "recipes": recipes, "trained_for": [part, *also] if seed else [],
+        "objects": 2, "lost": lost, "device_hours": hours, "peak_memory": peak, "money": money,
     }  # fmt: skip
 
 
@@ -139,6 +141,20 @@ def test_costs_as_in_table_7(board):
     assert ["answering benchmarks", "base", "a GPU", "0.5", "–", "–"] in stages
     assert "shared by 2 recipes and counted once" in text and "1 results are no longer in the store" in text
     assert "ledger" not in text
+
+
+def test_a_recipe_s_line_is_of_its_own_seeds_whoever_else_has_them():
+    rows = [
+        cost("candidates", "", 1.0, None, recipes=2),
+        cost("adapter", "alpha0|0", 1.0, 10**9, also=["twin|0"]),
+        cost("adapter", "twin|1", 5.0, 2 * 10**9),
+    ]
+    assert recipe_table(rows, ["base", "alpha0", "twin"]) == [
+        ("alpha0", "1", "1", "2", "– / 1.00"),
+        ("twin", "1", "3", "4", "– / 2.00"),
+    ]
+    drawn = plots.costs(rows, ["base", "alpha0", "twin"])
+    assert "alpha0" in drawn and "twin" in drawn and ">base<" not in drawn
 
 
 def test_the_page_shows_what_the_report_does(board, shown):

@@ -87,9 +87,25 @@ def test_a_curve_in_a_sentence():
     worse = row("alpha0", "accuracy", (-2, -3, -1), against="m3po", p=0.001)
     assert curve_sentence(board_with(worse, same), curve) == (
         "Against alpha = 0.5 (m3po): alpha = 0 (alpha0) is worse on POPE accuracy −2.0 (−3.0 to −1.0). "
-        "No other value differs significantly."
+        "No other value differs significantly on a figure that has a better direction."
     )
-    assert curve_sentence(board_with(same), curve).startswith("No value differs significantly from alpha = 0.5 (m3po)")
+    assert curve_sentence(board_with(same, row("alpha0", "accuracy", (-1, -2, 1), against="m3po", p=0.3)), curve) == (
+        "No value differs significantly from alpha = 0.5 (m3po) on a figure that has a better direction."
+    )
+
+
+def test_the_words_on_a_curve_claim_nothing_that_nobody_compared():
+    curve = Curve("alpha", "m3po", {"alpha0": 0.0, "m3po": 0.5, "alpha1": 1.0})
+    worse = row("alpha0", "accuracy", (-2, -3, -1), against="m3po", p=0.001)
+    to_base = [row(name, "accuracy", (5, 4, 6), p=0.001) for name in curve.values]
+    assert curve_sentence(small_board(to_base), curve) == ""
+    # A figure without a better direction says nothing of better values, however much it moved.
+    moved = row("alpha1", "words", (-2, -3, -1), against="m3po", p=0.001)
+    assert curve_sentence(board_with(moved), curve) == ""
+    said = "Against alpha = 0.5 (m3po): alpha = 0 (alpha0) is worse on POPE accuracy −2.0 (−3.0 to −1.0)."
+    assert curve_sentence(board_with(worse, moved), curve) == f"{said} Not compared: alpha = 1 (alpha1)."
+    both = board_with(worse, row("alpha1", "accuracy", (2, 1, 3), against="m3po", p=0.001))
+    assert curve_sentence(both, curve).endswith("; alpha = 1 (alpha1) is better on POPE accuracy +2.0 (+1.0 to +3.0).")
 
 
 @pytest.mark.parametrize(

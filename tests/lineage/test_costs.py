@@ -6,6 +6,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
+from m3po_dagster.evaluation.leaderboard_costs import recipe_table
 from m3po_dagster.lineage.costs import costs
 from m3po_dagster.lineage.manifests import Manifests
 from m3po_dagster.storage.store import ArtifactStore
@@ -22,12 +23,13 @@ class Store:
         self.store, self._clock = ArtifactStore(root), 0.0
         monkeypatch.setattr("m3po_dagster.storage.draft.time.monotonic", lambda: self._clock)
 
-    def add(self, asset, partition, seconds, inputs=(), **metadata):
+    def add(self, asset, partition, seconds, inputs=(), named=None, **metadata):
+        """`named` are further inputs by name."""
         key = hashlib.sha256(f"{asset}|{partition}".encode()).hexdigest()
         table = pa.Table.from_pylist([{"fact": "of", "value": partition}], schema=IDENTITY.schema)
         refs = {
-            f"{one.key.asset}[{one.key.partition}]": {**one.key._asdict(), "data_version": one.data_version}
-            for one in inputs
+            name: {**one.key._asdict(), "data_version": one.data_version}
+            for name, one in ({f"{one.key.asset}[{one.key.partition}]": one for one in inputs} | (named or {})).items()
         }
         with self.store.open(asset, partition, key) as draft:
             self._clock += seconds
@@ -96,6 +98,37 @@ def test_a_training_is_a_row_a_seed(world):
     assert trained == {"sft|0": 2.0, "m3po|0": 2.0, "m3po|1": 3.0}
     assert (rows["adapter", "m3po|1"]["recipe"], rows["adapter", "m3po|1"]["seed"]) == ("m3po", 1)
     assert rows["adapter", "m3po|1"]["peak_memory"] is None
+
+
+def test_trainings_and_answers_are_called_as_the_scores_call_them(tmp_path, monkeypatch):
+    """Recipes of today over trainings of before: `new` was `old`; `twin` shares one of two."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    made = Store(tmp_path / "store", monkeypatch)
+    before = made.add("adapter", "old|0", 3600, **GPU)
+    twins = [
+        made.add("adapter", f"{name}|{seed}", 7200 + 3600 * seed, **GPU) for seed, name in enumerate(("a", "gone"))
+    ]
+    kept = {"new": {0: before}, "a": {0: twins[0]}, "twin": {0: twins[0], 1: twins[1]}}
+    scores = {}
+    for recipe, trained in kept.items():
+        named = {f"adapter[{recipe}|{seed}]": one for seed, one in trained.items()}
+        adapters = made.add("lora_adapter", recipe, 1, named=named)
+        partition = "old|0|pope" if recipe == "new" else f"{recipe}|0|pope"
+        answers = made.add("benchmark_answers", partition, 360, [trained[0]], **GPU)
+        scores[recipe] = made.add("benchmark_scores", recipe, 1, [adapters, answers])
+    rows = found(made.store, scores)
+    trained = {part: row for (stage, part), row in rows.items() if stage == "adapter"}
+    assert {part: (row["recipe"], row["seed"], row["trained_for"]) for part, row in trained.items()} == {
+        "new|0": ("new", 0, ["new|0"]),
+        "a|0": ("a", 0, ["a|0", "twin|0"]),
+        "twin|1": ("twin", 1, ["twin|1"]),
+    }
+    assert {part for stage, part in rows if stage == "benchmark_answers"} == {"new", "a", "twin"}
+    assert [line[::2] for line in recipe_table(list(rows.values()), list(kept))] == [
+        ("new", "1", "– / –"),
+        ("a", "2", "– / –"),
+        ("twin", "2.5", "– / –"),
+    ]
 
 
 def test_answers_count_for_who_gave_them(world):
