@@ -6,7 +6,7 @@ from m3po_dagster import recipe_roles
 from m3po_dagster.evaluation.board import Curve, Question
 from m3po_dagster.study import Study, load_study
 
-KEPT = ("base", "sft", "vanilla", "m3po_alpha0", "m3po", "rm_dpo", "random", "flipped")
+KEPT = ("base", "sft", "rlhf", "vanilla", "m3po_alpha0", "m3po", "rm_dpo", "random", "flipped")
 
 
 def some_recipes() -> dict:
