@@ -117,10 +117,11 @@ def measured_parts(found: Measured) -> Iterator[str]:
         "`this adapter`: the value with its 95 % bootstrap interval over the test images. `recipe's mean`: over its "
         "training seeds, `±` their standard deviation. `difference`: that mean minus the base model's with the "
         "leaderboard's 95 % interval, and what that covers; `**`: significant, after Holm's correction over all "
-        "recipes that the figure compares with the base model; `*`: only before that correction, so no result. Figures are "
-        "not corrected for one another."
+        "recipes that the figure compares with the base model; `*`: only before that correction, so no result. Figures "
+        "are not corrected for one another."
     )
-    if fixed := [item.column.name for item in found.measures if item.fixed]:
+    fixed = [f"{item.column.name} {item.base:g}" for item in found.measures if item.fixed and item.base is not None]
+    if fixed:
         yield f"Compared with a fixed value in place of the base model's: {', '.join(fixed)}."
     yield table(
         ("metric", "base", "this adapter", "recipe's mean", "seeds", "difference", "interval over"),

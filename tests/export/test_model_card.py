@@ -56,7 +56,7 @@ def test_an_interval_says_what_it_covers_and_a_win_rate_what_it_is_compared_with
     )
     assert line[1:3] == ["50.0", "45.0"]
     assert line[5:] == ["−5.000 (−12.500 to −0.004) *", "images"]
-    assert "Compared with a fixed value in place of the base model's: Win rate." in words
+    assert "Compared with a fixed value in place of the base model's: Win rate 50." in words
 
 
 def test_without_a_leaderboard_it_has_its_own_figures_alone():
