@@ -1,11 +1,11 @@
 """What an adapter scored, for its card: its own figures and those of the leaderboard as it stands."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from m3po_dagster.evaluation.benchmark import OFFICIAL
-from m3po_dagster.evaluation.board import columns_of
+from m3po_dagster.evaluation.benchmark import OFFICIAL, Benchmark
+from m3po_dagster.evaluation.board import Column, columns_of
 from m3po_dagster.evaluation.registry import benchmark
 from m3po_dagster.export.made import ChosenAdapter, Made
 from m3po_dagster.storage.artifact import Artifact
@@ -14,18 +14,18 @@ from m3po_dagster.study import BASE_RECIPE
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric of a benchmark: this adapter's row of the scores, the base model's mean, the recipe's leaderboard row.
+    """One metric of a benchmark: this adapter's row of the scores, what it is compared with, its recipe's row.
 
-    The last two are None where the leaderboard isn't up to date.
+    The last two are None where the leaderboard isn't up to date; `base` is the base model's mean, or the fixed value
+    that stands for it, where `fixed`.
     """
 
-    benchmark: str
+    column: Column
     kind: str
-    metric: str
-    label: str
     own: dict[str, Any]
     base: float | None
     board: dict[str, Any] | None
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,23 @@ def measured(made: Made, chosen: ChosenAdapter) -> Measured:
     suite = {name: benchmark(settings) for name, settings in made.study.benchmarks.items()}
     measures = [
         Measure(
-            benchmark=column.benchmark,
+            column=column,
             kind=suite[column.benchmark].kind,
-            metric=column.metric,
-            label=column.label,
             own=own[column.benchmark, column.metric],
-            base=rows.get((BASE_RECIPE, column.benchmark, column.metric), {}).get("mean"),
+            base=_base(rows, column, suite[column.benchmark]),
             board=rows.get((recipe, column.benchmark, column.metric)),
+            fixed=column.metric in suite[column.benchmark].against_base,
         )
         for column in columns_of(suite)
         if (column.benchmark, column.metric) in own
     ]
     return Measured(measures, tuple(item for item in (scores, board) if item is not None))
+
+
+def _base(rows: Mapping[tuple[str, str, str], dict[str, Any]], column: Column, item: Benchmark) -> float | None:
+    """What a figure is compared with."""
+    row = rows.get((BASE_RECIPE, column.benchmark, column.metric))
+    return row["mean"] if row else item.against_base.get(column.metric) if rows else None
 
 
 def _by_metric(board: Artifact) -> dict[tuple[str, str, str], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from m3po_dagster.evaluation.board import difference_text, mark, mean_text
 from m3po_dagster.export.card_text import PAPER, card, cell, licence_rows, made_by, settings_text, table
 from m3po_dagster.export.made import ChosenAdapter, Made
 from m3po_dagster.export.measured import Measure, Measured, measured
@@ -71,7 +72,7 @@ def model_card(made: Made, chosen: ChosenAdapter, merged: bool) -> str:
         "## Loading",
         load.format(base=base["name"], dtype=study.model.dtype, revision=revision) + here,
         "## Measured",
-        *_measured_parts(found),
+        *measured_parts(found),
         "## Data",
         counts_table(shards),
         settings_table(shards),
@@ -107,33 +108,40 @@ def _base_of(artifact: Artifact) -> dict[str, Any]:
     return {"name": config["base_model_name_or_path"], "revision": config.get("revision")}
 
 
-def _measured_parts(found: Measured) -> Iterator[str]:
+def measured_parts(found: Measured) -> Iterator[str]:
+    """What the benchmarks say of the adapter and its recipe: how to read the table, and the table."""
     if not found.measures:
         yield "Not measured: the benchmarks of the study have no scores of this adapter as it stands."
         return
     yield (
-        "`this adapter`: the value with its 95 % bootstrap interval over images. `difference`: the recipe's mean over "
-        "its training seeds against the base model, with the leaderboard's 95 % interval; `*` where that excludes 0. "
-        "Intervals are not corrected for the number of comparisons."
+        "`this adapter`: the value with its 95 % bootstrap interval over the test images. `recipe's mean`: over its "
+        "training seeds, `±` their standard deviation. `difference`: that mean minus the base model's with the "
+        "leaderboard's 95 % interval, and what that covers; `**`: significant, after Holm's correction over all "
+        "recipes that the figure compares with the base model; `*`: only before that correction, so no result. Figures "
+        "are not corrected for one another."
     )
+    fixed = [f"{item.column.name} {item.base:g}" for item in found.measures if item.fixed and item.base is not None]
+    if fixed:
+        yield f"Compared with a fixed value in place of the base model's: {', '.join(fixed)}."
     yield table(
-        ("metric", "base", "this adapter", "recipe's mean", "seeds", "difference"),
+        ("metric", "base", "this adapter", "recipe's mean", "seeds", "difference", "interval over"),
         [_measure_row(item) for item in found.measures],
     )
 
 
 def _measure_row(item: Measure) -> tuple[str, ...]:
-    board = item.board or {}
-    own = f"{item.own['value']:.1f}" + _interval(item.own)
-    difference = board.get("difference")
-    shown = "–" if difference is None else f"{difference:+.1f}{_interval(board)}{' *' if board['significant'] else ''}"
-    mean = f"{board['mean']:.1f}" if board else "–"
-    base = "–" if item.base is None else f"{item.base:.1f}"
-    return item.label, base, own, mean, str(board.get("n_seeds", "–")), shown
-
-
-def _interval(row: dict[str, Any]) -> str:
-    return "" if row["ci_low"] is None else f" [{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
+    digits = item.column.digits
+    own = f"{item.own['value']:.{digits}f}"
+    if item.own["ci_low"] is not None:
+        own += f" ({item.own['ci_low']:.{digits}f} to {item.own['ci_high']:.{digits}f})"
+    base = "–" if item.base is None else f"{item.base:.{digits}f}"
+    if item.board is None:
+        return item.column.label, base, own, "–", "–", "–", "–"
+    mean, seeds = mean_text(item.board, item.column), str(item.board["n_seeds"])
+    if item.board["difference"] is None:
+        return item.column.label, base, own, mean, seeds, "–", "–"
+    difference = f"{difference_text(item.board, item.column)} {mark(item.board)}".rstrip()
+    return item.column.label, base, own, mean, seeds, difference, item.board["interval_over"]
 
 
 def _training_rows(artifact: Artifact) -> Iterator[tuple[str, str]]:
@@ -161,9 +169,9 @@ def _data(made: Made, chosen: ChosenAdapter, found: Measured, name: str, base: s
         EvalResult(
             task_type="image-text-to-text",
             dataset_type=item.kind,
-            dataset_name=f"{item.benchmark} of {made.study.name}",
-            metric_type=item.metric,
-            metric_name=item.label,
+            dataset_name=f"{item.column.benchmark} of {made.study.name}",
+            metric_type=item.column.metric,
+            metric_name=item.column.label,
             metric_value=round(item.own["value"], 4),
         )
         for item in found.measures

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from m3po_dagster.cli.main import app
+from m3po_dagster.evaluation.board import Column, difference_text, mark
 from m3po_dagster.export.folder import ExportError
 from m3po_dagster.export.made import Made
 from m3po_dagster.export.model import export_merged
@@ -126,9 +127,10 @@ def test_the_adapters_card_tells_data_judge_recipe_metrics_and_lineage(made_of, 
         if row.get("against", "base") == "base"
     }
     row = board["m3po", "pope", "accuracy"]
-    shown = f"{row['difference']:+.1f} [{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
+    shown = f"{difference_text(row, Column('pope', 'accuracy', 'POPE accuracy ↑', 1, 1))} {mark(row)}".rstrip()
     (line,) = (line for line in text.splitlines() if line.startswith("| POPE accuracy"))
-    assert f"| {board['base', 'pope', 'accuracy']['mean']:.1f} |" in line and shown in line
+    assert f"| {board['base', 'pope', 'accuracy']['mean']:.1f} |" in line
+    assert f"| {shown} | images |" in line
     pairs = made_of.trained_on(chosen.artifact)
     for artifact in (chosen.artifact, *(part for item in pairs for part in (item.pairs, item.judge, item.dataset))):
         assert f"| `{artifact.fingerprint}` | `{artifact.data_version}` |" in text
