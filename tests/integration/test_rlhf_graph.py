@@ -1,5 +1,6 @@
 """Simulated RLHF through Dagster: every scored answer in, an adapter that answers the benchmarks out."""
 
+import dagster as dg
 import pytest
 
 from m3po_dagster.current import read_heads
@@ -56,3 +57,10 @@ def test_a_recipe_of_simulated_rlhf(copy_of_made, small_study):
     scores = project.store.find("benchmark_scores", "rlhf", heads["benchmark_scores", "rlhf"].fingerprint).table()
     assert {"pope", "chair"} <= set(scores["benchmark"].to_pylist())
     assert {item.part[0] for item in project.unsettled()} == {"leaderboard"}
+    with project.instance() as instance:
+        records = instance.fetch_materializations(dg.AssetKey("lora_adapter"), limit=10).records
+    shown = {record.asset_materialization.partition: record.asset_materialization.metadata for record in records}[
+        "rlhf"
+    ]
+    assert shown["scored answers"].value == scored and shown["prompts"].value == len(prompts)
+    assert not [name for name in shown if "pair" in name or "margin" in name or "log-prob" in name]
