@@ -144,12 +144,12 @@ def test_a_heat_map_tells_high_shares_from_low_and_stays_small():
     assert heat_map("share", ["a"], np.array([[np.nan]])).md_str == "no values"
 
 
-@pytest.mark.parametrize("size", [1e-5, 1.3e-4, 4e-3, 0.07, 1.0, 350.0, 2e6])
-def test_the_numbers_under_an_interval_stand_apart(monkeypatch, size):
-    """Three panels as wide as those of the health picture."""
+@pytest.mark.parametrize("values", [[1.3187e-4], [-0.0074, 0.0034], [-1e-5, 3e-5], [0.4, 1.2], [-3e6, 2e6]])
+def test_the_numbers_under_an_interval_stand_apart(monkeypatch, values):
     drawn = []
     monkeypatch.setattr(pictures, "_panels", lambda panels: drawn.extend(panels.values()))
-    intervals({"KL": [Interval(f"KL, seed {n}", size * (1 + n), None, None, n == 0) for n in range(3)]}, zero=True)
+    rows = [Interval(f"KL, seed {seed}", value, None, None, True) for seed, value in enumerate(values)]
+    intervals({"KL": rows}, zero=True)
     figure = Figure(figsize=pictures.PANEL_INCHES, dpi=pictures.DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
     axes.tick_params(labelsize=7)
