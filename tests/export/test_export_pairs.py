@@ -89,7 +89,7 @@ def test_images_that_are_missing_changed_or_broken_are_counted_apart(tmp_path):
 
 def test_pairs_without_a_rejected_answer_are_no_export(tmp_path):
     world = ExportWorld(tmp_path, {"s0": [asked("A?", rejected=None), asked("B?", rejected=None)]})
-    with pytest.raises(ExportError, match="no pair of made_m3po can be written: 2 dropped: it has no rejected answer"):
+    with pytest.raises(ExportError, match="'m3po' selects single answers, no pairs: none of its 2 has a rejected"):
         write(world, "trl", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

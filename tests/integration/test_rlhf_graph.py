@@ -4,6 +4,10 @@ import dagster as dg
 import pytest
 
 from m3po_dagster.current import read_heads
+from m3po_dagster.export.made import Made
+from m3po_dagster.export.model_card import model_card
+from m3po_dagster.lineage.manifests import Manifests
+from m3po_dagster.resources.study import StoreResource
 from m3po_dagster.runner import Selection
 
 RLHF = {
@@ -64,3 +68,8 @@ def test_a_recipe_of_simulated_rlhf(copy_of_made, small_study):
     ]
     assert shown["scored answers"].value == scored and shown["prompts"].value == len(prompts)
     assert not [name for name in shown if "pair" in name or "margin" in name or "log-prob" in name]
+    made = Made(Manifests(project.store), project.load(), StoreResource(root=project.root).identities())
+    card = model_card(made, made.adapter("rlhf"), merged=False)
+    assert "a proxy reward is fitted to the scores" in card and "teaches the preference" not in card
+    assert f"| answers selected | {scored:,} |" in card and "| reward rank correlation | " in card
+    assert "pairs" not in card.split("## Data")[1].split("## Training")[0] and "| reference" not in card

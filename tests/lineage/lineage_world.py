@@ -62,6 +62,13 @@ class Wanted:
     unlearned: int = 0
     pairs_a_prompt: int = 1
     kind: str = "dpo"
+    layout: str = "trl"
+
+    @property
+    def training(self) -> dict[str, object]:
+        """As it is dumped: without a layout that is the default."""
+        layout = {} if self.layout == "trl" else {"layout": self.layout}
+        return {"kind": self.kind, "beta": self.beta, "epochs": self.epochs} | layout
 
     def but(self, **changes: object) -> "Wanted":
         return replace(self, **changes)
@@ -113,7 +120,7 @@ class World:
         put("judge_identity", "", {"data": table(rows, IDENTITY)}, judge, ("judge_probe", ""))
         shards = [f"s{n}" for n in range(wanted.shards)]
         for name, alpha in wanted.recipes.items():
-            training = {"kind": wanted.kind, "beta": wanted.beta, "epochs": wanted.epochs}
+            training = wanted.training
             selection = {"rule": "m3p", "alpha": alpha}
             identity("recipe_config", name, {"selection": selection, "training": training, "seeds": list(wanted.seeds)})
         for shard in shards:
@@ -208,7 +215,7 @@ class World:
         ids = [row for part in used[: len(shards)] for row in made[part].table()["pair_id"].to_pylist()]
         rows = []
         for seed in wanted.seeds:
-            training = {"kind": wanted.kind, "beta": wanted.beta, "epochs": wanted.epochs}
+            training = wanted.training
             settings = {"seed": seed, "training": training}
             order = [i for epoch in range(wanted.epochs) for i in sorted(ids, key=lambda i: digest(i, seed, epoch))]
             steps = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
