@@ -94,6 +94,15 @@ def test_pairs_without_a_rejected_answer_are_no_export(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_where_no_folder_can_be_made_is_one_sentence_that_names_the_option(world, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (Path("/proc/x"), file / "below"):
+        with pytest.raises(ExportError, match=rf"^--out {out} can't be written \(.*\): name another folder$"):
+            write(world, "trl", out)
+    assert file.read_text() == "mine"
+
+
 def test_a_study_without_the_source_is_an_error_not_a_drop(world, tmp_path):
     sources = {"other": world.study.dataset.sources["pictures"]}
     dataset = world.study.dataset.model_copy(update={"sources": sources})
