@@ -23,7 +23,7 @@ import yaml
 
 from m3po_dagster.study import Recipe, Study, load_study
 from m3po_dagster.study_errors import StudyError
-from m3po_dagster.study_layout import RECIPES, layout
+from m3po_dagster.study_layout import RECIPES, layout, used_elsewhere
 from m3po_dagster.study_layout import Mapping as MappingInFile
 
 _STEP = 2
@@ -101,6 +101,11 @@ def remove_recipe(path: str | Path, name: str, dry_run: bool = False) -> Edit:
         if name not in before.recipes or recipes is None or name not in recipes.entries:
             where = "the study that it extends has it" if name in before.recipes else f"it has {list(before.recipes)}"
             raise StudyError(f"{path} has no recipe {name!r} of its own: {where}")
+        for anchor, users in used_elsewhere(text, recipes.entries, name).items():
+            raise StudyError(
+                f"recipe {name!r} is not removed: it defines &{anchor}, which {', '.join(users)} "
+                f"{'uses' if len(users) == 1 else 'use'}; write out *{anchor} there first"
+            )
         return _without(text, name, path)
 
     def expected(before: Study, after: Study) -> bool:

@@ -53,6 +53,27 @@ def layout(text: str, path: Path) -> Layout:
     return Layout(root, _mapping(events, at)[0])
 
 
+def used_elsewhere(text: str, entries: dict[str, Entry], name: str) -> dict[str, list[str]]:
+    """The anchors that the entry of this name defines, and which other entries, or "the rest of the file", use each."""
+
+    def place(event: yaml.Event) -> str:
+        at = event.start_mark.index
+        inside = (one for one, entry in entries.items() if entry.start.index <= at < entry.end.index)
+        return next(inside, "the rest of the file")
+
+    defined: dict[str, str] = {}
+    used: dict[str, list[str]] = {}
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        anchor, where = getattr(event, "anchor", None), place(event)
+        if isinstance(event, yaml.AliasEvent):
+            # An anchor may be defined again: an alias means the last one before it.
+            if defined.get(anchor) == name != where and where not in used.setdefault(anchor, []):
+                used[anchor].append(where)
+        elif anchor:
+            defined[anchor] = where
+    return used
+
+
 def _mapping(events: list[yaml.Event], start: int) -> tuple[Mapping, dict[str, int]]:
     """The mapping that begins at an event, and the number of the event that begins each of its values."""
     mapping, places = Mapping(events[start]), {}

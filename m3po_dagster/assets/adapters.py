@@ -1,4 +1,4 @@
-"""lora_adapter: trained on a recipe's pairs, an adapter a seed (section 3.6).
+"""lora_adapter: trained on a recipe's pairs or answers, an adapter a seed (section 3.6).
 
 Every seed's adapter is an object of its own in the store, committed when its training ends: a killed run loses at most
 the seed it was training, and a seed added to a recipe leaves the others as they are.
@@ -12,31 +12,27 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
-from m3po_dagster.assets.display import preview, rows_table
+from m3po_dagster.assets.display import preview
 from m3po_dagster.assets.instructions import prompts_of
+from m3po_dagster.assets.learned import from_shards, learned
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.pairs import NUMERICS
-from m3po_dagster.assets.pictures import Lines, curves, histograms
+from m3po_dagster.assets.pictures import Lines, curves
 from m3po_dagster.assets.sharing import BASE_ADAPTER, place_of, trained_already, trained_as, training_fingerprint
 from m3po_dagster.assets.training_checks import health_picture, health_table, training_checks
 from m3po_dagster.device_use import DeviceUse
 from m3po_dagster.graph import STAGES, label
 from m3po_dagster.inspector.links import prompts_url
 from m3po_dagster.lineage.manifests import TRAINING_SECONDS, Manifests
-from m3po_dagster.lineage.profile import TRAINED_ON_COLUMNS, abridged, trained_on_rows
-from m3po_dagster.lineage.unlearned import by_gain, not_learned, outcomes
+from m3po_dagster.lineage.profile import trained_on_rows
 from m3po_dagster.materialise import Built, Work, materialise, reference
 from m3po_dagster.method.generation.numerics import of_model, only_one
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.resources.trainer import TrainerResource
 from m3po_dagster.storage.artifact import Artifact
-from m3po_dagster.storage.errors import StoreError
 from m3po_dagster.storage.tables import ADAPTERS, MARGINS, TRAINING_LOG, TRAJECTORY
 from m3po_dagster.study import Study
-
-WORST_PAIRS = 10
-WORST_COLUMNS = ("prompt", "R_w", "R_l", "margin", "loss before", "loss", "steps", "pair_id")
 
 CURVES = ("loss", "reward_margin", "reward_accuracy", "token_accuracy", "reward", "kl", "answer_tokens")
 """Columns of the training log that are drawn; every kind of training fills its own."""
@@ -216,7 +212,7 @@ def examples_of(work: Work) -> list[PreferenceExample]:
 
 
 def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """Loss and margin curves a seed, and which pairs trained which adapter."""
+    """Curves a seed, what it learned, and which pairs or answers trained which adapter."""
     trained = {
         seed: work.store.find(item["asset"], item["partition"], item["fingerprint"])
         for seed, item in artifact.manifest.metadata["adapters"].items()
@@ -226,54 +222,24 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
     facts = {seed: adapter.manifest.metadata for seed, adapter in trained.items()}
     logs = {seed: adapter.table("training_log") for seed, adapter in trained.items()}
     first = next(iter(trained.values()))
-    margins = first.table("margins")["reward_margin"].drop_null().to_numpy()
     trained_on = trained_on_rows(Manifests(work.store), artifact)
     shared = {"the same training as": ", ".join(trained_as(artifact))} if trained_as(artifact) else {}
     return {
         **shared,
         "preview": preview(artifact.table()),
-        "trained on pairs": rows_table(abridged(trained_on), TRAINED_ON_COLUMNS),
-        "trained on pairs in full": dg.MetadataValue.json(trained_on),
-        "pairs": sum(row["pairs"] or 0 for row in trained_on),
+        **from_shards(trained_on, first.manifest.settings["training"]["kind"]),
         "trainable parameters": first.manifest.metadata["trainable parameters"],
         "language model forwards": first.manifest.metadata["language model forwards"],
-        "reference log-probs": first.manifest.metadata.get("reference", "stored"),
         "curves": curves(
             training_curves(logs),
             "step",
         ),
         "health": health_table(facts),
         "health by seed": health_picture(facts),
-        "reward margins": histograms({"reward margin a pair after training": margins}),
-        "pairs not learned": {str(seed): len(not_learned(adapter)) for seed, adapter in trained.items()},
-        "worst pairs": rows_table(worst_pairs(work, first), WORST_COLUMNS),
+        **learned(work, trained, sum(row["pairs"] or 0 for row in trained_on)),
         "inspector": dg.MetadataValue.url(prompts_url(recipe=work.partition)),
         "files": dg.MetadataValue.path(str(first.path("files"))),
     }
-
-
-def worst_pairs(work: Work, adapter: Artifact) -> list[dict[str, object]]:
-    """The pairs of the smallest reward margins (SFT: gains in log P), learned or not, as rows of WORST_COLUMNS."""
-    lowest = [row for _, row in by_gain(adapter)[:WORST_PAIRS]]
-    try:
-        found = outcomes(Manifests(work.store), adapter, lowest)
-    except StoreError as error:
-        # An adapter of before is reused whatever became of the pairs that it was trained on.
-        work.log(f"no table of the worst pairs: {error}")
-        return []
-    return [
-        {
-            "prompt": outcome.question,
-            "R_w": outcome.chosen_text,
-            "R_l": outcome.rejected_text,
-            "margin": outcome.margin["reward_margin"],
-            "loss before": outcome.margin.get("loss_before"),
-            "loss": outcome.margin.get("loss"),
-            "steps": ", ".join(str(seen["step"]) for seen in outcome.trajectory),
-            "pair_id": outcome.pair_id,
-        }
-        for outcome in found
-    ]
 
 
 def training_curves(logs: Mapping[str, pa.Table]) -> dict[str, Lines]:

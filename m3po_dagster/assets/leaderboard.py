@@ -11,7 +11,8 @@ from m3po_dagster.assets.benchmarks import official
 from m3po_dagster.assets.display import preview
 from m3po_dagster.assets.judgements import bound
 from m3po_dagster.assets.options import stage_asset
-from m3po_dagster.assets.pictures import Interval, curves, intervals
+from m3po_dagster.assets.pictures import figure_picture
+from m3po_dagster.evaluation import leaderboard_plots as plots
 from m3po_dagster.evaluation.benchmark import Benchmark
 from m3po_dagster.evaluation.board import Board, columns_of
 from m3po_dagster.evaluation.judged import JudgedBenchmark
@@ -126,39 +127,26 @@ def spent_on_judges(work: Work) -> dict[str, float] | None:
 
 
 def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
-    """The table and the words as a person reads them, the differences with their intervals, and where the page lies."""
+    """The table and the words as a person reads them, the pictures of the page, and where that lies."""
     table, facts = artifact.table(), artifact.manifest.metadata
     board = board_of(table, work.study, suite_of(work.study), facts["notes"])
     return {
         "leaderboard": dg.MetadataValue.md(facts["markdown"]),
         "in words": dg.MetadataValue.md(facts["words"]),
-        **{f"differences to {against}": _differences(board, against) for against in board.references},
-        **{f"curve of {line.setting}": _curve(board, line) for line in board.curves},
+        **pictures_of(board),
         "costs": preview(artifact.table("costs"), rows=len(artifact.table("costs"))),
         "page": dg.MetadataValue.path(str(artifact.path(f"{FILES}/{PAGE}"))),
         "preview": preview(table),
     }
 
 
-def _differences(board: Board, against: str) -> dg.MarkdownMetadataValue:
-    figures = {
-        column.label: [
-            Interval(recipe, row["difference"], row["ci_low"], row["ci_high"], bool(row["significant_corrected"]))
-            for recipe in board.recipes
-            if recipe not in board.same_as and (row := board.compared(recipe, column, against))
-        ]
-        for column in board.shown
+def pictures_of(board: Board) -> dict[str, dg.MarkdownMetadataValue]:
+    """The plots of the page as pictures, by what they show; the costs are a table."""
+    return {
+        **{
+            f"differences to {against}": figure_picture(plots.differences(board, against))
+            for against in board.references
+        },
+        **({"ablation": figure_picture(plots.ablation(board))} if len(board.ablation) > 1 else {}),
+        **{f"curve of {line.setting}": figure_picture(plots.curve(board, line)) for line in board.curves},
     }
-    return intervals(figures, zero=True)
-
-
-def _curve(board: Board, line) -> dg.MarkdownMetadataValue:
-    figures = {}
-    for column in board.shown:
-        points = [(value, row["mean"]) for recipe, value in line.values.items() if (row := board.row(recipe, column))]
-        base = board.row(board.base, column)
-        xs = [value for value, _ in points]
-        figures[column.label] = {"recipes": (xs, [mean for _, mean in points])}
-        if base:
-            figures[column.label]["base"] = (xs, [base["mean"]] * len(xs))
-    return curves(figures, line.setting)

@@ -156,11 +156,18 @@ def health_table(trained: Mapping[int, Mapping[str, Any]]) -> dg.TableMetadataVa
 
 
 def health_picture(trained: Mapping[int, Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
-    """Seeds side by side: the drift of both answers, the KL, and what is left of the gain beside a blank image."""
+    """Seeds side by side: the drift of both answers, the KL, and what is left of the gain beside a blank image.
+
+    Simulated RLHF is not looked at beside a blank.
+    """
+    blank = any("gain_blank" in fact["health"] for fact in trained.values())
     panels = {
         "change of log-prob, nat a token": {"R_w": "chosen_drift", "R_l": "rejected_drift"},
         "KL(policy || base), nat a token": {"KL": "kl_to_base"},
-        "gain beside the image and a blank": {"image": "gain", "blank": "gain_blank"},
+        "gain beside the image and a blank" if blank else "gain beside the image": {
+            "image": "gain",
+            "blank": "gain_blank",
+        },
     }
 
     def rows(names: Mapping[str, str]) -> list[Interval]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from m3po_dagster.cli.options import StudyOption, explained, fail
+from m3po_dagster.cli.options import StudyOption, fail, writing_to
 from m3po_dagster.cli.project import current_leaderboard, how_it_stands, prepare
 from m3po_dagster.study import DEFAULT_STUDY
 
@@ -45,7 +45,7 @@ def leaderboard(
         (path,) = files[kind or Format.MD].values()
         typer.echo(path.read_text(encoding="utf-8"))
         return
-    with explained(OSError, status=1):
+    with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         for some in [files[kind]] if kind else files.values():
             for name, path in some.items():

@@ -28,6 +28,17 @@ def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
 
 
 @contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Ends the command with a sentence that names --out where it can't be written."""
+    try:
+        yield
+    except FileExistsError:
+        fail(f"--out {out} is there and no folder: name another one", status=1)
+    except OSError as error:
+        fail(f"--out {out} can't be written ({error.strerror}): name another folder", status=1)
+
+
+@contextmanager
 def explained(*errors: type[Exception], status: int = USAGE_ERROR) -> Iterator[None]:
     """Turns the named errors into their message on standard error and an exit status."""
     try:

@@ -62,6 +62,11 @@ def _of_seed(adapters: list[Artifact], seed: int | None, recipe: str) -> tuple[A
     by_seed = {_seed(adapter): adapter for adapter in adapters}
     if not by_seed:
         raise StoreError(f"{recipe} trains nothing, so that there is no pair to learn; name a recipe with training")
+    if {adapter.manifest.settings["training"]["kind"] for adapter in adapters} == {"rlhf"}:
+        raise StoreError(
+            f"{recipe} is trained against a proxy reward, on no pairs, so that there is none to learn; `m3po lineage "
+            "adapter` shows its training"
+        )
     wanted = min(by_seed) if seed is None else seed
     if wanted not in by_seed:
         raise StoreError(f"{recipe} has no adapter of seed {seed}: there are {', '.join(map(str, sorted(by_seed)))}")

@@ -10,6 +10,7 @@ import yaml
 
 from m3po_dagster.cli.options import JsonOption, StoreOption, StudyOption, explained, fail
 from m3po_dagster.home import DEFAULT_STORE
+from m3po_dagster.settings import check_name
 from m3po_dagster.study import DEFAULT_STUDY
 from m3po_dagster.study_errors import StudyError
 
@@ -68,6 +69,7 @@ def add(
     loaded = _loaded(study)
     given = {"selection.alpha": alpha, "selection.delta": delta}
     with explained(StudyError, ValueError, OSError):
+        check_name(name)
         settings = {key: value for key, value in given.items() if value is not None} | dict(map(_setting, changes))
         made = derived(like, _known(loaded, like, study), settings, _seeds(seeds), description)
         edit = add_recipes(study, {name: made.settings}, dry_run=dry_run)
@@ -122,6 +124,8 @@ def sweep(
         fail("name the values of --alpha, of --delta, or of both")
     loaded = _loaded(study)
     with explained(StudyError, ValueError, OSError):
+        if prefix:
+            check_name(prefix)
         _known(loaded, like, study)
         points = grid(loaded, like, _numbers("--alpha", alpha), _numbers("--delta", delta), _seeds(seeds), prefix)
         new = {point.name: point.settings for point in points if not point.same_as}

@@ -75,7 +75,7 @@ def _section(board: Board, against: str) -> dict[str, Any] | None:
     alt = (
         f"Differences to {against} with 95 % intervals, a panel a figure, a row a recipe; the table below has them all"
     )
-    plot = Plot(plots.differences(board, against), alt, caption)
+    plot = Plot(plots.svg(plots.differences(board, against)), alt, caption)
     return {"against": against, "plot": plot, "heads": grid.heads, "lines": grid.lines, "paragraphs": said}
 
 
@@ -85,7 +85,9 @@ def _ablation(board: Board) -> dict[str, Any] | None:
     grid = means_grid(board, board.ablation)
     names = ", ".join(board.ablation)
     caption = f"Means; whiskers: the 95 % interval of the difference to {board.base}. {MARKERS}"
-    plot = Plot(plots.ablation(board), f"Means of {names}, a panel a figure; the table below has them", caption)
+    plot = Plot(
+        plots.svg(plots.ablation(board)), f"Means of {names}, a panel a figure; the table below has them", caption
+    )
     return {"plot": plot, "heads": grid.heads, "lines": grid.lines}
 
 
@@ -93,7 +95,7 @@ def _curve(board: Board, line: plots.Curve) -> dict[str, Any]:
     grid = curve_grid(board, line)
     caption = f"Means over {line.setting}; whiskers: the 95 % interval of the difference to {board.base}, dashed."
     alt = f"Each figure over {line.setting}, a panel a figure; the table below has the means"
-    plot = Plot(plots.curve(board, line), alt, caption)
+    plot = Plot(plots.svg(plots.curve(board, line)), alt, caption)
     sentence = curve_sentence(board, line)
     return {"setting": line.setting, "plot": plot, "heads": grid.heads, "lines": grid.lines, "sentence": sentence}
 
@@ -101,7 +103,7 @@ def _curve(board: Board, line: plots.Curve) -> dict[str, Any]:
 def _costs(board: Board, costs: Sequence[Mapping[str, Any]], spent: Mapping[str, float] | None) -> dict[str, Any]:
     recipes = [recipe for recipe in board.recipes if recipe not in board.same_as]
     alt = "Device-hours of each recipe by stage, as bars; the table below has them"
-    plot = Plot(plots.costs(costs, recipes), alt, "What all recipes share, and one training of each.")
+    plot = Plot(plots.svg(plots.costs(costs, recipes)), alt, "What all recipes share, and one training of each.")
     return {
         "plot": plot,
         "recipe_heads": cost.RECIPE_HEADS,

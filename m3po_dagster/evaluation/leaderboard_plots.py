@@ -1,6 +1,6 @@
-"""The leaderboard's plots as SVG: differences with their intervals, means, curves, costs.
+"""The leaderboard's plots: differences with their intervals, means, curves, costs; and each as SVG.
 
-What a colour says a marker's shape or a pattern says too. Each is a small file that needs nothing else.
+What a colour says a marker's shape or a pattern says too. An SVG is a small file that needs nothing else.
 """
 
 import io
@@ -13,20 +13,21 @@ from m3po_dagster.evaluation.panels import Draw, draw_panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Told apart by people who see few colours.
 STRONG, WEAK, GREY = "#4f43dd", "#d1552b", "#6b6f80"
 HATCHES = ("", "///", "...", "xx", "\\\\\\", "--")
 SHADES = ("#4f43dd", "#b9b4f2", "#d1552b", "#f0bfae", "#1b8a6b", "#a9d8ca")
-FONTS = ["DejaVu Sans"]
+_FONT = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
 PANEL_WIDTH, ROW_HEIGHT, PANEL_MARGIN, CURVE_HEIGHT = 3.3, 0.22, 0.7, 2.3
 PANELS_A_ROW = 3
 # Float noise around equal values would otherwise be magnified to fill a panel.
 DECIMALS = 6
 
 
-def differences(board: Board, against: str) -> str:
-    """Every recipe's difference to `against` with its interval, a panel a figure; empty where there is none.
+def differences(board: Board, against: str) -> "Figure | None":
+    """Every recipe's difference to `against` with its interval, a panel a figure; None where there is none.
 
     Filled: significant. Hollow: only before the correction. A cross: not told apart.
     """
@@ -41,10 +42,10 @@ def differences(board: Board, against: str) -> str:
         if any(row[end] for _, row in rows for end in ("difference", "ci_low", "ci_high")):
             panels[column.label] = _whiskers([(recipe, row, _standing(row)) for recipe, row in rows], zero=True)
             most = max(most, len(rows))
-    return _svg(panels, PANEL_MARGIN + ROW_HEIGHT * most, f"differences to {against}")
+    return _figure(panels, PANEL_MARGIN + ROW_HEIGHT * most, f"differences to {against}")
 
 
-def ablation(board: Board) -> str:
+def ablation(board: Board) -> "Figure | None":
     """The means of the recipes set beside each other, a panel a figure, with the interval of the difference to base."""
     panels = {}
     for column in board.shown:
@@ -55,20 +56,20 @@ def ablation(board: Board) -> str:
         ]
         if rows:
             panels[column.label] = _whiskers(rows, zero=False)
-    return _svg(panels, PANEL_MARGIN + ROW_HEIGHT * len(board.ablation), "ablation")
+    return _figure(panels, PANEL_MARGIN + ROW_HEIGHT * len(board.ablation), "ablation")
 
 
-def curve(board: Board, line: Curve) -> str:
+def curve(board: Board, line: Curve) -> "Figure | None":
     """Each figure over the values of one setting, with the interval of the difference to base, which is a line."""
     panels = {}
     for column in board.shown:
         points = [(value, row) for recipe, value in line.values.items() if (row := board.row(recipe, column))]
         if len(points) > 1:
             panels[column.label] = _curve(points, board.row(board.base, column), line.setting)
-    return _svg(panels, CURVE_HEIGHT, f"curve of {line.setting}")
+    return _figure(panels, CURVE_HEIGHT, f"curve of {line.setting}")
 
 
-def costs(rows: Sequence[Mapping[str, Any]], recipes: Sequence[str]) -> str:
+def costs(rows: Sequence[Mapping[str, Any]], recipes: Sequence[str]) -> "Figure | None":
     """Device-hours of each recipe: what all share, beside a training of its own."""
     shared: dict[str, float] = {}
     for row in rows:
@@ -90,7 +91,9 @@ def costs(rows: Sequence[Mapping[str, Any]], recipes: Sequence[str]) -> str:
         axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2, frameon=False)
 
     height = 2 * PANEL_MARGIN + ROW_HEIGHT * len(trained)
-    return _svg({"data generation and one training": draw} if trained else {}, height, "costs", width=2 * PANEL_WIDTH)
+    return _figure(
+        {"data generation and one training": draw} if trained else {}, height, "costs", width=2 * PANEL_WIDTH
+    )
 
 
 def _standing(row: Mapping[str, Any]) -> str:
@@ -142,22 +145,31 @@ def _curve(points: Sequence[tuple[float, Mapping[str, Any]]], base: Mapping[str,
     return draw
 
 
-def _svg(panels: Mapping[str, Draw], height: float, what: str, width: float = PANEL_WIDTH) -> str:
-    """The panels side by side as SVG, each `width` by `height` inches; empty without panels. Equal in, equal out."""
-    if not panels:
+def svg(figure: "Figure | None") -> str:
+    """The figure as SVG; empty without one. Equal in, equal out."""
+    if figure is None:
         return ""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer, what = io.StringIO(), figure.get_label()
+    # Letters stay letters: as outlines they would be most of a page.
+    with matplotlib.rc_context({"svg.hashsalt": what, "svg.fonttype": "none", **_FONT}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Title": what})
+    return buffer.getvalue()
+
+
+def _figure(panels: Mapping[str, Draw], height: float, what: str, width: float = PANEL_WIDTH) -> "Figure | None":
+    """The panels side by side, each `width` by `height` inches; None without panels. Its label is `what` it shows."""
+    if not panels:
+        return None
+    import matplotlib
     from matplotlib.figure import Figure
 
     wide = min(len(panels), PANELS_A_ROW)
     high = -(-len(panels) // wide)
-    buffer = io.StringIO()
-    # Letters stay letters: as outlines they would be most of a page.
-    style = {"svg.hashsalt": what, "svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": FONTS}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(_FONT):
         figure = Figure(figsize=(width * wide, height * high), layout="constrained")
-        canvas = FigureCanvasSVG(figure)
+        figure.set_label(what)
         draw_panels(figure, panels, wide)
-        canvas.print_svg(buffer, metadata={"Date": None, "Title": what})
-    return buffer.getvalue()
+    return figure

@@ -42,18 +42,21 @@ class Verdict:
         """Whether one side is better, in a few words; figures without a better direction have no say."""
         if not self.judged:
             return "nothing says"
+        have = "has" if self.judged == 1 else "have"
         if self.better and self.worse:
             return (
                 f"in part: better on {len(self.better)} and worse on {len(self.worse)} of {_figures(self.judged)} that "
                 "have a better direction"
             )
         if self.better:
-            return f"yes, on {len(self.better)} of {_figures(self.judged)} that have a better direction"
+            return f"yes, on {len(self.better)} of {_figures(self.judged)} that {have} a better direction"
         if self.worse:
             return (
-                f"no: it is worse on {len(self.worse)} of {_figures(self.judged)} that have a better direction, and "
+                f"no: it is worse on {len(self.worse)} of {_figures(self.judged)} that {have} a better direction, and "
                 "better on none"
             )
+        if self.judged == 1:
+            return "can't be told: the only figure that has a better direction doesn't differ significantly"
         return f"can't be told: none of {_figures(self.judged)} that have a better direction differs significantly"
 
 

@@ -15,7 +15,7 @@ class ExportError(RuntimeError):
 def new_folder(out: Path) -> Iterator[Path]:
     """Gives a folder to fill, beside `out`; it becomes `out` when the block ends, and is removed when it fails.
 
-    Raises ExportError when `out` is a file or a folder that holds anything, OSError when it can't be written.
+    Raises ExportError when `out` is a file or a folder that holds anything, or where no folder can be made.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise ExportError(f"{out} is there and no folder: name another one")
@@ -24,7 +24,10 @@ def new_folder(out: Path) -> Iterator[Path]:
     # Resolved first: `--out .` has no name of its own.
     out = out.resolve()
     draft = out.with_name(f".{out.name}.{os.getpid()}.part")
-    draft.mkdir(parents=True)
+    try:
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise ExportError(f"--out {out} can't be written ({error.strerror}): name another folder") from None
     try:
         yield draft
         # Takes the place of an empty folder, and fails where somebody has written to it meanwhile.

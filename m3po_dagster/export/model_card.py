@@ -9,6 +9,7 @@ from m3po_dagster.export.made import ChosenAdapter, Made
 from m3po_dagster.export.measured import Measure, Measured, measured
 from m3po_dagster.export.provenance import counts_table, lineage_table, settings_table
 from m3po_dagster.lineage.manifests import recipe_of
+from m3po_dagster.method.optimization.defaults import left_out
 from m3po_dagster.storage.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -34,6 +35,17 @@ processor = AutoProcessor.from_pretrained("THIS_FOLDER")
 
 For a second round of M3PO give this folder as `model.path` of a study."""
 
+_TAUGHT = {
+    "dpo": "a judge prefers one answer to another, and DPO teaches the preference",
+    "sft": "a judge scores them, and SFT teaches those that its recipe chooses",
+    "rlhf": "a judge scores them, a proxy reward is fitted to the scores, and simulated RLHF optimises the model "
+    "against that reward",
+}
+"""What each kind of training makes of the answers."""
+
+_ALWAYS_TOLD = ("loss", "layout", "quantization")
+"""Settings of a training that are told at their default too. Those of one loss alone say nothing there."""
+
 _FIGURES = {
     "examples": "{:,}",
     "trainable parameters": "{:,}",
@@ -43,19 +55,34 @@ _FIGURES = {
     "language model forwards": "{:,}",
     "reference": "{}",
     "reference numerics": "{}",
+    "reward r2": "{:.3f}",
+    "reward rank correlation": "{:.3f}",
+    "reward rank correlation low": "{:.3f}",
+    "reward rank correlation high": "{:.3f}",
+    "reward prompts": "{:,}",
+    "reward told prompts": "{:,}",
 }
 
 
 def model_card(made: Made, chosen: ChosenAdapter, merged: bool) -> str:
     """The README.md. Raises ExportError or StoreError when the store lacks what the adapter was made from."""
     artifact, study = chosen.artifact, made.study
-    shards, found = made.trained_on(artifact), measured(made, chosen)
-    recipe = chosen.recipe or recipe_of(artifact.key.partition)
+    trained_as = recipe_of(artifact.key.partition)
+    recipe = chosen.recipe or trained_as
+    # The pairs of a recipe that shares a training are equal to those trained on, and selected by settings of its own.
+    own = chosen.head if chosen.recipe else None
+    shards, found = made.trained_on(own or artifact), measured(made, chosen)
     name = f"{study.name}-{recipe}-seed{chosen.seed}"
     base = _base_of(artifact)
     here = "" if "/" in base["name"] or merged else f"\n\n`{base['name']}` stands for the base model's folder."
     described = study.recipes[recipe].description if recipe in study.recipes else ""
     training = artifact.manifest.settings["training"]
+    kind = training["kind"]
+    shared = (
+        f" The training is shared with recipe `{trained_as}`: both select equal pairs and train on them alike."
+        if recipe != trained_as
+        else ""
+    )
     what = (
         f"`{base['name']}` with a LoRA adapter merged into its weights"
         if merged
@@ -66,18 +93,17 @@ def model_card(made: Made, chosen: ChosenAdapter, merged: bool) -> str:
     libraries = artifact.manifest.libraries
     parts = [
         f"# {name}",
-        f"{what}, trained on the model's own answers after {PAPER}: a judge prefers one answer to another, and "
-        f"{training['kind'].upper()} teaches the preference. Recipe `{recipe}`{f': {described}' if described else ''}. "
-        f"Training seed {chosen.seed}.",
+        f"{what}, trained on the model's own answers after {PAPER}: {_TAUGHT[kind]}. "
+        f"Recipe `{recipe}`{f': {described}' if described else ''}. Training seed {chosen.seed}.{shared}",
         "## Loading",
         load.format(base=base["name"], dtype=study.model.dtype, revision=revision) + here,
         "## Measured",
         *measured_parts(found),
         "## Data",
-        counts_table(shards),
+        counts_table(shards, "pair" if kind == "dpo" else "answer"),
         settings_table(shards),
         "## Training",
-        f"Settings: {settings_text(training)}.",
+        f"Settings: {settings_text(training | _always_told(training))}.",
         table(("figure", "value"), _training_rows(artifact)),
         "## Licences",
         table(
@@ -98,6 +124,10 @@ def model_card(made: Made, chosen: ChosenAdapter, merged: bool) -> str:
         "figures above are of the study's benchmarks alone.",
     ]
     return card(_data(made, chosen, found, name, base["name"], merged), parts)
+
+
+def _always_told(training: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in left_out(training).items() if name in _ALWAYS_TOLD}
 
 
 def _base_of(artifact: Artifact) -> dict[str, Any]:
@@ -147,8 +177,10 @@ def _measure_row(item: Measure) -> tuple[str, ...]:
 def _training_rows(artifact: Artifact) -> Iterator[tuple[str, str]]:
     """Figures of the manifest and the log: what the training took, how it began and ended, its health where known."""
     facts, log = artifact.manifest.metadata, artifact.table("training_log")
+    # Nothing is compared with the stored log-probs but by DPO.
+    compared = artifact.manifest.settings["training"]["kind"] == "dpo"
     for name, shown in _FIGURES.items():
-        if facts.get(name) is not None:
+        if facts.get(name) is not None and (compared or not name.startswith("reference")):
             yield name, shown.format(facts[name])
     yield "optimiser steps", str(len(log))
     for name in ("loss", "reward_margin", "reward_accuracy", "token_accuracy"):

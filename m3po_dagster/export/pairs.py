@@ -47,6 +47,12 @@ def export_pairs(
     images, tally = DatasetImages(study.dataset), Tally()
     total, done = sum(shard.pairs.manifest.tables["data"].rows for shard in shards), 0
     name = f"{study.name}_{recipe_name(shards)}"
+    rejected = [shard.pairs.table(columns=["rejected_id"])["rejected_id"] for shard in shards]
+    if total and all(ids.null_count == len(ids) for ids in rejected):
+        raise ExportError(
+            f"recipe {recipe_name(shards)!r} selects single answers, no pairs: none of its {total:,} has a rejected "
+            "answer; name another recipe"
+        )
     with new_folder(out) as folder:
         (folder / layout.folder).mkdir(exist_ok=True)
         for shard in shards:

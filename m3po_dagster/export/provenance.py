@@ -27,8 +27,11 @@ def settings_table(shards: Sequence[ShardPairs]) -> str:
     return table(("step", "settings"), dict.fromkeys(rows))
 
 
-def counts_table(shards: Sequence[ShardPairs]) -> str:
-    """From prompts to pairs: what was kept at every step, and what was dropped by which reason."""
+def counts_table(shards: Sequence[ShardPairs], what: str = "pair") -> str:
+    """From prompts to pairs: what was kept at every step, and what was dropped by which reason.
+
+    `what` is what a row of the pairs is called: an `answer` for trainings that compare none.
+    """
     filtered, without_pair = Counter(), Counter()
     for shard in shards:
         for drop in shard.instructions.manifest.metadata.get("drops", ()):
@@ -39,8 +42,8 @@ def counts_table(shards: Sequence[ShardPairs]) -> str:
         ("records or turns dropped by the filters", _rows(shards, "instructions", "dropped")),
         *((f"- {reason}", count) for reason, count in filtered.most_common() if count),
         ("distinct candidates", _rows(shards, "candidates")),
-        ("pairs selected", _rows(shards, "pairs")),
-        ("prompts without a pair", _rows(shards, "pairs", "dropped")),
+        (f"{what}s selected", _rows(shards, "pairs")),
+        (f"prompts without {'an' if what[0] in 'aeiou' else 'a'} {what}", _rows(shards, "pairs", "dropped")),
         *((f"- {reason}", count) for reason, count in without_pair.most_common()),
     ]
     return table(("what", "number"), [(name, f"{number:,}") for name, number in rows])

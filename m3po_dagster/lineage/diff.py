@@ -1,7 +1,7 @@
 """What differs between two adapters: settings and versions key by key, and the pairs they were trained on."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from m3po_dagster.lineage.manifests import Manifests
 from m3po_dagster.lineage.pair_diff import KINDS, compared_pairs, counts_by_shard
 from m3po_dagster.lineage.profile import Profile, Version, flattened, profile
+from m3po_dagster.method.optimization.defaults import left_out
 from m3po_dagster.storage.artifact import Artifact
 
 TOPICS = {
@@ -98,7 +99,8 @@ def _differences(first: Profile, second: Profile) -> Iterator[Difference]:
         contents = [", ".join(content for item in found for content in item.contents) for found in versions]
         if asset in _ASKED and not differences and contents[0] != contents[1]:
             yield Difference(topic, "content", *contents)
-    yield from _of_settings("training", first.training, second.training)
+    one, other = first.training or {}, second.training or {}
+    yield from _of_settings("training", _with_defaults(one, other), _with_defaults(other, one))
     codes = [_codes(item) for item in (first, second)]
     yield from _of_settings("code version", *codes)
     yield from _of_settings("library", *({k: ", ".join(v) for k, v in p.libraries.items()} for p in (first, second)))
@@ -117,6 +119,11 @@ def _settings(version: Version) -> Any:
     if version.asset == "recipe_config" and isinstance(version.settings, dict):
         return {key: value for key, value in version.settings.items() if key not in _ELSEWHERE}
     return version.settings
+
+
+def _with_defaults(training: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    """The training's settings, with those at their default that the other one names."""
+    return {name: value for name, value in left_out(training).items() if name in beside} | dict(training)
 
 
 def _of_settings(topic: str, first: Any, second: Any) -> Iterator[Difference]:

@@ -2,12 +2,16 @@
 
 import base64
 import io
+import itertools
 import re
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
+from m3po_dagster.assets import pictures
 from m3po_dagster.assets.pictures import (
     Interval,
     curves,
@@ -138,3 +142,19 @@ def test_a_heat_map_tells_high_shares_from_low_and_stays_small():
     assert any(red > 200 and green > 200 and blue < 100 for red, green, blue in strong)
     assert any(blue > red for red, _, blue in strong)
     assert heat_map("share", ["a"], np.array([[np.nan]])).md_str == "no values"
+
+
+@pytest.mark.parametrize("values", [[1.3187e-4], [-0.0074, 0.0034], [-1e-5, 3e-5], [0.4, 1.2], [-3e6, 2e6]])
+def test_the_numbers_under_an_interval_stand_apart(monkeypatch, values):
+    drawn = []
+    monkeypatch.setattr(pictures, "_panels", lambda panels: drawn.extend(panels.values()))
+    rows = [Interval(f"KL, seed {seed}", value, None, None, True) for seed, value in enumerate(values)]
+    intervals({"KL": rows}, zero=True)
+    figure = Figure(figsize=pictures.PANEL_INCHES, dpi=pictures.DOTS_PER_INCH, layout="constrained")
+    axes = figure.add_subplot()
+    axes.tick_params(labelsize=7)
+    drawn[0](axes)
+    FigureCanvasAgg(figure).draw()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    assert len(boxes) >= 2
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))

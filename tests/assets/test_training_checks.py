@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from m3po_dagster.assets import training_checks as training_checks_module
 from m3po_dagster.assets.checks import RULES
-from m3po_dagster.assets.training_checks import LARGEST_KL, LOWEST_DRIFT, health_table, training_checks
+from m3po_dagster.assets.training_checks import (
+    LARGEST_KL,
+    LOWEST_DRIFT,
+    health_picture,
+    health_table,
+    training_checks,
+)
 from m3po_dagster.method.optimization.blank import blanked
 from m3po_dagster.method.optimization.dpo import fit_dpo
 from m3po_dagster.method.optimization.health import against_base
@@ -172,3 +179,11 @@ def test_a_text_only_learner_fails_the_ablation(scenes, tmp_path, kind):
     assert failed(of(result)) == {"image_ablation"}
     seeing = against_base(loaded, trainer.model, scenes.blind, SETTINGS.batch_size, 0, beta)
     assert "image_ablation" in failed({**of(result), "health": seeing})
+
+
+def test_the_health_picture_names_a_blank_where_there_is_one(monkeypatch):
+    titles = []
+    monkeypatch.setattr(training_checks_module, "intervals", lambda panels, zero: titles.append([*panels]))
+    health_picture({0: facts()})
+    health_picture({0: facts(gain_blank=None)})
+    assert [names[2] for names in titles] == ["gain beside the image and a blank", "gain beside the image"]

@@ -74,6 +74,13 @@ def test_what_has_no_answer(world):
     assert json.loads(call(world, "m3po", "--json").stdout)["shown"] == []
 
 
+def test_simulated_rlhf_has_no_pairs_to_learn(world):
+    world.make(Wanted(kind="rlhf"))
+    for name in ("m3po", "m3po|0"):
+        refused = call(world, name, code=1)
+        assert "trained against a proxy reward, on no pairs" in refused.stderr and refused.stdout == ""
+
+
 def test_the_documented_query_gives_the_same_pairs(world):
     made = world.make(Wanted(unlearned=UNLEARNED))
     (query,) = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)

@@ -1,13 +1,17 @@
 """The report and the page, made from one table: every recipe and figure is on both, and nothing is fetched."""
 
 import base64
+import io
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
 from boards import benchmarks, results
+from PIL import Image
 
+from m3po_dagster.assets import leaderboard as leaderboard_asset
+from m3po_dagster.assets.pictures import figure_picture
 from m3po_dagster.evaluation import leaderboard_plots as plots
 from m3po_dagster.evaluation.board import Board, Curve, Question, columns_of
 from m3po_dagster.evaluation.leaderboard import leaderboard
@@ -189,6 +193,23 @@ def test_what_a_study_says_is_text_on_the_page(shown):
     assert "<code>**</code>: differs from base" in shown
 
 
+def test_the_pictures_in_the_ui_are_those_of_the_page(board, monkeypatch):
+    """Every plot of the page but the costs, which the UI has as a table: the same figures, drawn as small pictures."""
+    drawn, written = [], []
+    svg, picture = plots.svg, figure_picture
+    monkeypatch.setattr(plots, "svg", lambda figure: written.append(svg(figure)) or written[-1])
+    monkeypatch.setattr(
+        leaderboard_asset, "figure_picture", lambda figure: drawn.append(svg(figure)) or picture(figure)
+    )
+    shown = leaderboard_asset.pictures_of(board)
+    page(board, [], None)
+    assert [*shown] == ["differences to base", "differences to m3po", "ablation", "curve of alpha"]
+    assert drawn == written
+    for value in shown.values():
+        (data,) = re.fullmatch(r"!\[\]\(data:image/webp;base64,(.*)\)", value.md_str).groups()
+        assert Image.open(io.BytesIO(base64.b64decode(data))).width <= 960 and len(data) < 20_000
+
+
 def test_the_page_does_without_what_is_not_there(board):
     bare = Board("small", board.table, board.columns, ["base"])
     shown = Tables(page(bare, [], None))
@@ -196,8 +217,9 @@ def test_the_page_does_without_what_is_not_there(board):
 
 
 def test_equal_boards_are_drawn_alike_with_a_panel_a_figure(board):
-    text = plots.curve(board, board.curves[0])
-    assert text == plots.curve(board, board.curves[0])
+    text = plots.svg(plots.curve(board, board.curves[0]))
+    assert text == plots.svg(plots.curve(board, board.curves[0]))
     axes = [one for one in ElementTree.fromstring(text).iter(f"{SVG}g") if one.get("id", "").startswith("axes_")]
     assert len(axes) == len(board.shown) == 8
-    assert plots.differences(Board("small", board.table.slice(0, 0), board.columns, ["base"]), "base") == ""
+    nothing = plots.differences(Board("small", board.table.slice(0, 0), board.columns, ["base"]), "base")
+    assert nothing is None and plots.svg(nothing) == ""

@@ -55,6 +55,19 @@ def test_a_question_is_answered_by_what_is_significant(accuracy, chair_i, said):
     assert text.startswith(f"**Does the confidence term help?** {said}")
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "said"),
+    [
+        ((-2, -3, -1), "Yes, on 1 of 1 figure that has a better direction."),
+        ((2, 1, 3), "No: it is worse on 1 of 1 figure that has a better direction"),
+        ((2, -1, 5), "Can't be told: the only figure that has a better direction doesn't differ significantly."),
+    ],
+)
+def test_one_figure_is_spoken_of_as_one(accuracy, said):
+    found = row("alpha0", "accuracy", accuracy, against="m3po", p=0.001 if accuracy[1] * accuracy[2] > 0 else 0.5)
+    assert answer(board_with(found), CONFIDENCE).startswith(f"**Does the confidence term help?** {said}")
+
+
 def test_a_difference_seen_from_the_other_side_is_turned_with_its_interval():
     board = board_with(row("alpha0", "accuracy", (-2.0, -3.5, -1.0), against="m3po", p=0.001))
     assert verdict(board, "m3po", "alpha0").better == ("POPE accuracy +2.0 (+1.0 to +3.5)",)

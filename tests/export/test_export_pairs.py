@@ -89,9 +89,18 @@ def test_images_that_are_missing_changed_or_broken_are_counted_apart(tmp_path):
 
 def test_pairs_without_a_rejected_answer_are_no_export(tmp_path):
     world = ExportWorld(tmp_path, {"s0": [asked("A?", rejected=None), asked("B?", rejected=None)]})
-    with pytest.raises(ExportError, match="no pair of made_m3po can be written: 2 dropped: it has no rejected answer"):
+    with pytest.raises(ExportError, match="'m3po' selects single answers, no pairs: none of its 2 has a rejected"):
         write(world, "trl", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_where_no_folder_can_be_made_is_one_sentence_that_names_the_option(world, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (Path("/proc/x"), file / "below"):
+        with pytest.raises(ExportError, match=rf"^--out {out} can't be written \(.*\): name another folder$"):
+            write(world, "trl", out)
+    assert file.read_text() == "mine"
 
 
 def test_a_study_without_the_source_is_an_error_not_a_drop(world, tmp_path):

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from m3po_dagster.cli.main import app
 from m3po_dagster.current import complete, held_heads, read_heads
+from m3po_dagster.export.made import Made
+from m3po_dagster.export.model_card import model_card
 from m3po_dagster.graph import upstream_of
 from m3po_dagster.inspector.app import build_app
 from m3po_dagster.inspector.watch import Watch
@@ -23,6 +25,7 @@ from m3po_dagster.lineage.manifests import Manifests
 from m3po_dagster.lineage.naming import Current, choose
 from m3po_dagster.lineage.search import find_pair
 from m3po_dagster.method.generation.sampler import TransformersEngine
+from m3po_dagster.resources.study import StoreResource
 from m3po_dagster.resources.trainer import TrainerResource
 from m3po_dagster.runner import Selection
 
@@ -102,6 +105,7 @@ def test_the_same_training_runs_once_and_is_asked_once(copy_of_made, small_study
     assert told["twin"]["the same training as"].value == "ablated" and "the same training as" not in told["ablated"]
 
     lineage_knows_both(project, ablated, twin, tmp_path, monkeypatch)
+    the_card_is_of_the_recipe_that_was_named(project)
     the_inspector_shows_both(project)
 
 
@@ -117,6 +121,17 @@ def test_another_name_trains_nothing_and_gc_keeps_what_it_stands_on(copy_of_made
     assert counted == {}
     assert artifact(project, "lora_adapter", "another").table().to_pylist() == twin.table().to_pylist()
     gc_keeps_what_any_of_them_needs(project)
+
+
+def the_card_is_of_the_recipe_that_was_named(project) -> None:
+    made = Made(Manifests(project.store), project.load(), StoreResource(root=project.root).identities())
+    cards = {name: model_card(made, made.adapter(name, 0), merged=False) for name in ("ablated", "twin")}
+    selections = {name: re.findall(r"^\| selection \| (.*) \|$", card, re.MULTILINE) for name, card in cards.items()}
+    assert [len(found) for found in selections.values()] == [1, 1]
+    assert "delta 0.1" in selections["ablated"][0] and "delta 0.3" in selections["twin"][0]
+    shared = "The training is shared with recipe `ablated`"
+    assert shared in cards["twin"] and "shared with" not in cards["ablated"]
+    assert all("loss sigmoid" in card and "layout trl" in card for card in cards.values())
 
 
 def lineage_knows_both(project, ablated, twin, tmp_path, monkeypatch) -> None:

@@ -13,6 +13,7 @@ from m3po_dagster.evaluation.board import Column, difference_text, mark
 from m3po_dagster.export.folder import ExportError
 from m3po_dagster.export.made import Made
 from m3po_dagster.export.model import export_merged
+from m3po_dagster.export.model_card import model_card
 from m3po_dagster.export.pairs import FORMATS, export_pairs
 from m3po_dagster.lineage.manifests import Manifests
 from m3po_dagster.resources.study import StoreResource
@@ -93,7 +94,7 @@ def test_recipes_without_pairs_or_rejected_answers_say_so(made_of, tmp_path):
         made_of.pairs("base")
     with pytest.raises(ExportError, match="there is no shard 's7'; there are s0, s1"):
         made_of.pairs("m3po|s7")
-    with pytest.raises(ExportError, match="no rejected answer"):
+    with pytest.raises(ExportError, match="'sft' selects single answers, no pairs"):
         export_pairs(
             made_of.pairs("sft"), made_of.study, FORMATS["trl"], "embed", tmp_path / "out", lambda done, total: None
         )
@@ -135,9 +136,22 @@ def test_the_adapters_card_tells_data_judge_recipe_metrics_and_lineage(made_of, 
     for artifact in (chosen.artifact, *(part for item in pairs for part in (item.pairs, item.judge, item.dataset))):
         assert f"| `{artifact.fingerprint}` | `{artifact.data_version}` |" in text
     assert f"| examples | {sum(item.pairs.manifest.tables['data'].rows for item in pairs)} |" in text
-    assert "kind dpo" in text and "scene_judge.weight 1" in text and "allow_bonus False, alpha 0.5" in text
+    assert "kind dpo" in text and "loss sigmoid" in text and "layout trl" in text
+    assert (
+        "DPO teaches the preference" in text
+        and "| pairs selected |" in text
+        and "scene_judge.weight 1" in text
+        and "allow_bonus False, alpha 0.5" in text
+    )
     lineage = json.loads((adapter / "lineage.json").read_text(encoding="utf-8"))
     assert lineage["fingerprint"] == chosen.artifact.fingerprint and len(lineage["trained_on"]) == 2
+
+
+def test_the_card_of_sft_speaks_of_answers(made_of):
+    text = model_card(made_of, made_of.adapter("sft"), merged=False)
+    assert "SFT teaches those that its recipe chooses" in text and "prefers" not in text.split("## Loading")[0]
+    assert "| answers selected |" in text and "pairs" not in text.split("## Data")[1].split("## Training")[0]
+    assert "| reference" not in text
 
 
 def test_a_card_says_when_nothing_measured_the_adapter(copy_of_made, small_study, tmp_path):

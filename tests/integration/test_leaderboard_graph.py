@@ -79,6 +79,17 @@ def test_the_command_prints_or_writes_one_format(made, board, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["leaderboard.html"]
 
 
+def test_a_place_that_can_not_be_written_is_one_sentence(made, board, tmp_path):
+    from m3po_dagster.cli.main import app
+
+    (tmp_path / "file").write_text("mine")
+    environment = {name: made.environment()[name] for name in ("DAGSTER_HOME", "M3PO_STORE", "M3PO_STUDY")}
+    for out, why in ((tmp_path / "file", "is there and no folder"), (Path("/proc/x"), "can't be written")):
+        ended = CliRunner().invoke(app, ["leaderboard", "--out", str(out)], env=environment)
+        assert ended.exit_code == 1 and ended.stderr.startswith(f"error: --out {out} {why}"), ended.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_parquet_can_not_be_printed():
     from m3po_dagster.cli.main import app
 

@@ -181,10 +181,13 @@ def test_an_adapter_shows_the_pairs_it_learned_least(made, events):
             "sft": lambda row: row["chosen_logp_after"] - row["chosen_logp_before"],
         }[partition]
         expected = sorted(margins, key=lambda row: (gain(row), row["pair_id"]))[:10]
-        records = [record.data for record in metadata["worst pairs"].records]
+        what = {"m3po": "pairs", "sft": "answers"}[partition]
+        records = [record.data for record in metadata[f"worst {what}"].records]
         assert [record["pair_id"] for record in records] == [row["pair_id"] for row in expected]
         assert all(record["prompt"] and record["R_w"] and record["steps"] for record in records)
-        assert metadata["pairs not learned"].data == {"0": sum(gain(row) <= 0 for row in margins)}
+        assert all(("R_l" in record) == (what == "pairs") for record in records)
+        assert metadata[f"{what} not learned"].data == {"0": sum(gain(row) <= 0 for row in margins)}
+        assert metadata[what].value == len(margins) and ("reference log-probs" in metadata) == (what == "pairs")
 
 
 def test_figures_beside_the_pictures(made, events):

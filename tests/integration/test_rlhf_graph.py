@@ -1,8 +1,13 @@
 """Simulated RLHF through Dagster: every scored answer in, an adapter that answers the benchmarks out."""
 
+import dagster as dg
 import pytest
 
 from m3po_dagster.current import read_heads
+from m3po_dagster.export.made import Made
+from m3po_dagster.export.model_card import model_card
+from m3po_dagster.lineage.manifests import Manifests
+from m3po_dagster.resources.study import StoreResource
 from m3po_dagster.runner import Selection
 
 RLHF = {
@@ -56,3 +61,15 @@ def test_a_recipe_of_simulated_rlhf(copy_of_made, small_study):
     scores = project.store.find("benchmark_scores", "rlhf", heads["benchmark_scores", "rlhf"].fingerprint).table()
     assert {"pope", "chair"} <= set(scores["benchmark"].to_pylist())
     assert {item.part[0] for item in project.unsettled()} == {"leaderboard"}
+    with project.instance() as instance:
+        records = instance.fetch_materializations(dg.AssetKey("lora_adapter"), limit=10).records
+    shown = {record.asset_materialization.partition: record.asset_materialization.metadata for record in records}[
+        "rlhf"
+    ]
+    assert shown["scored answers"].value == scored and shown["prompts"].value == len(prompts)
+    assert not [name for name in shown if "pair" in name or "margin" in name or "log-prob" in name]
+    made = Made(Manifests(project.store), project.load(), StoreResource(root=project.root).identities())
+    card = model_card(made, made.adapter("rlhf"), merged=False)
+    assert "a proxy reward is fitted to the scores" in card and "teaches the preference" not in card
+    assert f"| answers selected | {scored:,} |" in card and "| reward rank correlation | " in card
+    assert "pairs" not in card.split("## Data")[1].split("## Training")[0] and "| reference" not in card

@@ -61,6 +61,14 @@ class Wanted:
     judged_apart: tuple[str, ...] | None = None
     unlearned: int = 0
     pairs_a_prompt: int = 1
+    kind: str = "dpo"
+    layout: str = "trl"
+
+    @property
+    def training(self) -> dict[str, object]:
+        """As it is dumped: without a layout that is the default."""
+        layout = {} if self.layout == "trl" else {"layout": self.layout}
+        return {"kind": self.kind, "beta": self.beta, "epochs": self.epochs} | layout
 
     def but(self, **changes: object) -> "Wanted":
         return replace(self, **changes)
@@ -112,7 +120,7 @@ class World:
         put("judge_identity", "", {"data": table(rows, IDENTITY)}, judge, ("judge_probe", ""))
         shards = [f"s{n}" for n in range(wanted.shards)]
         for name, alpha in wanted.recipes.items():
-            training = {"kind": "dpo", "beta": wanted.beta, "epochs": wanted.epochs}
+            training = wanted.training
             selection = {"rule": "m3p", "alpha": alpha}
             identity("recipe_config", name, {"selection": selection, "training": training, "seeds": list(wanted.seeds)})
         for shard in shards:
@@ -207,7 +215,7 @@ class World:
         ids = [row for part in used[: len(shards)] for row in made[part].table()["pair_id"].to_pylist()]
         rows = []
         for seed in wanted.seeds:
-            training = {"kind": "dpo", "beta": wanted.beta, "epochs": wanted.epochs}
+            training = wanted.training
             settings = {"seed": seed, "training": training}
             order = [i for epoch in range(wanted.epochs) for i in sorted(ids, key=lambda i: digest(i, seed, epoch))]
             steps = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
@@ -232,7 +240,7 @@ class World:
                     "rejected_logp_before": -2.0,
                     "rejected_logp_after": -3.0,
                 }
-                for number, i in enumerate(ids)
+                for number, i in enumerate(ids if wanted.kind != "rlhf" else ())
             ]
             seen = [
                 {"pair_id": i, "step": row["step"], "loss": 0.7, "reward_margin": 0.0, "chosen_logp": -1.0}

@@ -47,6 +47,7 @@ def test_an_adapter_differs_in_nothing_from_itself(world, wanted):
         ({"recipes": {"m3po": 2.0}}, {("recipe", "selection.alpha"): (0.5, 2.0)}),
         ({"judge": "lenient"}, {("judge", "scorer.settings.strictness"): ("strict", "lenient")}),
         ({"beta": 0.2}, {("training", "beta"): (0.1, 0.2)}),
+        ({"layout": "packed"}, {("training", "layout"): ("trl", "packed")}),
         ({"seeds": (0, 1)}, {("adapter", "seeds"): ((0,), (0, 1))}),
     ],
     ids=str,
