@@ -50,8 +50,7 @@ def assets(study: Study) -> list[dg.AssetsDefinition]:
         store: StoreResource,
         trainer: dg.ResourceParam[TrainerResource],
     ) -> Iterator[dg.MaterializeResult]:
-        """LoRA adapters trained on the recipe's pairs by DPO (section 3.6, equation 4), SFT or simulated RLHF. A
-        partition a recipe.
+        """LoRA adapters trained by DPO (section 3.6, equation 4), SFT or simulated RLHF. A partition a recipe.
 
         In: the recipe's pairs of all shards with their prompts and sampled tokens, the base model, the recipe. Out: an
         adapter a training seed with its log and the reward margin of every pair, where it trained on pairs. The recipe

@@ -37,7 +37,7 @@ def dear_work(monkeypatch):
 
     counted(LlamaModel, "forward", "language model forwards")
     counted(encoder.ClipEncoder, "encode_images", "judge encodes")
-    counted(dpo, "train_dpo", "trainings")
+    counted(dpo, "fit_dpo", "trainings")
     yield counts
     monkeypatch.undo()
 
