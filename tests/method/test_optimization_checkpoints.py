@@ -62,7 +62,8 @@ def every_step(folder) -> Execution:
 
 def figures(result) -> dict:
     """All of a result but what depends on the attempts."""
-    return {name: value for name, value in asdict(result).items() if name not in ("seconds", "counts", "resumed_from")}
+    told = {name: value for name, value in asdict(result).items() if name not in ("seconds", "counts", "resumed_from")}
+    return {**told, "health": {name: value for name, value in told["health"].items() if name != "seconds"}}
 
 
 # In the first epoch, at its end, in the second.
