@@ -87,7 +87,7 @@ def _reporting(study: Study, identities: Identities, partition: str) -> dict:
         "questions": [asdict(question) for question in recipe_roles.questions(study)],
         "curves": [asdict(curve) for curve in recipe_roles.curves(study)],
         "ablated": recipe_roles.ablated(study),
-        "same_as": recipe_roles.same_as(study),
+        "same_as": study.aliases(),
         "descriptions": {name: recipe.description for name, recipe in study.recipes.items()},
     }
 

@@ -21,14 +21,9 @@ def references(study: Study) -> tuple[str, ...]:
     return tuple(dict.fromkeys((BASE_RECIPE, *wanted)))
 
 
-def same_as(study: Study) -> dict[str, str]:
-    """Recipe -> the equal one before it, whose adapters and answers it shares."""
-    return study.aliases()
-
-
 def _apart(study: Study) -> set[str]:
     """The recipes that another name stands for: of equal ones m3po where it is among them, else the first."""
-    alike = same_as(study)
+    alike = study.aliases()
     method = alike.get(M3PO_RECIPE)
     return ({*alike} | ({method} if method else set())) - {M3PO_RECIPE}
 

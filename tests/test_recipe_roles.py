@@ -115,7 +115,7 @@ def test_of_equal_recipes_one_is_asked_about(monkeypatch):
     """m3po where it is among them, whatever stands first."""
     made = study(twin=like_m3po(alpha=0, delta=0.3), wide=like_m3po(delta=0.3), again=like_m3po())
     alike = {"twin": "m3po_alpha0", "m3po": "again"}
-    monkeypatch.setattr(recipe_roles, "same_as", lambda study: alike)
+    monkeypatch.setattr(Study, "aliases", lambda study: alike)
     assert recipe_roles.curves(made) == [
         Curve("alpha", "m3po", {"m3po_alpha0": 0.0, "m3po": 0.5}),
         Curve("delta", "m3po", {"m3po": 0.1, "wide": 0.3}),

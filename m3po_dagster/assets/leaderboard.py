@@ -66,7 +66,7 @@ def compare(work: Work) -> Built:
         suite,
         recipe_roles.references(work.study),
         BASE_RECIPE,
-        recipe_roles.same_as(work.study),
+        work.study.aliases(),
     ).cast(LEADERBOARD.schema)
     notes = [f"{name}: {note}" for name, item in suite.items() for note in item.notes(questions[name])]
     board = board_of(table, work.study, suite, notes)

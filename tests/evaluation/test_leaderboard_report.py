@@ -157,7 +157,7 @@ def test_a_recipe_s_line_is_of_its_own_seeds_whoever_else_has_them():
         ("alpha0", "1", "1", "2", "– / 1.00"),
         ("twin", "1", "3", "4", "– / 2.00"),
     ]
-    drawn = plots.costs(rows, ["base", "alpha0", "twin"])
+    drawn = plots.svg(plots.costs(rows, ["base", "alpha0", "twin"]))
     assert "alpha0" in drawn and "twin" in drawn and ">base<" not in drawn
 
 
