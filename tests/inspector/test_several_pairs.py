@@ -22,7 +22,8 @@ def several(tmp_path_factory):
     with dg.DagsterInstance.ephemeral() as instance:
         study = MadeStudy(tmp_path_factory.mktemp("several"), instance)
         study.settings["recipes"] = {"base": {}} | {
-            name: {"selection": rule, "training": {"kind": "dpo"}} for name, rule in RULES.items()
+            name: {"selection": rule, "training": {"kind": "rlhf" if rule["rule"] == "every_answer" else "dpo"}}
+            for name, rule in RULES.items()
         }
         study.write()
         lengths = [6, 3, 8, 2, 5]
