@@ -1,0 +1,283 @@
+"""A bucket of an S3 service as this project talks to it: conditional writes, retries, errors that say what to do.
+
+Credentials, region and endpoint are boto3's own affair: AWS_ACCESS_KEY_ID and its like, AWS_PROFILE, the role of the
+instance or pod, AWS_ENDPOINT_URL_S3 for a service that is not Amazon's. A URL holds none of them.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from m3po_dagster.storage.errors import StoreError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import S3FileSystem
+
+SCHEME = "s3"
+Answer = TypeVar("Answer")
+_LOG = logging.getLogger(__name__)
+_ATTEMPTS = 4
+_PATIENCE_SECONDS = 300
+"""How long a request is repeated while the service can't be reached: long enough for one that is started anew."""
+_LONGEST_PAUSE = 10
+_CONNECT_SECONDS, _READ_SECONDS = 10, 60
+# Amazon answers 412 where the condition does not hold and 409 where another conditional write is under way.
+_REFUSED = {"PreconditionFailed", "ConditionalRequestConflict"}
+_MISSING = {"404", "NoSuchKey", "NotFound"}
+_DENIED = {"403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An object as the service describes it. `now` is the service's own clock when it answered."""
+
+    size: int
+    etag: str
+    modified: datetime
+    now: datetime
+
+    @property
+    def age(self) -> float:
+        """Seconds since the object was written, by the service's clock alone: this machine's may be wrong."""
+        return (self.now - self.modified).total_seconds()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object of a listing; `key` is relative to the bucket's prefix."""
+
+    key: str
+    size: int
+    modified: datetime
+
+
+def is_s3(root: str | Path) -> bool:
+    """Whether a root names a bucket and not a folder."""
+    return str(root).startswith(f"{SCHEME}://")
+
+
+class Bucket:
+    """The objects below `s3://bucket/prefix`; every key is relative to the prefix. Safe to use from many threads."""
+
+    def __init__(self, url: str, patience: float = _PATIENCE_SECONDS) -> None:
+        """`patience`: seconds for which a request is repeated while the service can't be reached.
+
+        Nothing is asked of the service yet. Raises StoreError for a URL that names no bucket or holds secrets."""
+        parts = urlsplit(url)
+        if parts.scheme != SCHEME or not parts.hostname or parts.query or parts.fragment:
+            raise StoreError(f"{url!r} is no URL of a bucket: write s3://bucket or s3://bucket/prefix")
+        if "@" in parts.netloc:
+            raise StoreError(
+                f"the URL of bucket {parts.hostname} holds credentials, which would be stored with every result: "
+                "give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
+            )
+        self.name, self.prefix = parts.netloc, parts.path.removeprefix("/").removesuffix("/")
+        if any(part in ("", ".", "..") for part in self.prefix.split("/") if self.prefix):
+            raise StoreError(f"{url!r}: the prefix has an empty part, '.' or '..'")
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._client: Any = None
+
+    @property
+    def url(self) -> str:
+        """s3://bucket/prefix, without a slash at its end."""
+        return f"{SCHEME}://{self.name}" + (f"/{self.prefix}" if self.prefix else "")
+
+    def where(self, key: str) -> str:
+        """The URL of an object."""
+        return f"{self.url}/{key}" if key else self.url
+
+    def path(self, key: str = "") -> str:
+        """Bucket and key as pyarrow's filesystem names them."""
+        return "/".join(part for part in (self.name, self.prefix, key) if part)
+
+    @property
+    def client(self) -> Any:
+        """boto3's client. A forked child makes its own: connections are their process's."""
+        with self._lock:
+            if self._pid != os.getpid():
+                import boto3
+                from botocore.config import Config
+
+                self._client = boto3.session.Session().client(
+                    "s3",
+                    config=Config(
+                        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+                        connect_timeout=_CONNECT_SECONDS,
+                        read_timeout=_READ_SECONDS,
+                        max_pool_connections=32,
+                    ),
+                )
+                self._pid = os.getpid()
+            return self._client
+
+    @cached_property
+    def filesystem(self) -> "S3FileSystem":
+        """pyarrow's filesystem over the same service, with credentials that boto3 found: for reading columns."""
+        from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+        session = self.client
+        endpoint = urlsplit(session.meta.endpoint_url)
+        return S3FileSystem(
+            region=session.meta.region_name or "us-east-1",
+            scheme=endpoint.scheme,
+            endpoint_override=endpoint.netloc,
+            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+            connect_timeout=_CONNECT_SECONDS,
+            request_timeout=_READ_SECONDS,
+        )
+
+    def put(self, key: str, body: bytes) -> str:
+        """Write an object, whatever was there. Returns its ETag."""
+        return self._ask("write", key, lambda: self.client.put_object(**self._at(key), Body=body)["ETag"])
+
+    def put_if_absent(self, key: str, body: bytes) -> str | None:
+        """Write an object only where there is none; of all who try, one gets its ETag, the others None.
+
+        A retry after a lost answer may find what this very call wrote: then it counts as written.
+        """
+        return self._put_on_condition(key, body, IfNoneMatch="*")
+
+    def put_if_match(self, key: str, body: bytes, etag: str) -> str | None:
+        """Write over an object only while it is the one of `etag`; None where it isn't any more."""
+        return self._put_on_condition(key, body, IfMatch=etag)
+
+    def _put_on_condition(self, key: str, body: bytes, **condition: str) -> str | None:
+        answer = self._ask(
+            "write", key, lambda: self.client.put_object(**self._at(key), Body=body, **condition), _REFUSED | _MISSING
+        )
+        if answer is not None:
+            return answer["ETag"]
+        found = self.get(key)
+        return found[1].etag if found is not None and found[0] == body else None
+
+    def get(self, key: str) -> tuple[bytes, Seen] | None:
+        """An object's bytes and description; None where there is none."""
+
+        def read() -> tuple[bytes, Seen]:
+            answer = self.client.get_object(**self._at(key))
+            return answer["Body"].read(), _seen(answer)
+
+        return self._ask("read", key, read, _MISSING)
+
+    def look(self, key: str) -> Seen | None:
+        """An object's description; None where there is none."""
+        return self._ask("look at", key, lambda: _seen(self.client.head_object(**self._at(key))), _MISSING)
+
+    def upload(self, source: Path, key: str) -> None:
+        """Write a file, in several parts where it is large; the object is there whole or not at all."""
+        self._ask("write", key, lambda: self.client.upload_file(str(source), self.name, self._full(key)))
+
+    def download(self, key: str, target: Path) -> None:
+        """Read an object into a file. Raises StoreError where there is none."""
+        self._ask("read", key, lambda: self.client.download_file(self.name, self._full(key), str(target)))
+
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        """Every object whose key begins with `prefix`, in the order of their keys, a request for each 1000."""
+        cut = len(self._full(""))
+        for page in self._pages(prefix):
+            for found in page.get("Contents", ()):
+                yield Listed(found["Key"][cut:], found["Size"], found["LastModified"])
+
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        """Names between `prefix` (empty, or ending in '/') and the next '/', sorted."""
+        cut = len(self._full(prefix))
+        for page in self._pages(prefix, Delimiter="/"):
+            for found in page.get("CommonPrefixes", ()):
+                yield found["Prefix"][cut:-1]
+
+    def _pages(self, prefix: str, **more: str) -> Iterator[dict]:
+        wanted = {"Bucket": self.name, "Prefix": self._full(prefix), **more}
+        while True:
+            page = self._ask("list", prefix, lambda: self.client.list_objects_v2(**wanted))
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            wanted["ContinuationToken"] = page["NextContinuationToken"]
+
+    def remove(self, key: str) -> None:
+        """Remove an object; nothing happens where there is none."""
+        self._ask("remove", key, lambda: self.client.delete_object(**self._at(key)))
+
+    def remove_if_match(self, key: str, etag: str) -> bool:
+        """Remove an object only while it is the one of `etag`; whether it was."""
+        answer = self._ask(
+            "remove", key, lambda: self.client.delete_object(**self._at(key), IfMatch=etag), _REFUSED | _MISSING
+        )
+        return answer is not None
+
+    def _full(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.name, "Key": self._full(key)}
+
+    def _ask(self, action: str, key: str, call: Callable[[], Answer], none: Collection[str] = ()) -> Answer | None:
+        """The answer, or None for an error whose code is in `none`; repeated while the service can't be reached.
+
+        Raises StoreError that names the object and says what to do.
+        """
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+        from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+        patient = Retrying(
+            retry=retry_if_exception(_passing),
+            stop=stop_after_delay(self._patience),
+            wait=wait_random_exponential(0.2, _LONGEST_PAUSE),
+            before_sleep=lambda _: _LOG.warning("%s does not answer; asking again", self.client.meta.endpoint_url),
+            reraise=True,
+        )
+        try:
+            return patient(call)
+        except (ClientError, BotoCoreError, Boto3Error) as error:
+            if _code(error) in none:
+                return None
+            raise StoreError(f"can't {action} {self.where(key)}: {error}; {self._advice(error)}") from error
+
+    def _advice(self, error: Exception) -> str:
+        from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+
+        code = _code(error)
+        if isinstance(error, NoCredentialsError | PartialCredentialsError):
+            return "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
+        if code in _DENIED:
+            return "check the credentials, and that they may list, read, write and delete there"
+        if code == "NoSuchBucket":
+            return f"make the bucket {self.name}, or choose another with M3PO_STORE"
+        if code in _MISSING:
+            return "it was removed: run again"
+        return "check the service and its endpoint (AWS_ENDPOINT_URL_S3), then run again: finished parts are kept"
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether an error passes by itself: no connection, no answer in time, or an answer that says so."""
+    from boto3.exceptions import S3UploadFailedError
+    from botocore.exceptions import ConnectionError as NoConnection
+    from botocore.exceptions import HTTPClientError, IncompleteReadError, ResponseStreamingError
+
+    if isinstance(error, S3UploadFailedError):  # wraps what happened
+        return error.__context__ is not None and _passing(error.__context__)
+    status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    broken = NoConnection | HTTPClientError | IncompleteReadError | ResponseStreamingError
+    return isinstance(error, broken) or status >= 500 or status == 429
+
+
+def _code(error: Exception) -> str:
+    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+
+
+def _seen(answer: dict) -> Seen:
+    sent = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    modified = answer["LastModified"]
+    now = parsedate_to_datetime(sent) if sent else modified
+    return Seen(answer["ContentLength"], answer["ETag"], modified, now)

@@ -1,0 +1,135 @@
+"""The client of a bucket, and its leases, against a real S3 service."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from m3po_dagster.storage.errors import Busy, StoreError
+from m3po_dagster.storage.lease import Lease
+from m3po_dagster.storage.s3 import Bucket
+from tests.s3_server import s3_server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with s3_server(tmp_path_factory.mktemp("s3")) as running:
+        running.bucket("leases")
+        yield running
+
+
+@pytest.fixture
+def bucket(server, request):
+    return Bucket(f"s3://leases/{request.node.name.replace('[', '-').replace(']', '')}")
+
+
+def test_of_many_writers_of_one_key_one_wins(bucket):
+    bodies = [f"writer {number}".encode() for number in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(lambda body: bucket.put_if_absent("manifest", body), bodies))
+    (winner,) = [body for body, etag in zip(bodies, won, strict=True) if etag]
+    assert bucket.get("manifest")[0] == winner
+
+
+def test_keys_are_relative_to_the_prefix(bucket, server):
+    bucket.put("a/b", b"1")
+    bucket.put("a/c/d", b"22")
+    assert [(found.key, found.size) for found in bucket.list("a/")] == [("a/b", 1), ("a/c/d", 2)]
+    assert list(bucket.folders()) == ["a"] and list(bucket.folders("a/")) == ["c"]
+    with bucket.filesystem.open_input_file(bucket.path("a/c/d")) as file:
+        assert file.read() == b"22"
+    bucket.remove("a/b")
+    assert bucket.look("a/b") is None and bucket.get("a/b") is None
+
+
+def test_a_listing_of_more_than_a_page_is_whole(bucket):
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: bucket.put(f"many/{number:05d}", b""), range(1003)))
+    assert [found.key for found in bucket.list("many/")] == [f"many/{number:05d}" for number in range(1003)]
+
+
+def test_a_held_lease_is_busy_and_free_once_given_back(bucket):
+    held = Lease(bucket, "lock")
+    with pytest.raises(Busy) as refused:
+        Lease(bucket, "lock")
+    assert refused.value.pid and refused.value.host and refused.value.since
+    held.release()
+    Lease(bucket, "lock").release()
+    assert bucket.get("lock") is None
+
+
+def test_a_kept_lease_outlives_its_seconds_and_one_left_alone_goes_to_one_of_many(bucket):
+    held = Lease(bucket, "lock", seconds=2)
+    time.sleep(4)
+    assert not held.lost
+    with pytest.raises(Busy):
+        Lease(bucket, "lock", seconds=2)
+    held._ended.set()  # its process is gone: nobody renews, nobody gives back
+    held._thread.join()
+
+    def take(_):
+        try:
+            return Lease(bucket, "lock", seconds=30)
+        except Busy:
+            return None
+
+    found = []
+    deadline = time.monotonic() + 30
+    while not found and time.monotonic() < deadline:
+        with ThreadPoolExecutor(8) as pool:
+            found = [lease for lease in pool.map(take, range(8)) if lease]
+        time.sleep(0.2)
+    (taker,) = found
+    assert held.lost
+    with pytest.raises(StoreError, match="may be another writer's by now: run again"):
+        held.check()
+    taker.release()
+
+
+def test_a_lease_is_lost_to_its_holder_when_somebody_else_wrote_it(bucket):
+    held = Lease(bucket, "lock", seconds=1)
+    bucket.put("lock", b"{}")
+    held._thread.join(timeout=10)
+    assert held.lost
+    held.release()
+    assert bucket.get("lock")[0] == b"{}"  # what is another's is not removed
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3://bucket/../other", "s3://bucket//x", "s3://bucket/x?region=eu"])
+def test_a_url_that_names_no_bucket_is_refused(url):
+    with pytest.raises(StoreError, match=r"s3://|empty part"):
+        Bucket(url)
+
+
+def test_a_url_with_credentials_is_refused_without_repeating_them():
+    with pytest.raises(StoreError, match="AWS_ACCESS_KEY_ID") as refused:
+        Bucket("s3://key:hush@bucket")
+    assert "hush" not in str(refused.value)
+
+
+def test_a_missing_bucket_says_so(server):
+    with pytest.raises(StoreError, match="make the bucket nowhere-to-be-found"):
+        list(Bucket("s3://nowhere-to-be-found").list())
+
+
+def test_wrong_credentials_say_so_and_are_not_repeated(server, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    with pytest.raises(StoreError, match="check the credentials") as refused:
+        Bucket("s3://leases").put("x", b"")
+    assert "wrong-secret" not in str(refused.value)
+
+
+def test_a_write_waits_for_a_service_that_comes_back(server, bucket):
+    server.kill()
+    started = threading.Timer(3, server.start)
+    started.start()
+    assert bucket.put_if_absent("patience", b"1")
+    started.join()
+    assert bucket.get("patience")[0] == b"1"
+
+
+def test_a_service_that_stays_away_says_so(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(StoreError, match=r"can't look at s3://leases/x: .*AWS_ENDPOINT_URL_S3\), then run again"):
+        Bucket("s3://leases", patience=1).look("x")
