@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/easy_scenes.yaml
 
+# Tests run a file at a time in this many processes.
+WORKERS ?= 2
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile
+
 # Two busy-waiting OpenMP threads make a small model several times slower on a shared machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
@@ -28,10 +32,10 @@ demo: setup  ## the embedded study through Dagster, ending with the leaderboard
 	$(BIN)/m3po run --study $(STUDY)
 
 test: setup  ## the test suite
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: setup  ## the tests that take minutes
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 ui: setup  ## Dagster's web interface on 127.0.0.1:3000
 	$(BIN)/m3po world write
