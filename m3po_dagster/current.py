@@ -17,8 +17,8 @@ DATA_VERSION_TAG = "dagster/data_version"
 IDS_A_QUERY = 100
 
 
-_WHOLE: set[tuple[str, str, str, str]] = set()
-"""Artifacts that were found whole, by store, asset, partition and fingerprint."""
+_WHOLE: dict[str, set[tuple[str, str, str]]] = {}
+"""Artifacts that were found whole, a set for each store of (asset, partition, fingerprint)."""
 
 _Seen = dict[int, tuple[str, Head | None]]
 _SEEN: dict[tuple[str, str], _Seen] = {}
@@ -90,27 +90,27 @@ def _read(event: dg.EventLogRecord) -> tuple[str, Head | None]:
 
 def held_heads(instance: dg.DagsterInstance, store: ArtifactStore) -> dict[Part, Head]:
     """The heads whose artifact the store holds: what was removed from it counts as never made."""
-    held = {}
-    for part, head in read_heads(instance).items():
-        key = (str(store.root), *part, head.fingerprint)
-        # What was whole once can only be removed: that its folder is still there is enough, and quickly seen.
-        if key in _WHOLE and store.holds(*part, head.fingerprint):
-            held[part] = head
-            continue
-        artifact = store.find(*part, head.fingerprint)
-        _WHOLE.discard(key)
+    heads = read_heads(instance)
+    keys = {part: (*part, head.fingerprint) for part, head in heads.items()}
+    whole = _WHOLE.setdefault(store.location, set())
+    # What was whole once can only be removed: that its manifest is still there is enough, and quickly seen.
+    there = store.held(key for key in keys.values() if key in whole)
+    others = {part: key for part, key in keys.items() if key not in there}
+    held = set(keys) - set(others)
+    for (part, key), artifact in zip(others.items(), store.find_all(others.values()), strict=True):
+        whole.discard(key)
         if artifact is not None and complete(artifact, store):
-            held[part] = head
+            held.add(part)
             # Of one that stands on others, these are looked for each time.
             if not any(ref.asset == "adapter" for ref in artifact.manifest.inputs.values()):
-                _WHOLE.add(key)
-    return held
+                whole.add(key)
+    return {part: head for part, head in heads.items() if part in held}
 
 
 def complete(artifact: Artifact, store: ArtifactStore) -> bool:
     """Whether the store holds the adapters that an artifact stands on. Lost answers don't matter: scores keep them."""
     stood_on = [ref for ref in artifact.manifest.inputs.values() if ref.asset == "adapter"]
-    return all(store.find(ref.asset, ref.partition, ref.fingerprint) for ref in stood_on)
+    return all(store.find_all((ref.asset, ref.partition, ref.fingerprint) for ref in stood_on))
 
 
 def current_heads() -> set[tuple[str, str, str]]:
