@@ -58,10 +58,11 @@ class Draft:
         self._disk, self._folder = disk, key.folder
         self._place = self._folder
         self._lock = None
-        self._parts: dict[int, str] = {}  # index -> path
+        self._found: list[str] = []  # paths of whole parts, the latest last
+        self._parts: dict[int, str] = {}  # index -> path of the one that counts
         self._plans: dict[str, bytes] = {}  # place -> the plan its parts were cut by
         self._folders: dict[str, Path] = {}
-        self._scratch = ExitStack()
+        self._scratch, self._scratch_folder = ExitStack(), None
         self._started = time.monotonic()
 
     def __enter__(self) -> "Draft":
@@ -102,12 +103,12 @@ class Draft:
         self._lock.check()
 
     def _find_parts(self, files: Mapping[str, FileInfo]) -> None:
-        """The whole parts that attempts left; of two with one index, the later one."""
+        """The whole parts that attempts left; of two with one index, the later one counts."""
         found = [path for path in sorted(files, key=lambda path: files[path].mtime_ns) if _PART.fullmatch(path)]
         paths = [f"{self._folder}/{path}" for path in found]
-        for path, whole in zip(paths, self._disk.map(self._whole, paths), strict=True):
-            if whole:
-                self._parts[int(PurePosixPath(path).stem)] = path
+        whole = self._disk.map(self._whole, paths)
+        self._found = [path for path, is_whole in zip(paths, whole, strict=True) if is_whole]
+        self._parts = {_index_of(path): path for path in self._found}
 
     def _whole(self, path: str) -> bool:
         """Whether a part reads back with the hash it was written with; one that doesn't is removed."""
@@ -144,14 +145,16 @@ class Draft:
         """
         self._writable()
         text = canonical_json(plan).encode()
-        other = [index for index, path in self._parts.items() if self._plan_of(_place_of(path)) != text]
-        if other:
-            _LOG.warning("%s: %d parts were cut in another way and are made again", self.key, len(other))
-        for index in other:
-            # Another attempt's stay where they are: should it be alive after all, nobody takes away what it lists.
-            if _place_of(path := self._parts.pop(index)) == self._place:
-                self._disk.remove(path)
+        before = len(self._parts)
+        self._parts = {_index_of(path): path for path in self._found if self._plan_of(_place_of(path)) == text}
+        if len(self._parts) < before:
+            lost = before - len(self._parts)
+            _LOG.warning("%s: %d parts were cut in another way and are made again", self.key, lost)
         if self._plan_of(self._place) != text:
+            # Another attempt's stay where they are: should it be alive after all, nobody takes away what it lists.
+            for path in [path for path in self._found if _place_of(path) == self._place]:
+                self._disk.remove(path)
+                self._found.remove(path)
             self._disk.write(f"{self._place}/{_PLAN}", lambda file: file.write(text))
             self._plans[self._place] = text
         return sorted(self._parts)
@@ -166,6 +169,7 @@ class Draft:
         table = check(table, schema, self.key.asset)
         path = f"{self._place}/{PARTS}/{index:05d}.parquet"
         self._write_table(path, table.replace_schema_metadata({_HASH: table_hash(table)}))
+        self._found.append(path)
         self._parts[index] = path
 
     def read_part(self, index: int) -> pa.Table:
@@ -195,10 +199,13 @@ class Draft:
         """A local folder that one attempt leaves to the next, for what is no result (checkpoints); gone at `commit`.
 
         A folder in it that holds a file called `whole` is complete and never changes any more: where attempts share
-        no disk, such folders alone are left to the next. Ask once.
+        no disk, such folders alone are left to the next.
         """
         self._writable()
-        return self._scratch.enter_context(self._disk.scratch(self._folder, self._lock, whole))
+        if self._scratch_folder is None:
+            kept = self._disk.scratch(self._folder, self._lock, whole)
+            self._scratch_folder = self._scratch.enter_context(kept)
+        return self._scratch_folder
 
     def commit(
         self,
@@ -299,7 +306,11 @@ class Draft:
 
 def part_of(name: str) -> int | None:
     """The index of the part that a file of a draft is; None for another file."""
-    return int(PurePosixPath(name).stem) if _PART.fullmatch(name) else None
+    return _index_of(name) if _PART.fullmatch(name) else None
+
+
+def _index_of(part: str) -> int:
+    return int(PurePosixPath(part).stem)
 
 
 def _place_of(part: str) -> str:

@@ -4,7 +4,7 @@ import io
 
 from m3po_dagster.storage.s3 import Bucket
 
-_TAIL = 1 << 20
+_TAIL = 256 << 10
 """Bytes of the end that come with the first look at it: a Parquet file's list of contents, all of a small one."""
 
 
