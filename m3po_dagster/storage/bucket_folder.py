@@ -5,7 +5,6 @@ lease, which can run out while its holder sleeps: so every attempt at an artifac
 of all attempts the one whose manifest comes first counts, by a conditional write.
 """
 
-import hashlib
 import os
 import secrets
 import shutil
@@ -19,6 +18,7 @@ from typing import BinaryIO, TypeAlias
 from pyarrow.fs import FileInfo, FileType
 
 from m3po_dagster.storage import lease
+from m3po_dagster.storage.cache_folder import cache_folder
 from m3po_dagster.storage.errors import StoreError, explained
 from m3po_dagster.storage.filesystem import LOCK, SCRATCH, Answer, Item, LocalFolder
 from m3po_dagster.storage.names import parse_folder
@@ -66,8 +66,7 @@ class BucketFolder:
     def __init__(self, url: str) -> None:
         """Nothing is asked of the service yet. Raises StoreError for a URL that names no bucket."""
         self._bucket = Bucket(url)
-        digest = hashlib.sha256(self._bucket.url.encode()).hexdigest()[:16]
-        self.cache_folder = _cache_home() / f"{self._bucket.name}-{digest}"
+        self.cache_folder = cache_folder(self._bucket.url)
         self._copies, self._drafts = self.cache_folder / "artifacts", self.cache_folder / "drafts"
 
     @property
@@ -135,13 +134,14 @@ class BucketFolder:
         """A file of `size` bytes to read columns from. What it reads raises FileNotFoundError, StoreError."""
         return RangeReader(self._bucket, path, size)
 
-    def provide(self, path: str, size: int, whole: Callable[[Path], bool]) -> None:
+    def provide(self, path: str, size: int, whole: Callable[[Path], bool], always_check: bool) -> None:
         """See to it that `local(path)` has the file: copied, found `whole`, and only then under its name.
 
+        A copy made before is used again if it has the size, and with `always_check` if it is still whole.
         Raises StoreError when it can't be had, or is not whole.
         """
         target = self.local(path)
-        if target.is_file() and target.stat().st_size == size:
+        if target.is_file() and target.stat().st_size == size and (not always_check or whole(target)):
             return
         unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         with explained("copy a file of the bucket to", target):
@@ -193,6 +193,21 @@ class BucketFolder:
         local = self._drafts / folder / lock.attempt / SCRATCH
         return kept_scratch(self._bucket, folder, lock.attempt, local, whole, lock.check)
 
+    def children(self, path: str) -> list[str]:
+        """Names inside a folder, sorted; [] when there is no such folder."""
+        return sorted({name.split("/")[0] for name in self.files(path)})
+
+    def move(self, path: str, to: str) -> None:
+        """Move a file, or a folder with all it holds, to a name that is not taken. Raises StoreError.
+
+        Each object is copied inside the service, and they are removed when all are there.
+        """
+        names = [path, *(f"{path}/{name}" for name in self.files(path))]
+        moved = [name for name in names if self._bucket.copy(name, to + name.removeprefix(path))]
+        if not moved:
+            raise StoreError(f"can't move {self.where(path)}: it is not there; run again")
+        self._bucket.remove_all(moved)
+
     def remove(self, path: str) -> None:
         """Remove a file; nothing happens when it is not there."""
         self._bucket.remove(path)
@@ -219,12 +234,6 @@ class BucketFolder:
 
 
 Disk: TypeAlias = LocalFolder | BucketFolder
-
-
-def _cache_home() -> Path:
-    if given := os.environ.get("M3PO_CACHE"):
-        return Path(given).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m3po"
 
 
 def _artifact_of(found: Listed) -> tuple[str, str, str] | None:

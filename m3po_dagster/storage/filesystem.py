@@ -137,7 +137,7 @@ class LocalFolder:
         """A file of `size` bytes to read columns from. Raises OSError."""
         return self.filesystem.open_input_file(path)
 
-    def provide(self, path: str, size: int, whole: Callable[[Path], bool]) -> None:
+    def provide(self, path: str, size: int, whole: Callable[[Path], bool], always_check: bool) -> None:
         """See to it that `local(path)` has the file: it has."""
 
     def write(self, path: str, fill: Callable[[BinaryIO], object]) -> int:

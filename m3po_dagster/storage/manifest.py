@@ -96,8 +96,11 @@ class Manifest(_Record):
 
     def to_json(self) -> bytes:
         """Indented JSON, in the order of the fields."""
-        left_out = set() if self.attempt else {"attempt"}
-        return (json.dumps(self.model_dump(mode="json", exclude=left_out), indent=1) + "\n").encode()
+        return (json.dumps(self.fields(), indent=1) + "\n").encode()
+
+    def fields(self) -> dict[str, Any]:
+        """Its fields as its JSON has them."""
+        return self.model_dump(mode="json", exclude=set() if self.attempt else {"attempt"})
 
 
 def content_version(tables: Mapping[str, str], files: Mapping[str, str]) -> str:

@@ -42,12 +42,37 @@ def service(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def in_bucket(service, made, small_study, tmp_path_factory) -> BucketProject:
-    """The small study, run with `M3PO_STORE=s3://m3po/small` and nothing else changed."""
-    project = BucketProject(tmp_path_factory.mktemp("project"), "s3://m3po/small")
-    project.write(small_study)
-    assert [outcome.error for outcome in project.run() if outcome.error] == []
-    return project
+def both(service, small_study, tmp_path_factory) -> tuple[Project, BucketProject]:
+    """The small study run by `m3po run` in a folder and in a bucket: M3PO_STORE alone differs.
+
+    Each in a process of its own with one thread: the last bits of a log-prob depend on what a process did before.
+    """
+    projects = (
+        Project(tmp_path_factory.mktemp("local")),
+        BucketProject(tmp_path_factory.mktemp("bucket"), "s3://m3po/small"),
+    )
+    command = [sys.executable, "-c", "from m3po_dagster.cli.main import main; main()", "run"]
+    running = []
+    for project in projects:
+        project.write(small_study)
+        environment = {**project.environment(), "OMP_NUM_THREADS": "1"}
+        running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    for process in running:
+        output, _ = process.communicate()
+        assert process.returncode == 0, output.decode()[-2000:]
+    return projects
+
+
+@pytest.fixture(scope="module")
+def local(both) -> Project:
+    """The study in a folder."""
+    return both[0]
+
+
+@pytest.fixture(scope="module")
+def in_bucket(both) -> BucketProject:
+    """The study in a bucket."""
+    return both[1]
 
 
 def heads_of(project: Project) -> dict:
@@ -63,26 +88,25 @@ def call(project: Project, *arguments: object) -> str:
     return done.stdout
 
 
-def test_every_part_is_what_a_local_run_made(in_bucket, made):
-    # An adapter's weights are the same bytes: one thread, one machine.
-    assert heads_of(in_bucket) == heads_of(made)
-    assert {a.key for a in in_bucket.store.list()} == {a.key for a in made.store.list()}
+def test_every_part_is_what_a_local_run_made(in_bucket, local):
+    assert heads_of(in_bucket) == heads_of(local)
+    assert {a.key for a in in_bucket.store.list()} == {a.key for a in local.store.list()}
     assert in_bucket.unsettled() == [] and in_bucket.run() == []
     assert not (in_bucket.folder / "store").exists()
 
 
-def test_commands_read_the_bucket(in_bucket, made, tmp_path):
+def test_commands_read_the_bucket(in_bucket, local, tmp_path):
     def listed(project: Project) -> list[tuple]:
         rows = json.loads(call(project, "store", "ls", "--json"))
         return [(row["asset"], row["partition"], row["fingerprint"], row["data_version"]) for row in rows]
 
-    assert sorted(listed(in_bucket)) == sorted(listed(made))
+    assert sorted(listed(in_bucket)) == sorted(listed(local))
     adapter = heads_of(in_bucket)["lora_adapter", "m3po"].fingerprint
     assert f"{in_bucket.root}/lora_adapter/m3po/{adapter}" in call(in_bucket, "store", "show", adapter[:12])
     assert "Nothing to remove" in call(in_bucket, "store", "gc", "--older-than", "0")
     tree = json.loads(call(in_bucket, "lineage", "adapter", "m3po", "--json"))
-    assert tree == json.loads(call(made, "lineage", "adapter", "m3po", "--json"))
-    for project, out in ((in_bucket, tmp_path / "bucket"), (made, tmp_path / "local")):
+    assert tree == json.loads(call(local, "lineage", "adapter", "m3po", "--json"))
+    for project, out in ((in_bucket, tmp_path / "bucket"), (local, tmp_path / "local")):
         call(project, "export", "m3po", "--format", "trl", "--out", out / "pairs")
         call(project, "export", "m3po", "--adapter", "--out", out / "adapter")
         call(project, "leaderboard", "--out", out / "board")
@@ -105,17 +129,17 @@ def test_what_is_due_is_seen_in_a_few_requests(in_bucket):
     assert requests["ListObjectsV2"] <= len(assets) and requests.total() < parts
 
 
-def test_a_training_killed_on_one_machine_goes_on_on_another(in_bucket, made, service, tmp_path):
-    settings = yaml.safe_load(made.study_file.read_text())
+def test_a_training_killed_on_one_machine_goes_on_on_another(in_bucket, local, service, tmp_path):
+    settings = yaml.safe_load(local.study_file.read_text())
     settings["trainer"] = {"kind": "local", "checkpoint_minutes": 0}
     settings["recipes"]["m3po"]["training"] |= {"epochs": 4, "lora": {"r": 4, "alpha": 8, "dropout": 0.1}}
     study = tmp_path / "study.yaml"
     study.write_text(yaml.safe_dump(settings))
     undisturbed = tmp_path / "undisturbed"
-    shutil.copytree(made.root, undisturbed, ignore=shutil.ignore_patterns("adapter"))
+    shutil.copytree(local.root, undisturbed, ignore=shutil.ignore_patterns("adapter"))
     script = Path(__file__).with_name("bucket_training_under_kill.py")
     roots = [str(undisturbed), in_bucket.root]
-    command = [sys.executable, str(script), str(study), *roots, str(made.folder / "home"), "m3po", "11"]
+    command = [sys.executable, str(script), str(study), *roots, str(local.folder / "home"), "m3po", "11"]
     output = subprocess.run(command, env=in_bucket.environment(), capture_output=True, text=True, timeout=500)
     assert output.returncode == 0, output.stderr[-2000:]
     told = json.loads(output.stdout.splitlines()[-1])

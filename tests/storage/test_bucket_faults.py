@@ -204,7 +204,7 @@ def test_reading_waits_for_a_service_that_comes_back_and_never_calls_it_damage(s
     away = ArtifactStore(url)
     found = away.find(*key())
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")  # nobody there
-    away._disk._bucket._patience, away._disk._bucket._pid = 0.5, 0
+    away._disk._bucket.patience, away._disk._bucket._pid = 0.5, 0
     for ask in (found.table, lambda: found.path("files"), lambda: away.find(*key()), away.open(*key()).__enter__):
         with pytest.raises(StoreError, match="AWS_ENDPOINT_URL_S3") as refused:
             ask()

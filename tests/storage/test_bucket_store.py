@@ -184,6 +184,27 @@ def test_a_damaged_object_is_never_taken_for_what_was_written(store, how):
     assert not [path for path in store.cache_folder.rglob("*") if path.is_file() and path.name != "lock"]
 
 
+def test_a_copy_that_was_spoilt_here_is_fetched_again(store):
+    artifact = commit(store)
+    path = artifact.path("files/note.txt")
+    text = path.read_text()
+    path.write_text("x" * len(text))
+    assert artifact.path("files").joinpath("note.txt").read_text() == text
+
+
+def test_what_is_moved_is_there_under_its_new_name_alone(store):
+    artifact = commit(store)
+    folder, attempt = artifact.key.folder, artifact.manifest.attempt
+    assert store._disk.children(folder) == [attempt, "manifest.json"]
+    for name in ("manifest.json", attempt):
+        store._disk.move(f"{folder}/{name}", f"aside/{name}")
+    names = [f"{attempt}/data.parquet", f"{attempt}/files/note.txt", "manifest.json"]
+    assert objects(store.location) == [f"aside/{name}" for name in names]
+    assert store.find(*key()) is None
+    with pytest.raises(StoreError, match=r"can't move s3://.*manifest\.json: it is not there"):
+        store._disk.move(f"{folder}/manifest.json", "aside/manifest.json")
+
+
 def test_gc_removes_what_nobody_needs_and_the_copies_of_it(store, server):
     source = commit(store, "source_dataset", "")
     adapter = commit(store, "adapter", "m3po|0", source=source)
