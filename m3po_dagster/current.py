@@ -1,5 +1,6 @@
 """What is current, read from Dagster's event log: the one truth; the store holds no second pointer."""
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,8 +18,8 @@ DATA_VERSION_TAG = "dagster/data_version"
 IDS_A_QUERY = 100
 
 
-_WHOLE: dict[str, set[tuple[str, str, str]]] = {}
-"""Artifacts that were found whole, a set for each store of (asset, partition, fingerprint)."""
+_WHOLE: dict[str, dict[tuple[str, str, str], float]] = {}
+"""Artifacts that were found whole, by store and (asset, partition, fingerprint), with when they were last seen."""
 
 _Seen = dict[int, tuple[str, Head | None]]
 _SEEN: dict[tuple[str, str], _Seen] = {}
@@ -88,22 +89,28 @@ def _read(event: dg.EventLogRecord) -> tuple[str, Head | None]:
     return materialisation.partition or "", head
 
 
-def held_heads(instance: dg.DagsterInstance, store: ArtifactStore) -> dict[Part, Head]:
-    """The heads whose artifact the store holds: what was removed from it counts as never made."""
+def held_heads(instance: dg.DagsterInstance, store: ArtifactStore, often: bool = False) -> dict[Part, Head]:
+    """The heads whose artifact the store holds: what was removed from it counts as never made.
+
+    Who looks `often` may see a removal from a store far away a minute late: every look there is paid for.
+    """
     heads = read_heads(instance)
     keys = {part: (*part, head.fingerprint) for part, head in heads.items()}
-    whole = _WHOLE.setdefault(store.location, set())
+    now, whole = time.monotonic(), _WHOLE.setdefault(store.location, {})
+    lasts = store.look_lasts if often else 0.0
+    there = {key for key in keys.values() if key in whole and now - whole[key] < lasts}
     # What was whole once can only be removed: that its manifest is still there is enough, and quickly seen.
-    there = store.held(key for key in keys.values() if key in whole)
-    others = {part: key for part, key in keys.items() if key not in there}
+    seen = store.held(key for key in keys.values() if key in whole and key not in there)
+    whole |= dict.fromkeys(seen, now)
+    others = {part: key for part, key in keys.items() if key not in there | seen}
     held = set(keys) - set(others)
     for (part, key), artifact in zip(others.items(), store.find_all(others.values()), strict=True):
-        whole.discard(key)
+        whole.pop(key, None)
         if artifact is not None and complete(artifact, store):
             held.add(part)
             # Of one that stands on others, these are looked for each time.
             if not any(ref.asset == "adapter" for ref in artifact.manifest.inputs.values()):
-                whole.add(key)
+                whole[key] = now
     return {part: head for part, head in heads.items() if part in held}
 
 

@@ -60,6 +60,9 @@ class BucketLock:
 class BucketFolder:
     """A store's root as `s3://bucket/prefix`; every path is relative to it, with forward slashes."""
 
+    look_lasts = 60.0
+    """Seconds for which what was seen here may be taken to be here still, by who looks often."""
+
     keeps_whole = True
     """Whether a file that was once written can't come to be cut short."""
 

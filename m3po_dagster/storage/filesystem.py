@@ -65,6 +65,9 @@ class LocalFolder:
         self.root = Path(path).expanduser().absolute()
         self.filesystem = arrow_fs.SubTreeFileSystem(str(self.root), arrow_fs.LocalFileSystem())
 
+    look_lasts = 0.0
+    """Seconds for which what was seen here may be taken to be here still, by who looks often."""
+
     keeps_whole = False
     """Whether a file that was once written can't come to be cut short: a disk's can, when its machine dies."""
 

@@ -49,6 +49,11 @@ class ArtifactStore:
             raise StoreError(f"the store {self.location} is no local folder")
         return self._disk.root
 
+    @property
+    def look_lasts(self) -> float:
+        """Seconds for which what was seen here may be taken to be here still, by who looks often; 0 for a folder."""
+        return self._disk.look_lasts
+
     def exists(self) -> bool:
         """Whether there is anything yet: the folder, or an object in the bucket."""
         return self._disk.exists()

@@ -14,7 +14,7 @@ from conftest import Project
 from typer.testing import CliRunner
 
 from m3po_dagster.cli.main import app
-from m3po_dagster.current import read_heads
+from m3po_dagster.current import held_heads, read_heads
 from m3po_dagster.storage.store import ArtifactStore
 from tests.s3_requests import counted
 from tests.s3_server import s3_server
@@ -117,16 +117,17 @@ def test_commands_read_the_bucket(in_bucket, local, tmp_path):
 def test_what_is_due_is_seen_in_a_few_requests(in_bucket):
     with in_bucket.instance() as instance:
         parts = len(read_heads(instance))
-    from m3po_dagster.current import held_heads
-
     store = in_bucket.store
     with in_bucket.instance() as instance:
         held_heads(instance, store)
         with counted(store) as requests:
             assert len(held_heads(instance, store)) == parts
+        with counted(store) as often:
+            assert len(held_heads(instance, store, often=True)) == parts
     assets = {part[0] for part in heads_of(in_bucket)}
-    # A listing an asset, and what stands on adapters, with its adapters, looked at each time.
-    assert requests["ListObjectsV2"] <= len(assets) and requests.total() < parts
+    # What stands on adapters is looked at each time, with its adapters; of the rest a listing an asset.
+    assert requests - often == {"ListObjectsV2": requests["ListObjectsV2"]} and set(often) == {"GetObject"}
+    assert 0 < requests["ListObjectsV2"] <= len(assets) and requests.total() < parts
 
 
 def test_a_training_killed_on_one_machine_goes_on_on_another(in_bucket, local, service, tmp_path):

@@ -117,6 +117,9 @@ def test_requests_of_reading(store):
         assert found.table(columns=["name"]).num_rows == rows
         assert sum(sent) < found.manifest.tables["data"].bytes * 0.75
     with counted(store) as requests:
+        assert found.table().equals(table)
+    assert requests == {"GetObject": 2}, "the end, then all before it in one stretch"
+    with counted(store) as requests:
         assert small.table().equals(numbers(1))
     assert requests == {"GetObject": 1}
     with counted(store) as requests:
