@@ -1,5 +1,6 @@
 """What is current, read from Dagster's event log: the one truth; the store holds no second pointer."""
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,8 +18,8 @@ DATA_VERSION_TAG = "dagster/data_version"
 IDS_A_QUERY = 100
 
 
-_WHOLE: set[tuple[str, str, str, str]] = set()
-"""Artifacts that were found whole, by store, asset, partition and fingerprint."""
+_WHOLE: dict[str, dict[tuple[str, str, str], float]] = {}
+"""Artifacts that were found whole, by store and (asset, partition, fingerprint), with when they were last seen."""
 
 _Seen = dict[int, tuple[str, Head | None]]
 _SEEN: dict[tuple[str, str], _Seen] = {}
@@ -88,29 +89,35 @@ def _read(event: dg.EventLogRecord) -> tuple[str, Head | None]:
     return materialisation.partition or "", head
 
 
-def held_heads(instance: dg.DagsterInstance, store: ArtifactStore) -> dict[Part, Head]:
-    """The heads whose artifact the store holds: what was removed from it counts as never made."""
-    held = {}
-    for part, head in read_heads(instance).items():
-        key = (str(store.root), *part, head.fingerprint)
-        # What was whole once can only be removed: that its folder is still there is enough, and quickly seen.
-        if key in _WHOLE and store.holds(*part, head.fingerprint):
-            held[part] = head
-            continue
-        artifact = store.find(*part, head.fingerprint)
-        _WHOLE.discard(key)
+def held_heads(instance: dg.DagsterInstance, store: ArtifactStore, often: bool = False) -> dict[Part, Head]:
+    """The heads whose artifact the store holds: what was removed from it counts as never made.
+
+    Who looks `often` may see a removal from a store far away a minute late: every look there is paid for.
+    """
+    heads = read_heads(instance)
+    keys = {part: (*part, head.fingerprint) for part, head in heads.items()}
+    now, whole = time.monotonic(), _WHOLE.setdefault(store.location, {})
+    lasts = store.look_lasts if often else 0.0
+    there = {key for key in keys.values() if key in whole and now - whole[key] < lasts}
+    # What was whole once can only be removed: that its manifest is still there is enough, and quickly seen.
+    seen = store.held(key for key in keys.values() if key in whole and key not in there)
+    whole |= dict.fromkeys(seen, now)
+    others = {part: key for part, key in keys.items() if key not in there | seen}
+    held = set(keys) - set(others)
+    for (part, key), artifact in zip(others.items(), store.find_all(others.values()), strict=True):
+        whole.pop(key, None)
         if artifact is not None and complete(artifact, store):
-            held[part] = head
+            held.add(part)
             # Of one that stands on others, these are looked for each time.
             if not any(ref.asset == "adapter" for ref in artifact.manifest.inputs.values()):
-                _WHOLE.add(key)
-    return held
+                whole[key] = now
+    return {part: head for part, head in heads.items() if part in held}
 
 
 def complete(artifact: Artifact, store: ArtifactStore) -> bool:
     """Whether the store holds the adapters that an artifact stands on. Lost answers don't matter: scores keep them."""
     stood_on = [ref for ref in artifact.manifest.inputs.values() if ref.asset == "adapter"]
-    return all(store.find(ref.asset, ref.partition, ref.fingerprint) for ref in stood_on)
+    return all(store.find_all((ref.asset, ref.partition, ref.fingerprint) for ref in stood_on))
 
 
 def current_heads() -> set[tuple[str, str, str]]:

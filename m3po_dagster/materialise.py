@@ -224,8 +224,9 @@ def _prepare(context: dg.AssetExecutionContext, part: Part, study: StudyResource
             raise Obsolete(f"asked for {wanted[:16]}, it would now be {now[:16]}")
     if problem:
         raise dg.Failure(f"{label(part)} {problem}", allow_retries=False)
-    for upstream in inputs_of(*part, loaded):
-        artifact = opened.find(*upstream, heads[upstream].fingerprint)
+    needed = inputs_of(*part, loaded)
+    keys = [(*upstream, heads[upstream].fingerprint) for upstream in needed]
+    for upstream, artifact in zip(needed, opened.find_all(keys), strict=True):
         if artifact is None:
             raise dg.Failure(
                 f"{label(part)}: the store {store.root} no longer holds {label(upstream)} "

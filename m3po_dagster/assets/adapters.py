@@ -27,6 +27,7 @@ from m3po_dagster.lineage.manifests import TRAINING_SECONDS, Manifests
 from m3po_dagster.lineage.profile import trained_on_rows
 from m3po_dagster.materialise import Built, Work, materialise, reference
 from m3po_dagster.method.generation.numerics import of_model, only_one
+from m3po_dagster.method.optimization.checkpoints import WHOLE
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.resources.trainer import TrainerResource
@@ -106,7 +107,7 @@ def train_seed(
         use = DeviceUse()
         out, (pairs, reference_facts) = draft.folder("files"), examples()
         with work.progress(f"training seed {seed}", "step") as advance:
-            result = trainer.train(work.study, pairs, training, seed, out, draft.scratch(), advance)
+            result = trainer.train(work.study, pairs, training, seed, out, draft.scratch(WHOLE), advance)
         if result.resumed_from:
             work.log(f"seed {seed}: went on from the checkpoint of step {result.resumed_from}")
         log = pa.Table.from_pylist(result.log, schema=TRAINING_LOG.schema)
@@ -237,7 +238,7 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
         "health by seed": health_picture(facts),
         **learned(work, trained, sum(row["pairs"] or 0 for row in trained_on)),
         "inspector": dg.MetadataValue.url(prompts_url(recipe=work.partition)),
-        "files": dg.MetadataValue.path(str(first.path("files"))),
+        "files": dg.MetadataValue.path(first.where("files")),
     }
 
 

@@ -85,7 +85,7 @@ def _ask(work: Work, judge: JudgeResource, judging: Judging) -> tuple[pa.Table, 
     """The judgements, and for the manifest what a served judge was asked for them and what that took."""
     answers = answers_to(judging.answers.table(), judging.seed)
     against = None if judging.against is None else answers_to(judging.against.table(), 0)
-    account = judge.benchmark_account(work.study, work.store.root, work.run_id, work.log)
+    account = judge.benchmark_account(work.study, work.store.location, work.run_id, work.log)
     with work.progress(f"judging {judging.name}", "request") as advance:
         found = judging.item.judge_answers(judging.questions, answers, account, against, advance)
     if account is None:

@@ -40,7 +40,7 @@ class ShardJudging:
         self._unscored = Unscored(self._candidates, settings.max_unscored)
         self._scorer = judge.load(settings)
         self._probed = probed(work)
-        self._account = judge.account(work.study, work.store.root, work.run_id, self._probed, work.log)
+        self._account = judge.account(work.study, work.store.location, work.run_id, self._probed, work.log)
         if self._account:
             self._scorer = self._scorer.at(self._account)
         self._scored, self._seconds = 0, 0.0
@@ -136,5 +136,5 @@ def probed(work: Work) -> list[dict]:
     probe = work.one("judge_identity").manifest.inputs["judge_probe"]
     found = work.store.find("judge_probe", "", probe.fingerprint)
     if found is None:
-        raise StoreError(f"the store {work.store.root} no longer holds judge_probe: materialise it again")
+        raise StoreError(f"the store {work.store.location} no longer holds judge_probe: materialise it again")
     return found.table().to_pylist()

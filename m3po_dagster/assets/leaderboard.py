@@ -123,7 +123,7 @@ def board_of(table: pa.Table, study: Study, suite: Mapping[str, Benchmark], note
 def spent_on_judges(work: Work) -> dict[str, float] | None:
     """What the ledger holds of the study; None where it has no served judge."""
     served = any(scorer.served for scorer in work.study.judge.assessors) or work.study.benchmark_judges
-    return asdict(ledger_of(work.store.root).spent(study=work.study.name)) if served else None
+    return asdict(ledger_of(work.store.location).spent(study=work.study.name)) if served else None
 
 
 def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
@@ -135,7 +135,7 @@ def describe(artifact: Artifact, work: Work) -> Mapping[str, object]:
         "in words": dg.MetadataValue.md(facts["words"]),
         **pictures_of(board),
         "costs": preview(artifact.table("costs"), rows=len(artifact.table("costs"))),
-        "page": dg.MetadataValue.path(str(artifact.path(f"{FILES}/{PAGE}"))),
+        "page": dg.MetadataValue.path(artifact.where(f"{FILES}/{PAGE}")),
         "preview": preview(table),
     }
 

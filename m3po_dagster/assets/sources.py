@@ -120,7 +120,7 @@ def read_dataset(work: Work) -> Built:
 
     dataset = work.study.dataset
     with (
-        closing(FileFacts.beside(work.store.root)) as memory,
+        closing(FileFacts.kept_in(work.store.cache_folder)) as memory,
         DatasetIndex(dataset, memory) as index,
         work.progress("reading", "record") as advance,
     ):
@@ -153,7 +153,7 @@ def look_at_benchmarks(work: Work) -> Built:
     from m3po_dagster.evaluation.registry import load_questions
 
     rows = []
-    with closing(FileFacts.beside(work.store.root)) as memory, ImageLooks(memory, MOST_MEGAPIXELS) as looks:
+    with closing(FileFacts.kept_in(work.store.cache_folder)) as memory, ImageLooks(memory, MOST_MEGAPIXELS) as looks:
         for name, settings in work.study.benchmarks.items():
             uris = {question.image_path: question.image_uri for question in load_questions(settings)}
             for path, facts in looks.at(uris).items():

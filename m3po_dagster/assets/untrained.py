@@ -29,7 +29,7 @@ def untrained(work: Work) -> Check:
         artifact = work.store.find(PROMPTS, reference.partition, reference.fingerprint)
         if artifact is None:
             lost = f"{PROMPTS}[{reference.partition}] as the recipe was trained on"
-            raise StoreError(f"the store {work.store.root} no longer holds {lost}: train the recipe again")
+            raise StoreError(f"the store {work.store.location} no longer holds {lost}: train the recipe again")
         for row in artifact.table(columns=["image_sha256", "image_name", "image_uri"]).to_pylist():
             trained.add(row["image_sha256"])
             name = row["image_name"] or row["image_uri"]

@@ -54,7 +54,8 @@ def sensors(study: Study) -> list[dg.SensorDefinition]:
             loaded = study.load()
         except StudyError as error:
             return dg.SkipReason(str(error))
-        busy, heads = at_work(context.instance), held_heads(context.instance, store.open())
+        busy = at_work(context.instance)
+        heads = held_heads(context.instance, store.open(), often=True)
         parts = known(context, ((name, key) for name in OUTSIDE for key in partition_keys(STAGES[name], loaded)))
         changed, problems = changed_outside(loaded, store.identities(), heads, busy, parts)
         return answer(context, loaded, store.open(), heads, changed, busy, problems)
@@ -72,7 +73,8 @@ def sensors(study: Study) -> list[dg.SensorDefinition]:
         except StudyError as error:
             return dg.SkipReason(str(error))
         # Runs before heads: a run that ends in between is then seen in at least one of the two.
-        busy, heads = at_work(context.instance), held_heads(context.instance, store.open())
+        busy = at_work(context.instance)
+        heads = held_heads(context.instance, store.open(), often=True)
         for part in no_longer_wanted(context.instance, loaded, heads, busy):
             for run in busy[part]:
                 stop(context, part, run)

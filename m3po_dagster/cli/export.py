@@ -84,7 +84,7 @@ def export(
         loaded = load_study(study)
     with explained(ExportError, StoreError, OSError, ValueError, status=1):
         manifests = Manifests(opened(folder))
-        made = Made(manifests, loaded, Identities(FileFacts.beside(manifests.store.root).sha256))
+        made = Made(manifests, loaded, Identities(FileFacts.kept_in(manifests.store.cache_folder).sha256))
         for line in made.assumed:
             typer.echo(f"taken: {line}", err=True)
         if layout is not None:

@@ -27,7 +27,7 @@ def inspect(
         str | None,
         typer.Option(
             "--store",
-            help=f"Folder or file:// URL of a store that is there. [default: M3PO_STORE, or {DEFAULT_STORE}]",
+            help=f"Folder or URL (file://, s3://) of a store that is there. [default: M3PO_STORE, or {DEFAULT_STORE}]",
             show_default=False,
         ),
     ] = None,
@@ -40,8 +40,8 @@ def inspect(
     with explained(StoreError, status=1):
         # Where runs will make a store may be watched before they do; a store that is named must be there.
         shown = ArtifactStore(store_root()) if store is None else opened(store)
-    if not shown.root.is_dir():
-        typer.echo(f"there is no store at {shown.root} yet: the pages fill once a run has made it", err=True)
+    if not shown.exists():
+        typer.echo(f"there is no store at {shown.location} yet: the pages fill once a run has made it", err=True)
 
     from m3po_dagster.inspector.server import serve
 

@@ -35,7 +35,7 @@ def command_account(study: "Study", command: str) -> "Account | None":
         rows = probe(study.judge)
     # A run of its own each time, for a budget a run; whoever calls the command again wants failures tried again.
     run = f"m3po judge {command} {datetime.now(UTC):%Y-%m-%dT%H:%M:%S}-{secrets.token_hex(3)}"
-    account = JudgeResource().account(study, store.root, run, rows, lambda line: typer.echo(line, err=True))
+    account = JudgeResource().account(study, store.location, run, rows, lambda line: typer.echo(line, err=True))
     return replace(account, again=True)
 
 
@@ -48,7 +48,7 @@ def probed_rows(study: "Study", store: "ArtifactStore") -> list[dict] | None:
     part = ("judge_probe", "")
     with event_log() as instance:
         heads = held_heads(instance, store)
-    identities = StoreResource(root=str(store.root)).identities()
+    identities = StoreResource(root=store.location).identities()
     if part not in heads or part_fingerprint(part, study, identities, heads) != heads[part].fingerprint:
         return None
     return store.find(*part, heads[part].fingerprint).table().to_pylist()

@@ -50,7 +50,7 @@ def _estimates(study: "Study") -> tuple[list[tuple[str, str, "Estimate"]], list[
     with event_log() as instance:
         heads = held_heads(instance, store)
     rows = probed_rows(study, store)
-    account = JudgeResource().account(study, store.root, "estimate", rows or [], typer.echo)
+    account = JudgeResource().account(study, store.location, "estimate", rows or [], typer.echo)
     # Served scorers alone: no model is loaded to count requests.
     served = [scorer.build().at(account) for scorer in study.judge.assessors if scorer.served]
     made = [shard for shard in study.shards if ("candidates", shard) in heads]

@@ -138,7 +138,7 @@ def current_adapters(manifests: Manifests, study: Path | None) -> Current | None
     if study is None:
         return _event_log()
     with explained(StudyError, OSError, ValueError):
-        hashes = FileFacts.beside(manifests.store.root)
+        hashes = FileFacts.kept_in(manifests.store.cache_folder)
         held = held_parts(manifests, load_study(study), Identities(hashes.sha256))
     fingerprints = {part: head.fingerprint for part, head in held.parts.items()}
     return Current(fingerprints, ", ".join([f"the study file {study}", *held.assumed]), binding=True)

@@ -14,7 +14,10 @@ StudyOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for a script to read.")]
 
 StoreOption = Annotated[
-    str, typer.Option("--store", envvar="M3PO_STORE", help="Folder or file:// URL of the store.", show_default=True)
+    str,
+    typer.Option(
+        "--store", envvar="M3PO_STORE", help="Folder or URL (file://, s3://) of the store.", show_default=True
+    ),
 ]
 
 USAGE_ERROR = 2

@@ -23,8 +23,8 @@ _PIPE_WIDTH = 1000
 def opened(folder: str) -> ArtifactStore:
     """The store at `folder`. Raises StoreError when there is none: a reader makes no store."""
     store = ArtifactStore(folder)
-    if not store.root.is_dir():
-        raise StoreError(f"there is no store at {store.root}: run a study first, or give --store or M3PO_STORE")
+    if not store.exists():
+        raise StoreError(f"there is no store at {store.location}: run a study first, or give --store or M3PO_STORE")
     return store
 
 
@@ -69,7 +69,7 @@ def list_artifacts(
         table.add_row(*cells, decimal(draft.bytes), "unfinished")
     size = sum(artifact.manifest.bytes for artifact in artifacts) + sum(draft.bytes for draft in drafts)
     console().print(table)
-    typer.echo(f"{len(artifacts)} artifacts, {len(drafts)} unfinished, {decimal(size)} in {store.root}")
+    typer.echo(f"{len(artifacts)} artifacts, {len(drafts)} unfinished, {decimal(size)} in {store.location}")
 
 
 @app.command()
@@ -89,7 +89,7 @@ def show(
         return
     for name in ("asset", "partition", "fingerprint", "data_version", "code_version", "created", "seconds"):
         typer.echo(f"{name:13}{getattr(manifest, name)}")
-    typer.echo(f"{'folder':13}{artifact.folder}")
+    typer.echo(f"{'folder':13}{artifact.location}")
     typer.echo(f"{'python':13}{manifest.python} on {manifest.platform}")
     typer.echo(f"{'libraries':13}{', '.join(f'{name} {version}' for name, version in manifest.libraries.items())}")
     for title, values in (("settings", manifest.settings), ("metadata", manifest.metadata)):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3po_dagster.home import store_root
+from m3po_dagster.storage.s3 import is_s3
 from m3po_dagster.study import DEFAULT_STUDY, study_path
 
 
@@ -14,7 +15,7 @@ class Commands:
     """`m3po` commands for the study file and the store that are shown; what a command finds by itself is left out."""
 
     study: Path
-    store: Path
+    store: str
 
     def run(self, recipe: str = "") -> str:
         """Brings the study, or one of its recipes, up to date."""
@@ -31,9 +32,15 @@ class Commands:
         if study != default or study_path().absolute() != default:
             words += ["--study", _near(study)]
         # `m3po run` has no option for it.
-        known = store_root() in (str(self.store), self.store.as_uri())
-        chosen = [] if known else [f"M3PO_STORE={shlex.quote(_near(self.store))}"]
+        chosen = [] if self._store_is_known() else [f"M3PO_STORE={shlex.quote(self._near_store())}"]
         return " ".join([*chosen, shlex.join(words)])
+
+    def _store_is_known(self) -> bool:
+        root = store_root()
+        return root == self.store or (not is_s3(self.store) and root == Path(self.store).as_uri())
+
+    def _near_store(self) -> str:
+        return self.store if is_s3(self.store) else _near(Path(self.store))
 
 
 def _near(path: Path) -> str:

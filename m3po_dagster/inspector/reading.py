@@ -30,7 +30,7 @@ class Reader:
 
     def __init__(self, study_path: Path, store: ArtifactStore) -> None:
         self._study_path, self._store = study_path, store
-        self._commands = Commands(study_path, store.root)
+        self._commands = Commands(study_path, store.location)
         self._artifacts: dict[tuple[str, str, str], Artifact] = {}
         self._shards: dict[tuple, Shard] = {}
         self._pairs: dict[tuple, Pairs] = {}
@@ -43,8 +43,7 @@ class Reader:
         """
         content = self._study_path.read_bytes()
         study = load_study(self._study_path)
-        found = {part: self._artifact(part, head) for part, head in heads.items() if part[0] in SHOWN_ASSETS}
-        found = {part: artifact for part, artifact in found.items() if artifact is not None}
+        found = self._found({part: head for part, head in heads.items() if part[0] in SHOWN_ASSETS})
         shards = {}
         for name in study.shards:
             report(f"reading shard {name}")
@@ -86,13 +85,21 @@ class Reader:
             stale=standing.sentences,
         )
 
-    def _artifact(self, part: Part, head: Head) -> Artifact | None:
-        """What the head names, as far as the store holds just that: not what was made anew and not yet reported."""
-        key = (*part, head.fingerprint)
-        known = self._artifacts.get(key)
-        if known is None or known.data_version != head.data_version or not self._store.holds(*key):
-            known = self._store.find(*key)
-        return known if known is not None and known.data_version == head.data_version else None
+    def _found(self, heads: Mapping[Part, Head]) -> dict[Part, Artifact]:
+        """What the heads name, as far as the store holds just that: not what was made anew and not yet reported."""
+        keys = {part: (*part, head.fingerprint) for part, head in heads.items()}
+        known = {part: self._artifacts[key] for part, key in keys.items() if key in self._artifacts}
+        known = {part: found for part, found in known.items() if found.data_version == heads[part].data_version}
+        held = self._store.held(keys[part] for part in known)
+        known = {part: found for part, found in known.items() if keys[part] in held}
+        new = {part: key for part, key in keys.items() if part not in known}
+        read = dict(zip(new, self._store.find_all(new.values()), strict=True))
+        found = {part: known.get(part) or read[part] for part in heads}
+        return {
+            part: artifact
+            for part, artifact in found.items()
+            if artifact is not None and artifact.data_version == heads[part].data_version
+        }
 
     def _shard(self, name: str, found: Mapping[Part, Artifact]) -> Shard:
         prompts = found["filtered_instructions", name]

@@ -24,7 +24,7 @@ from m3po_dagster.inspector.tune import Tuner
 from m3po_dagster.method.selection_settings import SelectionSettings
 from m3po_dagster.storage.store import ArtifactStore
 
-CACHE_FOLDER = Path(".cache") / "inspector"
+CACHE_FOLDER = "inspector"
 CACHE_BYTES = 2 << 30
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_WAIT = 0.1
@@ -156,7 +156,7 @@ class Watch:
         for recipe in catalogue.study.recipes.values():
             if recipe.selection is not None and recipe.selection.rule == "m3p":
                 each.setdefault(front_key(recipe.selection), recipe.selection)
-        folder = self.store.root / CACHE_FOLDER
+        folder = self.store.cache_folder / CACHE_FOLDER
         kept: dict[str, Fronts] = {}
         for shard in catalogue.shards:
             if not shard.scored:

@@ -64,8 +64,8 @@ def choose(manifests: Manifests, name: str, current: Current | None = None) -> C
     chosen = _current(manifests, name, current) if current else None
     if chosen is None and current and current.binding:
         raise StoreError(
-            f"the store {manifests.store.root} has no adapter {name!r} as {current.source} asks for it: run the study, "
-            f"or name one of these by its fingerprint: {_listed(named)}"
+            f"the store {manifests.store.location} has no adapter {name!r} as {current.source} asks for it: "
+            f"run the study, or name one of these by its fingerprint: {_listed(named)}"
         )
     if chosen is not None:
         study = current.studies.get((RECIPE_ADAPTERS, recipe_of(name)))
@@ -74,8 +74,8 @@ def choose(manifests: Manifests, name: str, current: Current | None = None) -> C
         chosen, reason = named[0], "the only one of this name in the store"
     else:
         raise StoreError(
-            f"{len(named)} adapters in {manifests.store.root} are called {name!r} and nothing says which is current: "
-            f"give the fingerprint of one, or the study file with --study: {_listed(named)}"
+            f"{len(named)} adapters in {manifests.store.location} are called {name!r} and nothing says which is "
+            f"current: give the fingerprint of one, or the study file with --study: {_listed(named)}"
         )
     if recipe_of(chosen.key.partition) != recipe_of(name):
         reason += f"; {name} comes to the same training"
@@ -124,13 +124,13 @@ def _by_fingerprint(manifests: Manifests, name: str) -> Chosen:
     seeds |= {key.removeprefix(f"{ADAPTER}[").removesuffix("]") for key in named}
     if name != recipe and seeds:
         raise StoreError(
-            f"no adapter in {manifests.store.root} is called {name!r}: of the recipe {recipe!r} there are "
+            f"no adapter in {manifests.store.location} is called {name!r}: of the recipe {recipe!r} there are "
             f"{', '.join(sorted(seeds))}"
         )
     recipes = sorted({recipe_of(artifact.key.partition) for artifact in adapters})
     raise StoreError(
-        f"no adapter in {manifests.store.root} is of a recipe {name!r} or has a fingerprint that begins so: there are "
-        f"adapters of {recipes}"
+        f"no adapter in {manifests.store.location} is of a recipe {name!r} or has a fingerprint that begins so: "
+        f"there are adapters of {recipes}"
     )
 
 

@@ -153,7 +153,7 @@ def _checked(digits: str, what: str) -> str:
 def _only_one(manifests: Manifests, digits: str, what: str, ids: Iterable[str]) -> str:
     known = sorted(set(ids))
     if not known:
-        raise StoreError(f"no {what} in {manifests.store.root} has an id that begins with {digits!r}")
+        raise StoreError(f"no {what} in {manifests.store.location} has an id that begins with {digits!r}")
     if len(known) > 1:
         more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
         listed = ", ".join(known[:_LISTED])

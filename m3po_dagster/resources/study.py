@@ -31,4 +31,4 @@ class StoreResource(dg.ConfigurableResource):
 
     def identities(self) -> Identities:
         """Identities whose file hashes are cached beside the store."""
-        return Identities(FileFacts.beside(self.open().root).sha256)
+        return Identities(FileFacts.kept_in(self.open().cache_folder).sha256)

@@ -3,17 +3,22 @@
 import json
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from m3po_dagster.storage.content import column_hashes
+from m3po_dagster.storage.content import column_hashes, table_hash
 from m3po_dagster.storage.errors import StoreError, explained
-from m3po_dagster.storage.filesystem import LocalFolder
-from m3po_dagster.storage.manifest import FORMAT, Manifest
+from m3po_dagster.storage.fingerprint import file_sha256
+from m3po_dagster.storage.manifest import FORMAT, FileEntry, Manifest, TableEntry
 from m3po_dagster.storage.names import ArtifactKey
+
+if TYPE_CHECKING:
+    from m3po_dagster.storage.bucket_folder import Disk
 
 MANIFEST = "manifest.json"
 _LOG = logging.getLogger(__name__)
@@ -25,7 +30,7 @@ class Artifact:
 
     key: ArtifactKey
     manifest: Manifest
-    _disk: LocalFolder = field(repr=False)
+    _disk: "Disk" = field(repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -39,8 +44,20 @@ class Artifact:
 
     @property
     def folder(self) -> Path:
-        """Local folder that holds it."""
+        """Local folder that holds it; of one in a bucket, the folder that copies of its files come into."""
         return self._disk.local(self.key.folder)
+
+    @property
+    def location(self) -> str:
+        """The folder or URL that holds it, for messages."""
+        return self._disk.where(self.key.folder)
+
+    def where(self, name: str) -> str:
+        """Path or URL of a file, a folder of files or a table's Parquet file, for messages; nothing is fetched."""
+        return self._disk.where(self._at(name))
+
+    def _at(self, name: str) -> str:
+        return "/".join(part for part in (self.key.folder, self.manifest.attempt, name) if part)
 
     def table(self, name: str = "data", columns: list[str] | None = None) -> pa.Table:
         """A table, or some of its columns, verified against the manifest's content hashes.
@@ -54,10 +71,11 @@ class Artifact:
         unknown = [column for column in wanted if column not in entry.columns]
         if unknown:
             raise StoreError(f"{self.key}: table {name!r} has no columns {unknown}: it has {list(entry.columns)}")
-        path = f"{self.key.folder}/{name}.parquet"
+        path = self._at(f"{name}.parquet")
         try:
-            with self._disk.filesystem.open_input_file(path) as file:
-                table = pq.ParquetFile(file).read(wanted).select(wanted)
+            with self._disk.open(path, entry.bytes) as file:
+                # From a bucket, what lies close together comes in one request.
+                table = pq.ParquetFile(file, pre_buffer=self._disk.keeps_whole).read(wanted).select(wanted)
             different = [
                 column
                 for column, digest in zip(wanted, column_hashes(table), strict=True)
@@ -67,19 +85,41 @@ class Artifact:
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error)
         if reason:
-            where = self._disk.local(path)
+            where = self._disk.where(path)
             raise StoreError(f"{where} can't be read or is damaged ({reason}): remove its folder, then run again")
         return table
 
     def path(self, name: str) -> Path:
-        """Local path of a file, a folder of files or a table's Parquet file. Raises StoreError when there is none."""
-        known = set(self.manifest.files) | {f"{table}.parquet" for table in self.manifest.tables}
-        if name not in known and not any(path.startswith(f"{name}/") for path in self.manifest.files):
+        """Local path of a file, a folder of files or a table's Parquet file, to be read only.
+
+        What lies in a bucket is copied first, unless it was before. Raises StoreError when there is no such file, or
+        when it is damaged.
+        """
+        known = {f"{table}.parquet": entry for table, entry in self.manifest.tables.items()} | self.manifest.files
+        wanted = {path: entry for path, entry in known.items() if path == name or path.startswith(f"{name}/")}
+        if not wanted:
             raise StoreError(f"{self.key} has no file or folder {name!r}: it has {sorted(known)}")
-        return self._disk.local(f"{self.key.folder}/{name}")
+        self._disk.map(lambda item: self._provide(*item), wanted.items())
+        return self._disk.local(self._at(name))
+
+    def _provide(self, path: str, entry: TableEntry | FileEntry) -> None:
+        # Of a table that was copied before, the columns that `table` reads come from the bucket and are verified then.
+        is_file = isinstance(entry, FileEntry)
+        self._disk.provide(self._at(path), entry.bytes, partial(_as_listed, entry), always_check=is_file)
 
 
-def load(disk: LocalFolder, key: ArtifactKey) -> Artifact | None:
+def _as_listed(entry: TableEntry | FileEntry, path: Path) -> bool:
+    """Whether a file's content is what the manifest says."""
+    if isinstance(entry, FileEntry):
+        return file_sha256(path) == entry.sha256
+    try:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return table_hash(table) == entry.hash
+
+
+def load(disk: "Disk", key: ArtifactKey) -> Artifact | None:
     """The artifact committed under `key`, or None when there is none.
 
     A manifest that can't be read, belongs elsewhere, or lists files that aren't there in full is no commit: it is
@@ -87,16 +127,16 @@ def load(disk: LocalFolder, key: ArtifactKey) -> Artifact | None:
     raises StoreError: what a newer version made is not this version's to redo.
     """
     path = f"{key.folder}/{MANIFEST}"
-    if disk.size(path) is None:
-        return None
-    with explained("read", disk.local(path)):
+    with explained("read", disk.where(path)):
         text = disk.read(path)
+    if text is None:
+        return None
     try:
         fields = json.loads(text)
         version = fields.get("format") if isinstance(fields, dict) else None
         if isinstance(version, int) and version > FORMAT:
             raise StoreError(
-                f"{disk.local(path)} has format {version}, this version knows {FORMAT}: upgrade m3po-dagster"
+                f"{disk.where(path)} has format {version}, this version knows {FORMAT}: upgrade m3po-dagster"
             )
         manifest = Manifest.model_validate(fields)
     except (ValueError, ValidationError) as error:
@@ -106,13 +146,14 @@ def load(disk: LocalFolder, key: ArtifactKey) -> Artifact | None:
         return _damaged(disk, path, f"it is the manifest of {found}")
     sizes = {f"{name}.parquet": entry.bytes for name, entry in manifest.tables.items()}
     sizes |= {name: entry.bytes for name, entry in manifest.files.items()}
-    for name, size in sizes.items():
-        actual = disk.size(f"{key.folder}/{name}")
+    artifact = Artifact(key, manifest, disk)
+    for name, size in () if disk.keeps_whole else sizes.items():
+        actual = disk.size(artifact._at(name))
         if actual != size:
             there = "is missing" if actual is None else f"has {actual} bytes"
             return _damaged(disk, path, f"{name} {there}, {size} bytes were committed")
-    return Artifact(key, manifest, disk)
+    return artifact
 
 
-def _damaged(disk: LocalFolder, path: str, reason: str) -> None:
-    _LOG.warning("%s does not count as committed: %s; it is made again when it is needed", disk.local(path), reason)
+def _damaged(disk: "Disk", path: str, reason: str) -> None:
+    _LOG.warning("%s does not count as committed: %s; it is made again when it is needed", disk.where(path), reason)

@@ -3,12 +3,16 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from m3po_dagster.storage.artifact import MANIFEST, Artifact, load
-from m3po_dagster.storage.draft import PARTS, leftovers
+from m3po_dagster.storage.draft import listed, part_of
 from m3po_dagster.storage.errors import Busy
-from m3po_dagster.storage.filesystem import LOCK, LocalFolder
+from m3po_dagster.storage.filesystem import LOCK
 from m3po_dagster.storage.names import ArtifactKey
+
+if TYPE_CHECKING:
+    from m3po_dagster.storage.bucket_folder import Disk
 
 ADAPTER_ASSETS = ("adapter", "lora_adapter")
 
@@ -32,11 +36,11 @@ class DraftInfo:
     modified: float
 
 
-def draft_info(disk: LocalFolder, key: ArtifactKey) -> DraftInfo:
+def draft_info(disk: "Disk", key: ArtifactKey) -> DraftInfo:
     """Size in bytes, number of part files, and time of the last change (seconds since 1970) of an unfinished folder."""
     files = disk.files(key.folder)
     times = [info.mtime_ns / 1e9 for info in files.values()]
-    parts = sum(name.startswith(f"{PARTS}/") and name.count(".") == 1 for name in files)
+    parts = len({index for name in files if (index := part_of(name)) is not None})
     return DraftInfo(key, sum(info.size for info in files.values()), parts, max(times, default=0.0))
 
 
@@ -56,19 +60,19 @@ def reachable(artifacts: Iterable[Artifact], keep: set[ArtifactKey]) -> set[Arti
 
 
 def collect(
-    disk: LocalFolder, keys: list[ArtifactKey], keep: set[ArtifactKey], older_than: float, dry_run: bool
+    disk: "Disk", keys: list[ArtifactKey], keep: set[ArtifactKey], older_than: float, dry_run: bool
 ) -> list[Removal]:
     """Remove what `reachable` doesn't name and drafts nobody works on, if older than `older_than` seconds.
 
     Young ones stay because a run commits an artifact before Dagster hears of it. A folder that somebody holds is
     left alone. The manifest goes first: an artifact half removed is no artifact.
     """
-    artifacts = {key: load(disk, key) for key in keys}
+    artifacts = dict(zip(keys, disk.map(lambda key: load(disk, key), keys), strict=True))
     needed = reachable((artifact for artifact in artifacts.values() if artifact), keep)
     before = time.time() - older_than
     removals = []
-    for key, artifact in artifacts.items():
-        removal = _removal(disk, key, artifact, needed, before)
+    found = disk.map(lambda item: _removal(disk, *item, needed, before), artifacts.items())
+    for (key, artifact), removal in zip(artifacts.items(), found, strict=True):
         if removal is None:
             continue
         try:
@@ -89,7 +93,7 @@ def collect(
 
 
 def _removal(
-    disk: LocalFolder, key: ArtifactKey, artifact: Artifact | None, needed: set[ArtifactKey], before: float
+    disk: "Disk", key: ArtifactKey, artifact: Artifact | None, needed: set[ArtifactKey], before: float
 ) -> Removal | None:
     if artifact is None:
         draft = draft_info(disk, key)
@@ -100,16 +104,11 @@ def _removal(
         size = sum(info.size for info in disk.files(key.folder).values())
         return Removal(key, size, "neither current nor needed by what is kept or by an adapter")
     files = disk.files(key.folder)
-    size = sum(files[name].size for name in leftovers(disk, key, artifact.manifest))
+    size = sum(files[name].size for name in files.keys() - listed(artifact.manifest))
     return Removal(key, size, "leftovers of its making") if size else None
 
 
-def _remove(disk: LocalFolder, key: ArtifactKey, kept: Artifact | None) -> None:
-    if kept:
-        for name in leftovers(disk, key, kept.manifest):
-            disk.remove(f"{key.folder}/{name}")
-        return
-    disk.remove(f"{key.folder}/{MANIFEST}")
-    for name in disk.children(key.folder):
-        if name != LOCK:
-            disk.remove(f"{key.folder}/{name}")
+def _remove(disk: "Disk", key: ArtifactKey, kept: Artifact | None) -> None:
+    if not kept:
+        disk.remove(f"{key.folder}/{MANIFEST}")
+    disk.clear(key.folder, keep=listed(kept.manifest) if kept else {LOCK})

@@ -59,9 +59,9 @@ class FileFacts:
             self._connection = self._begin_anew()
 
     @classmethod
-    def beside(cls, store: Path) -> "FileFacts":
-        """The cache that belongs to the store in this folder."""
-        return cls(store / ".cache" / "file-facts.sqlite")
+    def kept_in(cls, folder: Path) -> "FileFacts":
+        """The cache in this folder, a store's `cache_folder`."""
+        return cls(folder / "file-facts.sqlite")
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._database, timeout=60, isolation_level=None, check_same_thread=False)

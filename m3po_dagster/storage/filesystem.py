@@ -1,7 +1,7 @@
 """What a store asks of the disk below it: listing and reading through pyarrow, durable writes and locks of its own.
 
-Everything that only a local folder can do (rename, fsync, flock, local paths) is in this class and nowhere else, so
-that another kind of storage is another class with these methods.
+Everything that only a local folder can do (rename, fsync, flock, local paths) is in this class and nowhere else;
+`bucket_folder.BucketFolder` is the other kind of storage, a class with these methods.
 """
 
 import contextlib
@@ -10,10 +10,10 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
@@ -21,6 +21,9 @@ from pyarrow import fs as arrow_fs
 from m3po_dagster.storage.errors import Busy, StoreError, explained
 
 LOCK = "lock"
+SCRATCH = "scratch"
+CACHE = ".cache"
+Item, Answer = TypeVar("Item"), TypeVar("Answer")
 _UNFINISHED = ".tmp"
 _LOCK_ATTEMPTS = 100
 
@@ -28,8 +31,14 @@ _LOCK_ATTEMPTS = 100
 class Lock:
     """An exclusive lock on one folder of the store; the kernel drops it when its process dies, however it dies."""
 
+    attempt = ""
+    """Folder of its own that a holder writes into: none, as nobody else writes while the lock is held."""
+
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path, self._descriptor = path, descriptor
+
+    def check(self) -> None:
+        """Raises StoreError when somebody else may hold the lock by now: the kernel lets that never happen."""
 
     def release(self) -> None:
         """Give the lock back; its file goes first, so that a waiting writer never locks a file nobody will see."""
@@ -56,9 +65,48 @@ class LocalFolder:
         self.root = Path(path).expanduser().absolute()
         self.filesystem = arrow_fs.SubTreeFileSystem(str(self.root), arrow_fs.LocalFileSystem())
 
+    look_lasts = 0.0
+    """Seconds for which what was seen here may be taken to be here still, by who looks often."""
+
+    keeps_whole = False
+    """Whether a file that was once written can't come to be cut short: a disk's can, when its machine dies."""
+
+    @property
+    def location(self) -> str:
+        """The folder, for messages and for what else lies beside the artifacts."""
+        return str(self.root)
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where what can be found out again is kept."""
+        return self.root / CACHE
+
+    def exists(self) -> bool:
+        """Whether the folder is there."""
+        return self.root.is_dir()
+
     def local(self, path: str) -> Path:
         """The path on this machine."""
         return self.root / path
+
+    def where(self, path: str) -> str:
+        """The path as messages name it."""
+        return str(self.local(path))
+
+    def map(self, function: Callable[[Item], Answer], items: Iterable[Item]) -> list[Answer]:
+        """What `function` gives for each item, in their order."""
+        return [function(item) for item in items]
+
+    def artifacts(self, asset: str | None = None) -> Iterator[tuple[str, str, str]]:
+        """Asset, partition and fingerprint of every folder at that depth, as they are named there."""
+        for name in self.children("", folders_only=True) if asset is None else [asset]:
+            for partition in self.children(name, folders_only=True):
+                for fingerprint in self.children(f"{name}/{partition}", folders_only=True):
+                    yield name, partition, fingerprint
+
+    def present(self, paths: Iterable[str]) -> set[str]:
+        """Those of these files that are there."""
+        return {path for path in paths if self.size(path) is not None}
 
     def children(self, path: str, folders_only: bool = False) -> list[str]:
         """Names inside a folder, sorted, hidden ones left out; [] when there is no such folder."""
@@ -81,10 +129,19 @@ class LocalFolder:
             info = self.filesystem.get_file_info(path)
         return info.size if info.is_file else None
 
-    def read(self, path: str) -> bytes:
-        """A whole file. Raises FileNotFoundError."""
+    def read(self, path: str) -> bytes | None:
+        """A whole file; None when it is not there. Raises OSError when it can't be read."""
+        if self.size(path) is None:
+            return None
         with self.filesystem.open_input_stream(path) as file:
             return file.read()
+
+    def open(self, path: str, size: int) -> pa.NativeFile:
+        """A file of `size` bytes to read columns from. Raises OSError."""
+        return self.filesystem.open_input_file(path)
+
+    def provide(self, path: str, size: int, whole: Callable[[Path], bool], always_check: bool) -> None:
+        """See to it that `local(path)` has the file: it has."""
 
     def write(self, path: str, fill: Callable[[BinaryIO], object]) -> int:
         """Write a file all at once: `fill` writes it, then it is on disk and under its name, or it is not there.
@@ -108,8 +165,13 @@ class LocalFolder:
                 raise
         return size
 
-    def sync(self, path: str) -> None:
-        """Force a file that somebody else wrote, and its name, onto the disk."""
+    def write_once(self, path: str, text: bytes) -> bool:
+        """Write a file unless somebody else did; whether it is this one. The lock sees to it that it is."""
+        self.write(path, lambda file: file.write(text))
+        return True
+
+    def take_in(self, path: str) -> None:
+        """Force a file that somebody else wrote into a folder of `make_empty`, and its name, onto the disk."""
         with explained("write", self.local(path)):
             with open(self.local(path), "rb") as file:
                 os.fsync(file.fileno())
@@ -130,6 +192,26 @@ class LocalFolder:
                 shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
+
+    def clear(self, folder: str, keep: Collection[str]) -> None:
+        """Remove all that is in a folder but the files `keep`, by their paths relative to it."""
+        top = self.local(folder)
+        with explained("remove", top):
+            for path, folders, files in os.walk(top, topdown=False):
+                for name in [*files, *(name for name in folders if (Path(path) / name).is_symlink())]:
+                    file = Path(path) / name
+                    if str(file.relative_to(top)) not in keep:
+                        file.unlink(missing_ok=True)
+                if Path(path) != top and not os.listdir(path):
+                    os.rmdir(path)
+
+    @contextlib.contextmanager
+    def scratch(self, folder: str, lock: Lock, whole: str) -> Iterator[Path]:
+        """A folder that one attempt at an artifact leaves to the next on this machine, with all that is in it."""
+        path = self.local(f"{folder}/{SCRATCH}")
+        with explained("make the folder", path):
+            path.mkdir(parents=True, exist_ok=True)
+        yield path
 
     def remove_empty(self, path: str) -> None:
         """Remove a folder, and the folders above it up to the root, as long as they are empty."""

@@ -31,7 +31,7 @@ class Lease:
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._kept = _elapsed()
         self._etag = self._taken()
-        self._ended = threading.Event()
+        self._ended, self._renewing = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._keep, name=f"lease {key}", daemon=True)
         self._thread.start()
 
@@ -41,8 +41,14 @@ class Lease:
         return self._etag is None or _elapsed() - self._kept > self._seconds
 
     def check(self) -> None:
-        """Raises StoreError when the lease is lost."""
-        if self.lost:
+        """Raises StoreError when the lease is lost.
+
+        One that could only not be renewed in time (the service was away, the process slept) is renewed now: where
+        that works, nobody had it in between.
+        """
+        if self._etag is not None and self.lost:
+            self._renew()
+        if self._etag is None:
             raise StoreError(
                 f"{self._bucket.where(self._key)} was not renewed for {self._seconds:.0f} s and may be another "
                 "writer's by now: run again; finished parts are kept"
@@ -84,14 +90,19 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._ended.wait(self._seconds / 4):
-            asked = _elapsed()
             try:
-                self._etag = self._bucket.put_if_match(self._key, self._text(), self._etag)
-                self._kept = asked
+                self._renew()
             except StoreError as error:
                 _LOG.warning("%s", error)  # the service may come back in time
-            if self.lost:
+            if self._etag is None:
                 return
+
+    def _renew(self) -> None:
+        with self._renewing:
+            asked = _elapsed()
+            if self._etag is not None:
+                self._etag = self._bucket.put_if_match(self._key, self._text(), self._etag)
+                self._kept = asked
 
 
 def _elapsed() -> float:

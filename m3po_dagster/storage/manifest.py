@@ -6,13 +6,15 @@ import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from m3po_dagster.storage.fingerprint import canonical_json
 
 FORMAT = 1
+ATTEMPT = "attempt-[0-9a-f]{16}"
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "open_clip_torch", "dagster", "pyarrow", "m3po-dagster")
 
 
@@ -71,6 +73,21 @@ class Manifest(_Record):
     created: datetime = Field(description="when it was committed, UTC")
     seconds: float = Field(ge=0, description="from opening the draft to the commit, in the run that committed it")
     metadata: dict[str, Any] = Field(description="counts, timings, device, cost: does not count for the fingerprint")
+    attempt: str = Field(
+        default="",
+        pattern=f"^({ATTEMPT})?$",
+        description="folder that holds its tables and files beside the manifest; empty, and left out, where they lie "
+        "right beside it. In a bucket every attempt at an artifact writes into a folder of its own",
+    )
+
+    @field_validator("files", "tables")
+    @classmethod
+    def _inside(cls, entries: dict[str, Any]) -> dict[str, Any]:
+        for name in entries:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\0" in name:
+                raise ValueError(f"{name!r} leads out of the artifact's folder")
+        return entries
 
     @property
     def bytes(self) -> int:
@@ -79,7 +96,11 @@ class Manifest(_Record):
 
     def to_json(self) -> bytes:
         """Indented JSON, in the order of the fields."""
-        return (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode()
+        return (json.dumps(self.fields(), indent=1) + "\n").encode()
+
+    def fields(self) -> dict[str, Any]:
+        """Its fields as its JSON has them."""
+        return self.model_dump(mode="json", exclude=set() if self.attempt else {"attempt"})
 
 
 def content_version(tables: Mapping[str, str], files: Mapping[str, str]) -> str:

@@ -7,19 +7,16 @@ instance or pod, AWS_ENDPOINT_URL_S3 for a service that is not Amazon's. A URL h
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from m3po_dagster.storage.errors import StoreError
-
-if TYPE_CHECKING:
-    from pyarrow.fs import S3FileSystem
 
 SCHEME = "s3"
 Answer = TypeVar("Answer")
@@ -28,6 +25,7 @@ _ATTEMPTS = 4
 _PATIENCE_SECONDS = 300
 """How long a request is repeated while the service can't be reached: long enough for one that is started anew."""
 _LONGEST_PAUSE = 10
+_A_REQUEST = 1000
 _CONNECT_SECONDS, _READ_SECONDS = 10, 60
 # Amazon answers 412 where the condition does not hold and 409 where another conditional write is under way.
 _REFUSED = {"PreconditionFailed", "ConditionalRequestConflict"}
@@ -82,7 +80,7 @@ class Bucket:
         self.name, self.prefix = parts.netloc, parts.path.removeprefix("/").removesuffix("/")
         if any(part in ("", ".", "..") for part in self.prefix.split("/") if self.prefix):
             raise StoreError(f"{url!r}: the prefix has an empty part, '.' or '..'")
-        self._patience = patience
+        self.patience = patience
         self._lock = threading.Lock()
         self._pid = 0
         self._client: Any = None
@@ -95,10 +93,6 @@ class Bucket:
     def where(self, key: str) -> str:
         """The URL of an object."""
         return f"{self.url}/{key}" if key else self.url
-
-    def path(self, key: str = "") -> str:
-        """Bucket and key as pyarrow's filesystem names them."""
-        return "/".join(part for part in (self.name, self.prefix, key) if part)
 
     @property
     def client(self) -> Any:
@@ -119,22 +113,6 @@ class Bucket:
                 )
                 self._pid = os.getpid()
             return self._client
-
-    @cached_property
-    def filesystem(self) -> "S3FileSystem":
-        """pyarrow's filesystem over the same service, with credentials that boto3 found: for reading columns."""
-        from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
-
-        session = self.client
-        endpoint = urlsplit(session.meta.endpoint_url)
-        return S3FileSystem(
-            region=session.meta.region_name or "us-east-1",
-            scheme=endpoint.scheme,
-            endpoint_override=endpoint.netloc,
-            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
-            connect_timeout=_CONNECT_SECONDS,
-            request_timeout=_READ_SECONDS,
-        )
 
     def put(self, key: str, body: bytes) -> str:
         """Write an object, whatever was there. Returns its ETag."""
@@ -169,6 +147,16 @@ class Bucket:
 
         return self._ask("read", key, read, _MISSING)
 
+    def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        """`length` bytes (at least 1) of an object from `start`; None where it isn't there or is shorter."""
+        wanted = f"bytes={start}-{start + length - 1}"
+
+        def read() -> bytes:
+            return self.client.get_object(**self._at(key), Range=wanted)["Body"].read()
+
+        found = self._ask("read", key, read, _MISSING | {"InvalidRange", "416"})
+        return found if found is not None and len(found) == length else None
+
     def look(self, key: str) -> Seen | None:
         """An object's description; None where there is none."""
         return self._ask("look at", key, lambda: _seen(self.client.head_object(**self._at(key))), _MISSING)
@@ -176,6 +164,13 @@ class Bucket:
     def upload(self, source: Path, key: str) -> None:
         """Write a file, in several parts where it is large; the object is there whole or not at all."""
         self._ask("write", key, lambda: self.client.upload_file(str(source), self.name, self._full(key)))
+
+    def copy(self, key: str, to: str) -> bool:
+        """Copy an object inside the bucket; False where there is none."""
+        if self.look(key) is None:
+            return False
+        self._ask("copy", key, lambda: self.client.copy(self._at(key), self.name, self._full(to)))
+        return True
 
     def download(self, key: str, target: Path) -> None:
         """Read an object into a file. Raises StoreError where there is none."""
@@ -208,6 +203,21 @@ class Bucket:
         """Remove an object; nothing happens where there is none."""
         self._ask("remove", key, lambda: self.client.delete_object(**self._at(key)))
 
+    def remove_all(self, keys: Iterable[str]) -> None:
+        """Remove objects, a request for each 1000."""
+        waiting = iter(keys)
+        while some := list(islice(waiting, _A_REQUEST)):
+            self._remove_some(some)
+
+    def _remove_some(self, keys: Sequence[str]) -> None:
+        wanted = {"Objects": [{"Key": self._full(key)} for key in keys], "Quiet": True}
+        answer = self._ask("remove", keys[0], lambda: self.client.delete_objects(Bucket=self.name, Delete=wanted))
+        for error in answer.get("Errors", ()):
+            raise StoreError(
+                f"can't remove s3://{self.name}/{error.get('Key')}: {error.get('Message') or error.get('Code')}; "
+                "check that the credentials may delete there"
+            )
+
     def remove_if_match(self, key: str, etag: str) -> bool:
         """Remove an object only while it is the one of `etag`; whether it was."""
         answer = self._ask(
@@ -232,7 +242,7 @@ class Bucket:
 
         patient = Retrying(
             retry=retry_if_exception(_passing),
-            stop=stop_after_delay(self._patience),
+            stop=stop_after_delay(self.patience),
             wait=wait_random_exponential(0.2, _LONGEST_PAUSE),
             before_sleep=lambda _: _LOG.warning("%s does not answer; asking again", self.client.meta.endpoint_url),
             reraise=True,

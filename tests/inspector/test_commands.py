@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shlex
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -30,7 +31,7 @@ def commands(text: str) -> list[str]:
 
 def test_what_a_command_finds_by_itself_is_left_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    here = Commands(tmp_path / DEFAULT_STUDY, tmp_path / ".m3po" / "store")
+    here = Commands(tmp_path / DEFAULT_STUDY, str(tmp_path / ".m3po" / "store"))
     assert (here.run(), here.run("m3po"), here.status()) == ("m3po run", "m3po run --recipe m3po", "m3po status")
     monkeypatch.setenv("M3PO_STUDY", str(DEFAULT_STUDY))
     assert here.run() == "m3po run"
@@ -41,15 +42,15 @@ def test_what_a_command_finds_by_itself_is_left_out(tmp_path, monkeypatch):
 
 def test_another_study_and_another_store_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    other = Commands(tmp_path / "studies" / "my study.yaml", tmp_path / ".m3po" / "store")
+    other = Commands(tmp_path / "studies" / "my study.yaml", str(tmp_path / ".m3po" / "store"))
     assert other.run("flipped") == "m3po run --recipe flipped --study 'studies/my study.yaml'"
     assert other.status() == "m3po status --study 'studies/my study.yaml'"
     # It may have been set for the inspector alone.
     monkeypatch.setenv("M3PO_STUDY", "studies/my study.yaml")
     assert other.status() == "m3po status --study 'studies/my study.yaml'"
-    elsewhere = Commands(tmp_path / DEFAULT_STUDY, tmp_path.parent / "a store")
+    elsewhere = Commands(tmp_path / DEFAULT_STUDY, str(tmp_path.parent / "a store"))
     assert elsewhere.run() == f"M3PO_STORE='{tmp_path.parent}/a store' m3po run --study {DEFAULT_STUDY}"
-    for chosen in (str(elsewhere.store), elsewhere.store.as_uri()):
+    for chosen in (elsewhere.store, Path(elsewhere.store).as_uri()):
         monkeypatch.setenv("M3PO_STORE", chosen)
         assert elsewhere.run() == f"m3po run --study {DEFAULT_STUDY}"
 
@@ -77,7 +78,7 @@ def test_a_pasted_command_does_it_for_the_study_shown(tmp_path, monkeypatch):
     with dg.DagsterInstance.from_config(str(home)) as instance:
         study = MadeStudy(tmp_path, instance)
         study.add_shard("s0", some_prompts(3))
-    variable, m3po, *words = shlex.split(Commands(study.path, study.store.root).run("plain"))
+    variable, m3po, *words = shlex.split(Commands(study.path, study.store.location).run("plain"))
     name, _, value = variable.partition("=")
     assert m3po == "m3po"
     result = CliRunner(env={name: value, "DAGSTER_HOME": str(home)}).invoke(app, [*words, "--plan", "--json"])

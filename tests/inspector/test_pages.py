@@ -355,7 +355,7 @@ def test_what_did_not_change_is_not_read_again(small, monkeypatch):
 def test_the_index_is_kept_and_a_damaged_one_is_made_again(small, caplog):
     from m3po_dagster.inspector.watch import CACHE_FOLDER, Watch
 
-    files = sorted((small.study.store.root / CACHE_FOLDER).iterdir())
+    files = sorted((small.study.store.cache_folder / CACHE_FOLDER).iterdir())
     assert len(files) == 1  # both recipes of rule m3p share them
     times = [path.stat().st_ino for path in files]
     again = Watch(small.study.path, small.study.store, small.study.instance)

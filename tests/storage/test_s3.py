@@ -37,8 +37,10 @@ def test_keys_are_relative_to_the_prefix(bucket, server):
     bucket.put("a/c/d", b"22")
     assert [(found.key, found.size) for found in bucket.list("a/")] == [("a/b", 1), ("a/c/d", 2)]
     assert list(bucket.folders()) == ["a"] and list(bucket.folders("a/")) == ["c"]
-    with bucket.filesystem.open_input_file(bucket.path("a/c/d")) as file:
-        assert file.read() == b"22"
+    assert bucket.get_range("a/c/d", 1, 1) == b"2" and bucket.get_range("a/c/d", 1, 2) is None
+    assert bucket.copy("a/c/d", "a/e") and bucket.get("a/e")[0] == b"22" and not bucket.copy("a/x", "a/y")
+    bucket.remove_all(["a/e", "a/never"])
+    assert bucket.look("a/e") is None
     bucket.remove("a/b")
     assert bucket.look("a/b") is None and bucket.get("a/b") is None
 

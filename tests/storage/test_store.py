@@ -298,10 +298,10 @@ def test_a_folder_begins_empty_and_holds_only_its_own_files(store, tmp_path):
 
 def test_scratch_is_left_to_the_next_attempt_and_gone_at_commit(store):
     with store.open(*key()) as draft:
-        (draft.scratch() / "deep").mkdir()
-        (draft.scratch() / "deep" / "checkpoint").write_text("step 7")
+        (draft.scratch("whole") / "deep").mkdir()
+        (draft.scratch("whole") / "deep" / "checkpoint").write_text("step 7")
     with store.open(*key()) as draft:
-        assert (draft.scratch() / "deep" / "checkpoint").read_text() == "step 7"
+        assert (draft.scratch("whole") / "deep" / "checkpoint").read_text() == "step 7"
         (draft.folder() / "weights").write_text("whole")
         artifact = draft.commit(code_version="1")
     assert list(artifact.manifest.files) == ["files/weights"]

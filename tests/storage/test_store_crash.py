@@ -84,7 +84,7 @@ def test_a_lock_taken_on_a_file_that_is_gone_is_no_lock(tmp_path, monkeypatch):
     def late(descriptor: int, operation: int) -> None:
         attempts.append(descriptor)
         if len(attempts) == 1:
-            holder.__exit__()
+            holder.__exit__(None, None, None)
         real(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
