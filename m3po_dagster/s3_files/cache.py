@@ -28,7 +28,7 @@ _LOOKS_HELD = 50_000
 _MOST_SURVEYED = 200_000
 """Objects below a folder that are remembered at once; of a larger one each is looked at when it is asked for."""
 _KEY_BYTES = 1024
-_TURNS = 1024
+_TURNS, _READINGS = 1024, 3
 _MD5 = re.compile(r'"([0-9a-f]{32})"')
 
 
@@ -68,7 +68,7 @@ class ObjectCache:
         for plan in self.plans:
             plan.reached(path)
             # What was fetched ahead is what is wanted, however long ago that was.
-            if (there := plan.fetched.get(path)) is not None and there.exists():
+            if (there := plan.fetched.get(path)) is not None and self.copies.use(there):
                 return there
         return self.fetch(path)
 
@@ -136,7 +136,7 @@ class ObjectCache:
 
     def _download(self, path: "S3Path") -> Path:
         url, bucket, before = str(path), self.bucket(path.bucket), None
-        for _ in range(3):
+        for _ in range(_READINGS):
             with self.copies.new(url) as file:
                 seen = bucket.fetch(path.key, file)
                 wrong = None if seen is None else _wrong(file, seen)
@@ -148,7 +148,7 @@ class ObjectCache:
             if seen is None:
                 raise _missing(path)
             before = wrong
-        raise StoreError(f"{url}: three readings gave other bytes each time: check the service and this machine's disk")
+        raise StoreError(f"{url}: {_READINGS} readings gave other bytes each time: check the service and this machine's disk")
 
 
 def _wrong(file: Path, seen: Seen) -> str | None:

@@ -63,15 +63,18 @@ class Copies:
     def find(self, url: str, etag: str, size: int) -> Path | None:
         """The copy of this version of an object, now the last used; None where there is none."""
         path = self._path(url, etag, size)
-        try:
-            status = path.stat()
-            if status.st_size != size:  # its disk lost power before all of it was written
+        with suppress(FileNotFoundError):
+            if path.stat().st_size != size:  # its disk lost power before all of it was written
                 path.unlink()
-                return None
-            os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
+        return path if self.use(path) else None
+
+    def use(self, copy: Path) -> bool:
+        """Makes a copy the last used, so that it stays for the minute; False where it is gone."""
+        try:
+            os.utime(copy, ns=(time.time_ns(), copy.stat().st_mtime_ns))
         except FileNotFoundError:
-            return None
-        return path
+            return False
+        return True
 
     def has(self, url: str) -> bool:
         """Whether there is a copy of any version of the object."""

@@ -9,7 +9,7 @@ is asked for: libraries open that one. So a path costs nothing until somebody re
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath, PurePosixPath
 from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
@@ -185,6 +185,13 @@ def as_path(value: str | Path) -> Path:
     except StoreError as error:
         raise ValueError(str(error)) from None
     return S3Path(value)
+
+
+def survey(folders: Iterable[Path]) -> None:
+    """Looks at every object below those of the folders that lie in a bucket at once: see `S3Path.survey`."""
+    for folder in folders:
+        if isinstance(folder, S3Path):
+            folder.survey()
 
 
 def _from_study(value: object, otherwise: ValidatorFunctionWrapHandler) -> Path:
