@@ -17,6 +17,7 @@ from m3po_dagster.evaluation.question import BenchmarkError, Question, benchmark
 from m3po_dagster.evaluation.rules.yes_no import MME_RULES, starts_with_yes_or_no
 from m3po_dagster.evaluation.settings import MmeSettings
 from m3po_dagster.s3_files.ahead import ahead
+from m3po_dagster.s3_files.path import survey
 
 PERCEPTION = (
     "existence",
@@ -59,6 +60,7 @@ class Mme(Benchmark):
         without text file is asked nothing. Raises BenchmarkError that names file and line.
         """
         root = self.settings.root
+        survey([root])
         if not root.is_dir():
             raise BenchmarkError(f"{root}: no such folder; correct the benchmark's root in the study")
         folders = sorted(item for item in root.iterdir() if item.is_dir() and not item.name.startswith("."))

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import time
+from bisect import bisect_left
 from collections import OrderedDict
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -40,7 +41,7 @@ class ObjectCache:
         self._fresh_seconds = fresh_seconds
         self._buckets: dict[str, Bucket] = {}
         self._looks: OrderedDict[S3Path, tuple[float, Seen]] = OrderedDict()
-        self._surveys: dict[S3Path, tuple[float, dict[str, Seen] | None]] = {}
+        self._surveys: dict[S3Path, tuple[float, _Survey | None]] = {}
         self._lock = threading.Lock()
         self._turns = [threading.Lock() for _ in range(_TURNS)]
         self.plans: list[Plan] = []
@@ -100,7 +101,14 @@ class ObjectCache:
                 found = None
                 break
         with self._lock:
-            self._surveys[folder] = asked, found
+            self._surveys[folder] = asked, None if found is None else _Survey(found)
+
+    def is_folder(self, path: "S3Path") -> bool:
+        """Whether any object lies below, as it was within the last minute. Raises StoreError."""
+        prefix = f"{path.key}/" if path.key else ""
+        with self._lock:
+            survey = self._surveyed(path)
+        return self.bucket(path.bucket).holds(prefix) if survey is None else survey.holds(prefix)
 
     def write_once(self, path: "S3Path", content: bytes) -> None:
         """Writes the object unless there is one; what was written is the copy of it. Raises StoreError."""
@@ -122,10 +130,16 @@ class ObjectCache:
             at, seen = self._looks.get(path, (None, None))
             if at is not None and now - at <= self._fresh_seconds:
                 return True, seen
-            for folder, (at, found) in self._surveys.items():
-                if found is not None and now - at <= self._fresh_seconds and path.is_relative_to(folder):
-                    return True, found.get(path.key)
-        return False, None
+            survey = self._surveyed(path)
+        return survey is not None, survey.objects.get(path.key) if survey else None
+
+    def _surveyed(self, path: "S3Path") -> "_Survey | None":
+        """The survey that tells of the path, if there is one that still counts."""
+        now = time.monotonic()
+        for folder, (at, survey) in self._surveys.items():
+            if survey is not None and now - at <= self._fresh_seconds and path.is_relative_to(folder):
+                return survey
+        return None
 
     def _note(self, path: "S3Path", seen: Seen) -> None:
         with self._lock:
@@ -148,7 +162,20 @@ class ObjectCache:
             if seen is None:
                 raise _missing(path)
             before = wrong
-        raise StoreError(f"{url}: {_READINGS} readings gave other bytes each time: check the service and this machine's disk")
+        raise StoreError(
+            f"{url}: {_READINGS} readings gave other bytes each time: check the service and this machine's disk"
+        )
+
+
+class _Survey:
+    """Every object below a folder, by its key."""
+
+    def __init__(self, objects: dict[str, Seen]) -> None:
+        self.objects, self._keys = objects, sorted(objects)
+
+    def holds(self, prefix: str) -> bool:
+        place = bisect_left(self._keys, prefix)
+        return place < len(self._keys) and self._keys[place].startswith(prefix)
 
 
 def _wrong(file: Path, seen: Seen) -> str | None:

@@ -81,7 +81,7 @@ class S3Path(PosixPath):
 
     def is_dir(self) -> bool:
         """Whether any object lies below. Raises StoreError."""
-        return self._bucket().holds(self._prefix())
+        return self._cache.is_folder(self)
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         """Whether it is a file or a folder. Raises StoreError."""

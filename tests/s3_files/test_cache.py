@@ -122,6 +122,7 @@ def test_a_surveyed_folder_is_asked_nothing_more(root, server):
         root.survey()
         assert all((root / "sub" / f"{number}.png").is_file() for number in range(30))
         assert not (root / "sub" / "30.png").is_file() and not (root / "sub").is_file()
+        assert (root / "sub").is_dir() and not (root / "su").is_dir() and not (root / "a.png").is_dir()
         assert asked == {"ListObjectsV2": 1}
         assert (root / "sub" / "7.png").read_bytes() == b"7"
         assert asked == {"ListObjectsV2": 1, "GetObject": 1}
