@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from m3po_dagster.cli.main import app
 from m3po_dagster.identity import portable
 from m3po_dagster.image_files import ImageFolders, ImageOutsideRoot, locate
 from m3po_dagster.method.alignment.judge_image import ImageUrls
@@ -23,6 +25,7 @@ from tests.sampling import sample
 from tests.tiny_llava import tiny_llava
 
 ROOT = as_path("s3://data/coco")
+DEFAULT = Path(__file__).parents[2] / "studies" / "easy_scenes.yaml"
 
 
 class Named(Settings):
@@ -135,3 +138,13 @@ def test_a_launched_training_gets_the_urls(tmp_path):
     write_job(tmp_path, job, [example])
     (read,) = read_job(tmp_path)[1]
     assert read == example and isinstance(read.prompt.image_path, S3Path)
+
+
+def test_a_command_says_that_a_bucket_can_not_be_asked(nobody, tmp_path):
+    study = tmp_path / "study.yaml"
+    source = "sources: {easy_scenes: {image_root: 's3://data/images'}}"
+    study.write_text(f"extends: {DEFAULT.absolute()}\ndataset: {{{source}}}\n")
+    for command in (["study", "check", "--study", str(study)], ["run", "--plan", "--study", str(study)]):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 1, done.output
+        assert "can't look at s3://data/images" in done.output and "Traceback" not in done.output
