@@ -8,13 +8,16 @@ content being the same, nothing follows.
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from m3po_dagster.datasets.settings import AnySource
 from m3po_dagster.method.alignment.calibration import CALIBRATION_FILE, CalibrationEntry, Identity
 from m3po_dagster.method.alignment.known_pairs import known_pair_files
+from m3po_dagster.s3_files.ahead import side_by_side
+from m3po_dagster.s3_files.path import S3Path, as_path
 from m3po_dagster.settings import Settings
 from m3po_dagster.storage.fingerprint import canonical_json
+from m3po_dagster.storage.s3 import is_s3
 from m3po_dagster.study import Recipe, ScorerSettings, Study
 
 NO_WEIGHTS = ("README.md", CALIBRATION_FILE)
@@ -154,15 +157,11 @@ class Identities:
 
         found = {}
         for name, settings in study.benchmarks.items():
-            questions = [
-                [
-                    item.question_id,
-                    item.text,
-                    item.expected,
-                    self.file_hash(existing(item.image_path, f"benchmarks.{name}")),
-                ]
-                for item in load_questions(settings)
-            ]
+            asked = load_questions(settings)
+            images = list(dict.fromkeys(existing(item.image_path, f"benchmarks.{name}") for item in asked))
+            remote = any(isinstance(path, S3Path) for path in images)
+            hashes = dict(zip(images, side_by_side(self.file_hash, images, remote), strict=True))
+            questions = [[item.question_id, item.text, item.expected, hashes[item.image_path]] for item in asked]
             digest = hashlib.sha256(canonical_json(questions).encode()).hexdigest()
             files = {key: self.file_hash(path) for key, path in named_paths(settings.model_dump()) if path.is_file()}
             found[name] = {
@@ -189,7 +188,7 @@ class Identities:
 
 
 def _listing(name: str, source: AnySource) -> str:
-    """Hash of name, size and time of the images in a source's folders.
+    """Hash of name, size and time of the images in a source's folders; in a bucket of name, size and ETag.
 
     What is hidden, or plainly something else, is no part of it. A folder of a prefix that isn't there holds no images:
     downloads in parts are usual.
@@ -200,6 +199,13 @@ def _listing(name: str, source: AnySource) -> str:
     for prefix, folder in image_folders(source).items():
         if not prefix and not writes_images(source):
             existing(folder, f"dataset.sources.{name}.image_root")
+        if isinstance(folder, S3Path):
+            images += [
+                (prefix, relative, found.size, found.etag)
+                for relative, found in folder.files()
+                if PurePosixPath(relative).suffix.lower() not in NO_IMAGES
+            ]
+            continue
         for place, folders, files in os.walk(folder):
             folders[:] = [child for child in folders if not child.startswith(".")]
             for file in files:
@@ -229,7 +235,7 @@ def is_local(model: str) -> bool:
 
 def existing(path: str | Path, key: str) -> Path:
     """The path, or FileNotFoundError that names it, the study's key and what to do."""
-    found = Path(path)
+    found = as_path(path)
     if not found.exists():
         raise FileNotFoundError(
             f"{found} does not exist ({key} of the study). Correct the path; "
@@ -263,6 +269,6 @@ def _without_paths(value):
         return {key: _without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_paths(item) for item in value]
-    if isinstance(value, str) and Path(value).is_absolute():
+    if isinstance(value, str) and (is_s3(value) or Path(value).is_absolute()):
         return Path(value).name
     return value

@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from m3po_dagster.s3_files.path import S3Path
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What datasets hold. Other decoders of Pillow start programs or are rarely hardened: an image from outside is opened
 with these alone."""
@@ -27,6 +29,8 @@ class ImageRoot:
         if "\0" in uri or relative.is_absolute() or ".." in relative.parts:
             raise ImageOutsideRoot(f"{uri!r} is not a path below the image root")
         path = self.folder / relative
+        if isinstance(path, S3Path):  # a bucket has no links
+            return path
         folder = path.parent if relative.parts else path
         try:
             inside = self._inside.get(folder)

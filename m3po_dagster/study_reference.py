@@ -9,6 +9,7 @@ from pydantic_core import PydanticUndefined
 
 from m3po_dagster.datasets.settings import PACKED
 from m3po_dagster.identity import is_local, named_paths
+from m3po_dagster.s3_files.path import as_path
 from m3po_dagster.study import Study
 from m3po_dagster.study_errors import section_types, union_members
 
@@ -19,7 +20,8 @@ HEAD = """\
 
 Generated from the schema by `m3po study reference`; `m3po study schema` prints the same as JSON schema.
 Relative paths start with `./` or `../` and are relative to the study file. `extends: other.yaml` starts from another
-study and replaces what is given, mapping by mapping. Unknown keys are refused.
+study and replaces what is given, mapping by mapping. Unknown keys are refused. Files and folders of the dataset, of
+benchmarks and of known pairs may lie in a bucket: s3://bucket/...
 """
 
 
@@ -55,7 +57,7 @@ def missing_paths(study: Study) -> dict[str, str]:
         model = getattr(getattr(benchmark, "judge", None), "local_model", None)
         if model is not None and is_local(model):
             named[f"benchmarks.{name}.judge.model"] = model
-    return {key: str(path) for key, path in named.items() if not Path(path).exists()}
+    return {key: str(path) for key, path in named.items() if not as_path(path).exists()}
 
 
 def reference() -> str:

@@ -13,6 +13,7 @@ from m3po_dagster.graph import STAGES
 from m3po_dagster.lineage.manifests import ADAPTER, recipe_of
 from m3po_dagster.materialise import Work, reference
 from m3po_dagster.resources.generator import GeneratorResource
+from m3po_dagster.s3_files.ahead import ahead
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.fingerprint import fingerprint
 from m3po_dagster.storage.tables import ANSWERS
@@ -103,9 +104,10 @@ def _ask(
     with work.progress(f"{who} answering {name}", "question") as advance:
         prompts = [question.prompt() for question in questions]
         engine, given = generator.engine(work.study, trained), {}
-        for i, answer in engine.answer(prompts, settings.max_new_tokens, settings.questions_per_batch):
-            given[i] = answer
-            advance(start + len(given), of)
+        with ahead(prompt.image_path for prompt in prompts):
+            for i, answer in engine.answer(prompts, settings.max_new_tokens, settings.questions_per_batch):
+                given[i] = answer
+                advance(start + len(given), of)
     failed = [answer.reason for _, answer in sorted(given.items()) if isinstance(answer, Failure)]
     if failed:
         raise RuntimeError(f"benchmark {name}: {len(failed)} questions can't be asked, the first: {failed[0]}")

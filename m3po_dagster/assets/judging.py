@@ -16,6 +16,7 @@ from m3po_dagster.method.alignment.unscored import Unscored, is_unscored
 from m3po_dagster.method.generation.failures import too_many
 from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.resources.judge import JudgeResource
+from m3po_dagster.s3_files.ahead import ahead
 from m3po_dagster.storage.errors import StoreError
 
 Answers = tuple[Prompt, list[dict]]
@@ -70,16 +71,17 @@ class ShardJudging:
             self._refuse_another_judge()
         started = time.monotonic()
         together = self._scorer.together
-        for start in range(0, len(items), together):
-            some = items[start : start + together]
-            batch = [(prompt, [row["text"] for row in given]) for prompt, given in some]
-            found = self._scorer.score(batch, facts=[AnswerFacts.of(given) for _, given in some])
-            ids = [row["candidate_id"] for _, given in some for row in given]
-            yield [{"candidate_id": key, **row} for key, row in zip(ids, found, strict=True)]
-            self._scored += len(found)
-            self._seconds = time.monotonic() - started
-            self._unscored.add(found)
-            self._unscored.check()
+        with ahead(prompt.image_path for prompt, _ in items):
+            for start in range(0, len(items), together):
+                some = items[start : start + together]
+                batch = [(prompt, [row["text"] for row in given]) for prompt, given in some]
+                found = self._scorer.score(batch, facts=[AnswerFacts.of(given) for _, given in some])
+                ids = [row["candidate_id"] for _, given in some for row in given]
+                yield [{"candidate_id": key, **row} for key, row in zip(ids, found, strict=True)]
+                self._scored += len(found)
+                self._seconds = time.monotonic() - started
+                self._unscored.add(found)
+                self._unscored.check()
 
     def _refuse_another_judge(self) -> None:
         """Raises JudgeChanged when what stands behind the endpoint is not what was probed.

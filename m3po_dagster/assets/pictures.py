@@ -17,6 +17,7 @@ import numpy as np
 from m3po_dagster.assets.display import as_markdown
 from m3po_dagster.evaluation.panels import Draw, draw_panels
 from m3po_dagster.image_files import FORMATS
+from m3po_dagster.s3_files.ahead import ahead
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,7 +154,9 @@ def heat_map(title: str, names: Sequence[str], values: np.ndarray) -> dg.Markdow
 
 def thumbnails(paths: Iterable[Path]) -> dg.MarkdownMetadataValue:
     """The images that can be read, side by side."""
-    shown = " ".join(picture for path in paths if (picture := thumbnail(path)))
+    paths = list(paths)
+    with ahead(paths):
+        shown = " ".join(picture for path in paths if (picture := thumbnail(path)))
     return dg.MetadataValue.md(shown or "no image can be read")
 
 
@@ -161,7 +164,9 @@ def contact_sheet(paths: Iterable[Path], columns: int = 8) -> dg.MarkdownMetadat
     """The images that can be read as one picture, a grid of `columns`, each fitted into a square cell."""
     from PIL import Image
 
-    cells = [small for path in paths if (small := _small(path, SHEET_SIDE)) is not None]
+    paths = list(paths)
+    with ahead(paths):
+        cells = [small for path in paths if (small := _small(path, SHEET_SIDE)) is not None]
     if not cells:
         return dg.MetadataValue.md("no image can be read")
     pitch = SHEET_SIDE + SHEET_GAP

@@ -12,6 +12,7 @@ from m3po_dagster.materialise import Work
 from m3po_dagster.method.generation.failures import Failures, too_many
 from m3po_dagster.method.prompt import Prompt
 from m3po_dagster.resources.generator import GeneratorResource
+from m3po_dagster.s3_files.ahead import ahead
 from m3po_dagster.storage.tables import CANDIDATES
 
 PART_SCHEMA = pa.schema(
@@ -53,22 +54,23 @@ class ShardSampling:
         seeds = [prompt_seed(self._settings.seed, prompt.prompt_id, self._settings.most) for prompt in prompts]
         rounds = self._generator.rounds(self._study, prompts)
         started = time.monotonic()
-        for i, found in self._engine.sample(prompts, self._settings, seeds, rounds):
-            prompt_id = prompts[i].prompt_id
-            if isinstance(found, Failure):
-                # Where the images lie on this machine is no part of the result.
-                reason = found.reason.replace(str(prompts[i].image_path), prompts[i].image_path.name)
-                row = {"prompt_id": prompt_id, "failure": reason}
-                yield [row]
-                self._count(row)
-                self._failures.check()
-            else:
-                self._tokens += sum(len(one.token_ids) for one in found)
-                rows = [candidate.row(prompt_id, seeds[i]) for candidate in distinct(found)]
-                rows[0]["stopped"] = rounds.why_stopped(i) if rounds else None
-                yield rows
-            self._done += 1
-            self._seconds = time.monotonic() - started
+        with ahead(prompt.image_path for prompt in prompts):
+            for i, found in self._engine.sample(prompts, self._settings, seeds, rounds):
+                prompt_id = prompts[i].prompt_id
+                if isinstance(found, Failure):
+                    # Where the images lie on this machine is no part of the result.
+                    reason = found.reason.replace(str(prompts[i].image_path), prompts[i].image_path.name)
+                    row = {"prompt_id": prompt_id, "failure": reason}
+                    yield [row]
+                    self._count(row)
+                    self._failures.check()
+                else:
+                    self._tokens += sum(len(one.token_ids) for one in found)
+                    rows = [candidate.row(prompt_id, seeds[i]) for candidate in distinct(found)]
+                    rows[0]["stopped"] = rounds.why_stopped(i) if rounds else None
+                    yield rows
+                self._done += 1
+                self._seconds = time.monotonic() - started
 
     def _count(self, row: Mapping[str, str]) -> None:
         prompt = self._prompts[row["prompt_id"]]

@@ -24,6 +24,7 @@ from m3po_dagster.method.alignment.cascade import FACTS
 from m3po_dagster.resources.generator import GeneratorResource
 from m3po_dagster.resources.judge import JudgeResource
 from m3po_dagster.resources.study import StoreResource, StudyResource
+from m3po_dagster.s3_files.ahead import ahead
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.tables import LOGPROBS, TableSchema, mas_schema
 from m3po_dagster.study import JudgeSettings, Study
@@ -124,14 +125,15 @@ def rescored(work: Work, generator: GeneratorResource) -> pa.Table:
 
     def score(some: Sequence[Answers]) -> Iterator[Rows]:
         loaded = generator.load(work.study.model)
-        for prompt, given in some:
-            found = []
-            scores = score_continuations(loaded, prompt, [row["token_ids"] for row in given])
-            for row, score in zip(given, scores, strict=True):
-                known = {name: row[name] for name in ("candidate_id", "prompt_id", "n_tokens")}
-                logps = {name: getattr(score, name) for name in ("sum_logp", "eos_logp", "token_logps")}
-                found.append({**known, **logps, "numerics": loaded.numerics})
-            yield found
+        with ahead(prompt.image_path for prompt, _ in some):
+            for prompt, given in some:
+                found = []
+                scores = score_continuations(loaded, prompt, [row["token_ids"] for row in given])
+                for row, score in zip(given, scores, strict=True):
+                    known = {name: row[name] for name in ("candidate_id", "prompt_id", "n_tokens")}
+                    logps = {name: getattr(score, name) for name in ("sum_logp", "eos_logp", "token_logps")}
+                    found.append({**known, **logps, "numerics": loaded.numerics})
+                yield found
 
     columns = ["candidate_id", "prompt_id", "token_ids", "n_tokens"]
     return in_parts(work, answers_of(work, columns), score, LOGPROBS.schema, "scoring")

@@ -69,9 +69,10 @@ def inspect(
     from m3po_dagster.datasets.record import DatasetError
     from m3po_dagster.method.filtering import FilterSettings
     from m3po_dagster.method.known_images.known import known_benchmarks
+    from m3po_dagster.s3_files.path import BucketError
 
     loaded = _study(study)
-    with explained(DatasetError, status=1):
+    with explained(DatasetError, BucketError, status=1):
         sources = _sources(file, image_root, folder or [], only, take, loaded)
         which = turns or (loaded.dataset.turns if loaded else "first")
         settings = loaded.dataset if loaded else None

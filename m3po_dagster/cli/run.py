@@ -13,6 +13,7 @@ import typer
 from m3po_dagster.cli.event_log import event_log
 from m3po_dagster.cli.options import JsonOption, StudyOption, explained, fail
 from m3po_dagster.cli.project import current_leaderboard, how_it_stands, prepare, sentence
+from m3po_dagster.s3_files.path import BucketError
 from m3po_dagster.study import BASE_RECIPE, DEFAULT_STUDY
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ def _print_plan(loaded, selection, as_json: bool) -> None:
     from m3po_dagster.graph import label
     from m3po_dagster.study_reference import missing_paths
 
-    missing = missing_paths(loaded)
+    with explained(BucketError, status=1):
+        missing = missing_paths(loaded)
     found = [item for item in how_it_stands(loaded) if selection.owes(*item.part)]
     todo = [label(item.part) for item in found if item.state != "fresh"]
     if as_json:

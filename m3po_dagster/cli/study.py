@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from m3po_dagster.cli.options import JsonOption, StudyOption, explained, fail
+from m3po_dagster.s3_files.path import BucketError
 from m3po_dagster.study import DEFAULT_STUDY
 
 app = typer.Typer(no_args_is_help=True)
@@ -25,7 +26,8 @@ def check(
 
     with explained(StudyError):
         loaded = load_study(study)
-    missing = missing_paths(loaded)
+    with explained(BucketError, status=1):
+        missing = missing_paths(loaded)
     n = loaded.generation.n
     facts = {
         "study": loaded.name,

@@ -1,5 +1,6 @@
 """Batches of Parquet and Arrow files, a part of a row group at a time, with errors that name the file."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def _parquet(path: Path, columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
 
 
 def _arrow(path: Path, columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(str(path)) as file:
+    with pa.memory_map(os.fspath(path)) as file:
         is_file = file.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
         file.seek(0)
         open_reader = pa.ipc.open_file if is_file else pa.ipc.open_stream

@@ -1,6 +1,7 @@
 """Which columns of a Parquet or Arrow dataset hold image, question and answer: guessed from names and types."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ def schema_of(path: Path) -> "tuple[pa.Schema, str | None]":
             if file.suffix.lower() != ".parquet":
                 raise DatasetError(f"{file}: this is Parquet, and read as such by its name: let it end in .parquet")
             return schema, split
-        with pa.OSFile(str(file)) as source:
+        with pa.OSFile(os.fspath(file)) as source:
             reader = pa.ipc.open_file(source) if start == b"ARROW1" else pa.ipc.open_stream(source)
             return reader.schema, split
     except (pa.ArrowException, OSError) as error:

@@ -1,8 +1,11 @@
 """Reader of Hugging Face datasets on disk: folders of save_to_disk, and Parquet or Arrow files."""
 
 import json
+import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +25,7 @@ from m3po_dagster.datasets.conversation import Conversation, image_of, question_
 from m3po_dagster.datasets.files import files_of
 from m3po_dagster.datasets.record import DatasetError, Malformed, Record
 from m3po_dagster.datasets.settings import HuggingFaceSource
+from m3po_dagster.s3_files.path import S3Path
 
 _BATCH_ROWS = 256
 _OF_SPLIT = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}\.(parquet|arrow)", re.IGNORECASE)
@@ -133,15 +137,27 @@ def _saved_names(folder: Path) -> list[str]:
 def _saved(folder: Path, columns: list[Column]) -> Iterator[pa.RecordBatch]:
     import datasets
 
-    _saved_names(folder)
-    try:
-        dataset = datasets.Dataset.load_from_disk(str(folder.resolve()), keep_in_memory=False)
-    except (KeyError, TypeError, AttributeError) as error:
-        detail = f"{type(error).__name__}: {error}"
-        raise DatasetError(f"{folder}: state.json or dataset_info.json is broken: {detail[:500]}") from None
-    names = columns_there(folder, dataset.data.schema, columns)
-    for table in dataset.with_format("arrow").select_columns(names).iter(_BATCH_ROWS):
-        yield from table.to_batches()
+    with _on_this_machine(folder, _saved_names(folder)) as place:
+        try:
+            dataset = datasets.Dataset.load_from_disk(str(place), keep_in_memory=False)
+        except (KeyError, TypeError, AttributeError) as error:
+            detail = f"{type(error).__name__}: {error}"
+            raise DatasetError(f"{folder}: state.json or dataset_info.json is broken: {detail[:500]}") from None
+        names = columns_there(folder, dataset.data.schema, columns)
+        for table in dataset.with_format("arrow").select_columns(names).iter(_BATCH_ROWS):
+            yield from table.to_batches()
+
+
+@contextmanager
+def _on_this_machine(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """The folder of a saved dataset; of one in a bucket, a folder with links to the copies of its files."""
+    if not isinstance(folder, S3Path):
+        yield folder.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="m3po-dataset-") as links:
+        for name in (*names, "state.json", "dataset_info.json"):
+            Path(links, name).symlink_to(os.fspath(folder / name))
+        yield Path(links)
 
 
 def _json(path: Path) -> dict:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from m3po_dagster.datasets.image_facts import KIND, PixelRoom, from_json, look_at, to_json
 from m3po_dagster.datasets.row import IMAGE_MISSING, ImageFacts
+from m3po_dagster.s3_files.ahead import ahead
 
 MAX_THREADS = 8
 PIXELS_AT_ONCE = 64_000_000
@@ -56,9 +57,10 @@ class ImageLooks:
             if (known := self._memory.known(looks[path], self._kind)) is not None:
                 found[path] = from_json(known)
         new = [path for path in paths if path not in found]
-        seen = self.threads.map(lambda path: look_at(path, self._limit, self._room), new)
-        for path, facts in zip(new, seen, strict=True):
-            if path in looks:
-                self._memory.keep(looks[path], self._kind, to_json(facts))
-            found[path] = facts
+        with ahead(new):
+            seen = self.threads.map(lambda path: look_at(path, self._limit, self._room), new)
+            for path, facts in zip(new, seen, strict=True):
+                if path in looks:
+                    self._memory.keep(looks[path], self._kind, to_json(facts))
+                found[path] = facts
         return found

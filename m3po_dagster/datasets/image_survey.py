@@ -7,11 +7,13 @@ from urllib.parse import urlsplit
 
 from m3po_dagster.datasets.fetching import Fetcher, is_url
 from m3po_dagster.datasets.image_facts import look_at
+from m3po_dagster.datasets.images import image_folders
 from m3po_dagster.datasets.record import Record
 from m3po_dagster.datasets.row import ImageFacts, SourceRow
 from m3po_dagster.datasets.settings import AnySource
 from m3po_dagster.datasets.tallies import Distinct, Kinds, Sample, hash64
 from m3po_dagster.image_files import FORMATS, ImageFolders, ImageOutsideRoot
+from m3po_dagster.s3_files.path import survey
 
 PREFIX_FOLDERS = 2
 NO_FOLDER = "(no folder)"
@@ -101,6 +103,7 @@ class ImageSurvey:
         self.prefixes.add(prefix)
         try:
             path = self._folders.locate(uri)
+            survey(image_folders(self._source).values())
             there = path.is_file()
         except ImageOutsideRoot as error:
             self.outside.add("outside", str(error)[:300])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from m3po_dagster.datasets.settings import PACKED, AnySource, DatasetSettings
 from m3po_dagster.image_files import ImageFolders, ImageOutsideRoot
+from m3po_dagster.s3_files.path import S3Path
 
 OWN = ".m3po"
 """Folder below an image root for what is written there: images unpacked from a dataset's files, images fetched.
@@ -53,8 +54,11 @@ def generation(source: AnySource) -> str | None:
     """
     if not writes_images(source):
         return None
-    path = source.image_root / OWN / "generation"
+    path, name = source.image_root / OWN / "generation", uuid.uuid4().hex
+    if isinstance(path, S3Path):
+        path.write_once(name.encode())
+        return path.read_text()
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError), path.open("x") as file:
-        file.write(uuid.uuid4().hex)
+        file.write(name)
     return path.read_text()

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from m3po_dagster.datasets.fetching import Fetcher, NotFetched, is_url
 from m3po_dagster.datasets.image_looks import ImageLooks, Memory
-from m3po_dagster.datasets.images import DatasetImages
+from m3po_dagster.datasets.images import DatasetImages, image_folders
 from m3po_dagster.datasets.record import DatasetError, Malformed, Record
 from m3po_dagster.datasets.row import (
     IMAGE_MISSING,
@@ -26,6 +26,8 @@ from m3po_dagster.datasets.settings import AnySource, DatasetSettings
 from m3po_dagster.datasets.subset import records_of
 from m3po_dagster.datasets.unpacking import unpack
 from m3po_dagster.image_files import ImageOutsideRoot
+from m3po_dagster.s3_files.ahead import side_by_side
+from m3po_dagster.s3_files.path import S3Path
 
 BATCH, BYTES_HELD = 256, 32 << 20
 """Records whose images are looked at together, and the bytes at which there are enough of them."""
@@ -66,7 +68,7 @@ class DatasetIndex:
 
         An image outside its folders is never opened. `progress` is told the records done and 0, their number being
         unknown. Raises DatasetError for a broken file, naming it and the position; at the end NotFetchedYet where a
-        server did not answer; and OSError where an image can't be written.
+        server did not answer; OSError where an image can't be written; and StoreError for a bucket that can't be asked.
         """
         done = 0
         for name, source in self._dataset.sources.items():
@@ -104,7 +106,8 @@ class DatasetIndex:
         answers = self._looks.threads.map(lambda url: _fetched(url, source, fetcher), urls)
         fetched = dict(zip(urls, answers, strict=True))
         self._for_now += [place.for_now for place in fetched.values() if place.for_now]
-        placed = [self._place(name, source, fetched, item) for item in batch]
+        remote = any(isinstance(folder, S3Path) for folder in image_folders(source).values())
+        placed = side_by_side(lambda item: self._place(name, source, fetched, item), batch, remote)
         facts = self._looks.at(place.path for place in placed if place.path is not None)
         for item, place in zip(batch, placed, strict=True):
             found = place.trouble if place.path is None else facts[place.path]

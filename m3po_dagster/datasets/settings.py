@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from m3po_dagster.s3_files.path import DataPath
 from m3po_dagster.settings import PartitionName, Settings
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|\w[\w-]*(\.\w[\w-]*)*)(:\d{1,5})?", re.IGNORECASE)
@@ -30,10 +31,12 @@ def _host(value: str) -> str:
 class SourceSettings(Settings):
     """What every source has, whatever its format."""
 
-    path: Path = Field(description="the file with the records; for formats of several files, their folder")
-    image_root: Path = Field(
+    path: DataPath = Field(
+        description="the file with the records; for formats of several files, their folder; may be s3://bucket/..."
+    )
+    image_root: DataPath = Field(
         description="folder that image paths are relative to; images that the dataset's own files hold are unpacked "
-        "into it"
+        "into it; may be s3://bucket/..."
     )
     take: int | None = Field(
         None, ge=1, description="number of well-formed records to take, a seeded subset; all without it"
@@ -55,7 +58,7 @@ class SourceSettings(Settings):
 class NamedImages(SourceSettings):
     """What a source has whose records name their images."""
 
-    folders: dict[str, Path] = Field(
+    folders: dict[str, DataPath] = Field(
         default_factory=dict,
         description="folders of image paths that begin so, by prefix: sam/images: /data/sam; the longest prefix counts",
     )

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from m3po_dagster.datasets.images import OWN
+from m3po_dagster.s3_files.path import S3Path
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", ".jpg"),
@@ -30,7 +31,10 @@ def unpack(content: bytes, root: Path) -> str:
 
 
 def write_once(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all; one of that size that is there already stays."""
+    """Writes a file whole or not at all; one of that size that is there already stays. Raises OSError; StoreError."""
+    if isinstance(path, S3Path):
+        path.write_once(content)
+        return
     if path.is_file() and path.stat().st_size == len(content):
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,8 @@ from m3po_dagster.evaluation.intervals import Estimate, Sums, ratio
 from m3po_dagster.evaluation.question import BenchmarkError, Question, benchmark_image, check_answers, read_text
 from m3po_dagster.evaluation.rules.yes_no import MME_RULES, starts_with_yes_or_no
 from m3po_dagster.evaluation.settings import MmeSettings
+from m3po_dagster.s3_files.ahead import ahead
+from m3po_dagster.s3_files.path import survey
 
 PERCEPTION = (
     "existence",
@@ -58,6 +60,7 @@ class Mme(Benchmark):
         without text file is asked nothing. Raises BenchmarkError that names file and line.
         """
         root = self.settings.root
+        survey([root])
         if not root.is_dir():
             raise BenchmarkError(f"{root}: no such folder; correct the benchmark's root in the study")
         folders = sorted(item for item in root.iterdir() if item.is_dir() and not item.name.startswith("."))
@@ -172,14 +175,18 @@ def _category_questions(root: Path, folder: Path) -> Iterator[Question]:
         if item.suffix.lower() != ".txt" and not item.is_dir():
             images.setdefault(item.stem, []).append(item.name)
     # Archives made on a Mac bring a ._1.txt beside each 1.txt.
-    for path in sorted(path for path in texts_folder.glob("*.txt") if not path.name.startswith(".")):
-        names = images.get(path.stem, [])
-        if len(names) != 1:
-            raise BenchmarkError(f"{path}: expected one image of that name in {images_folder}, found {names or 'none'}")
-        uri = f"{images_folder.relative_to(root).as_posix()}/{names[0]}"
-        image = benchmark_image(root, uri, str(path))
-        for number, (text, label) in enumerate(_lines(path)):
-            yield Question(f"{folder.name}/{names[0]}/{number}", image, uri, text, label)
+    texts = sorted(path for path in texts_folder.glob("*.txt") if not path.name.startswith("."))
+    with ahead(texts):
+        for path in texts:
+            names = images.get(path.stem, [])
+            if len(names) != 1:
+                raise BenchmarkError(
+                    f"{path}: expected one image of that name in {images_folder}, found {names or 'none'}"
+                )
+            uri = f"{images_folder.relative_to(root).as_posix()}/{names[0]}"
+            image = benchmark_image(root, uri, str(path))
+            for number, (text, label) in enumerate(_lines(path)):
+                yield Question(f"{folder.name}/{names[0]}/{number}", image, uri, text, label)
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:

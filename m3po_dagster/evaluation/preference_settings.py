@@ -7,6 +7,7 @@ from typing import Generic, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from m3po_dagster.method.judging import ScorerSettings, ServedJudgeSettings
+from m3po_dagster.s3_files.path import DataPath
 from m3po_dagster.settings import Settings
 
 
@@ -33,11 +34,11 @@ class PreferenceSettings(Settings, Generic[S]):
     kind: Literal["preference"] = Field(
         "preference", description="answers graded 1 to 5 by a judge, and compared with the base model's in both orders"
     )
-    questions: Path = Field(
+    questions: DataPath = Field(
         description='JSON lines {"question_id": id, "image": path, "text": instruction}; "reference", an answer known '
         "to be good, is optional and shown to a served judge"
     )
-    image_root: Path = Field(description="folder that the image paths are relative to")
+    image_root: DataPath = Field(description="folder that the image paths are relative to")
     judge: S = Field(
         description="who grades and compares, and did not pick the pairs: a served model, or a scorer that is loaded "
         "here, whose calibrated value then makes grade and comparison"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from m3po_dagster.image_files import ImageOutsideRoot, locate
 from m3po_dagster.method.prompt import Message, Prompt
+from m3po_dagster.s3_files.path import survey
 
 SHOWN_IDS = 5
 
@@ -60,6 +61,7 @@ def benchmark_image(image_root: Path, uri: str, where: str) -> Path:
     """The image's path. Raises BenchmarkError, naming `where`, when it leads out of the root or there is no file."""
     try:
         path = locate(image_root, uri)
+        survey([image_root])
         exists = path.is_file()
     except (ImageOutsideRoot, OSError) as error:
         raise BenchmarkError(f"{where}: {error}") from None

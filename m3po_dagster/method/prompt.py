@@ -60,7 +60,11 @@ class Prompt:
 
 def open_upright(path: Path) -> "Image.Image":
     """An image file as upright RGB. Raises OSError when it is no image of FORMATS."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    with Image.open(path, formats=FORMATS) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except UnidentifiedImageError:
+        # Pillow names the file that it opened, which may be a copy.
+        raise UnidentifiedImageError(f"cannot identify image file {str(path)!r}") from None

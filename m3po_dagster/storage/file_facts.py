@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from m3po_dagster.s3_files.path import S3Path
 from m3po_dagster.storage.errors import StoreError, explained
 from m3po_dagster.storage.fingerprint import file_sha256
 
@@ -20,22 +21,35 @@ _CREATE = (
 
 @dataclass(frozen=True)
 class Look:
-    """A file before it is read: where it lies, how it looks from outside, and when."""
+    """A file before it is read: where it lies, how it looks from outside, and when.
+
+    An object of a bucket has its ETag beside its URL, which tells any change, and no times.
+    """
 
     path: str
     stamp: tuple[int, int, int]
     started: int
+    source: str | S3Path
 
     @classmethod
     def at(cls, path: str | Path) -> "Look":
-        """Looks at a file. Raises FileNotFoundError, or another OSError when it can't be looked at."""
+        """Looks at a file. Raises FileNotFoundError, or another OSError when it can't be looked at; StoreError."""
+        if isinstance(path, S3Path):
+            size, etag = path.version
+            return cls(f"{path} {etag}", (size, 0, 0), time.time_ns(), path)
         absolute = os.path.abspath(path)
-        return cls(absolute, _stamp(absolute), time.time_ns())
+        return cls(absolute, _stamp(absolute), time.time_ns(), absolute)
 
     @property
     def settled(self) -> bool:
         """Whether the file was last changed long enough before this look for its times to tell a later change."""
         return self.started - max(self.stamp[1:]) > _SETTLED_NS
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file looks otherwise by now."""
+        now = Look.at(self.source)
+        return (now.path, now.stamp) != (self.path, self.stamp)
 
 
 class FileFacts:
@@ -103,7 +117,7 @@ class FileFacts:
         look = Look.at(path)
         known = self.known(look, "sha256")
         if known is None:
-            known = file_sha256(look.path)
+            known = file_sha256(look.source)
             self.files_read += 1
             self.keep(look, "sha256", known)
         return known
@@ -124,8 +138,8 @@ class FileFacts:
 
         Raises StoreError when the file was changed in the meantime: what was read may be neither old nor new.
         """
-        if _stamp(look.path) != look.stamp:
-            raise StoreError(f"{look.path} changed while it was read: run again when nothing writes to it")
+        if look.changed:
+            raise StoreError(f"{look.source} changed while it was read: run again when nothing writes to it")
         if look.settled:
             self._execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?, ?)", look.path, kind, *look.stamp, value)
 

@@ -27,6 +27,7 @@ _PATIENCE_SECONDS = 300
 _LONGEST_PAUSE = 10
 _A_REQUEST = 1000
 _CONNECT_SECONDS, _READ_SECONDS = 10, 60
+_IN_ONE_PIECE, _CHUNK = 16 << 20, 1 << 18
 # Amazon answers 412 where the condition does not hold and 409 where another conditional write is under way.
 _REFUSED = {"PreconditionFailed", "ConditionalRequestConflict"}
 _MISSING = {"404", "NoSuchKey", "NotFound"}
@@ -55,6 +56,7 @@ class Listed:
     key: str
     size: int
     modified: datetime
+    etag: str
 
 
 def is_s3(root: str | Path) -> bool:
@@ -176,12 +178,42 @@ class Bucket:
         """Read an object into a file. Raises StoreError where there is none."""
         self._ask("read", key, lambda: self.client.download_file(self.name, self._full(key), str(target)))
 
+    def fetch(self, key: str, target: Path) -> Seen | None:
+        """Read an object into a file, whole and as one version; its description, None where there is none.
+
+        One request where the object is small; a large one is read in several parts.
+        """
+
+        def read() -> Seen:
+            answer = self.client.get_object(**self._at(key))
+            seen, body = _seen(answer), answer["Body"]
+            if seen.size > _IN_ONE_PIECE:
+                body.close()
+                self.client.download_file(self.name, self._full(key), str(target))
+                return _seen(self.client.head_object(**self._at(key)))
+            with body, target.open("wb") as file:
+                file.writelines(body.iter_chunks(_CHUNK))
+            return seen
+
+        return self._ask("read", key, read, _MISSING)
+
     def list(self, prefix: str = "") -> Iterator[Listed]:
         """Every object whose key begins with `prefix`, in the order of their keys, a request for each 1000."""
         cut = len(self._full(""))
         for page in self._pages(prefix):
             for found in page.get("Contents", ()):
-                yield Listed(found["Key"][cut:], found["Size"], found["LastModified"])
+                yield _listed(found, cut)
+
+    def level(self, prefix: str = "") -> Iterator[Listed | str]:
+        """What lies right below `prefix` (empty, or ending in '/'): its objects, and the names of folders as text."""
+        cut, start = len(self._full("")), len(self._full(prefix))
+        for page in self._pages(prefix, Delimiter="/"):
+            yield from (found["Prefix"][start:-1] for found in page.get("CommonPrefixes", ()))
+            yield from (_listed(found, cut) for found in page.get("Contents", ()))
+
+    def holds(self, prefix: str) -> bool:
+        """Whether there is any object whose key begins with `prefix`."""
+        return bool(next(self._pages(prefix, MaxKeys=1)).get("KeyCount"))
 
     def folders(self, prefix: str = "") -> Iterator[str]:
         """Names between `prefix` (empty, or ending in '/') and the next '/', sorted."""
@@ -190,7 +222,7 @@ class Bucket:
             for found in page.get("CommonPrefixes", ()):
                 yield found["Prefix"][cut:-1]
 
-    def _pages(self, prefix: str, **more: str) -> Iterator[dict]:
+    def _pages(self, prefix: str, **more: str | int) -> Iterator[dict]:
         wanted = {"Bucket": self.name, "Prefix": self._full(prefix), **more}
         while True:
             page = self._ask("list", prefix, lambda: self.client.list_objects_v2(**wanted))
@@ -263,7 +295,7 @@ class Bucket:
         if code in _DENIED:
             return "check the credentials, and that they may list, read, write and delete there"
         if code == "NoSuchBucket":
-            return f"make the bucket {self.name}, or choose another with M3PO_STORE"
+            return f"make the bucket {self.name}, or name another"
         if code in _MISSING:
             return "it was removed: run again"
         return "check the service and its endpoint (AWS_ENDPOINT_URL_S3), then run again: finished parts are kept"
@@ -284,6 +316,10 @@ def _passing(error: BaseException) -> bool:
 
 def _code(error: Exception) -> str:
     return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+
+
+def _listed(found: dict, cut: int) -> Listed:
+    return Listed(found["Key"][cut:], found["Size"], found["LastModified"], found["ETag"])
 
 
 def _seen(answer: dict) -> Seen:

@@ -9,13 +9,16 @@ from urllib.parse import quote
 from pydantic import Field, field_validator
 
 from m3po_dagster.method.image_url import data_url
+from m3po_dagster.s3_files.path import DataPath
 from m3po_dagster.settings import Settings
 
 
 class ImageUrls(Settings):
     """Where the endpoint can fetch the images itself, which keeps requests small; others are sent."""
 
-    folder: Path = Field(description="folder that holds the images here; a path of this machine")
+    folder: DataPath = Field(
+        description="folder that holds the images here: a path of this machine, or s3://bucket/..."
+    )
     address: str = Field(description="address under which the same folder is served to the judge")
 
     @field_validator("address")

@@ -8,7 +8,6 @@ anything is paid, and asked through the judge that scores the shard (`controls`)
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field, field_validator
@@ -17,6 +16,7 @@ from m3po_dagster.method.alignment.cascade import NOT_NEEDED
 from m3po_dagster.method.alignment.known_pairs import KnownPair, read_known_pairs
 from m3po_dagster.method.alignment.scorer import Batch, ScorerSettings, group_size
 from m3po_dagster.method.prompt import Prompt
+from m3po_dagster.s3_files.path import DataPath
 from m3po_dagster.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class QualitySettings(Settings):
         description="prompts of a shard, each on an image of its own, about whose answers the judge is asked again: in "
         f"the reverse order, and beside another image; 0: none, else at least {FEWEST_PROMPTS}",
     )
-    known_pairs: Path | None = Field(
+    known_pairs: DataPath | None = Field(
         None,
         description="JSON lines of image (a path relative to the file), question, better and worse: answers whose "
         "order the judge must get right; asked about with every shard, paid for once",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from m3po_dagster.method.prompt import Prompt
+from m3po_dagster.s3_files.path import BucketError
 
 if TYPE_CHECKING:
     import torch
@@ -169,6 +170,8 @@ def _unusable(loaded: "LoadedModel", inputs: "BatchFeature") -> list[str]:
 def _image(prompt: Prompt) -> "Image.Image":
     try:
         return prompt.open_image()
+    except BucketError:
+        raise
     except _faults() as error:
         raise PromptError(prompt, f"the image can't be decoded: {error}") from error
 

@@ -17,6 +17,7 @@ from m3po_dagster.method.generation.prefill import Counts, Prefix, prefill
 from m3po_dagster.method.generation.samples import Failure, Sample
 from m3po_dagster.method.generation.settings import SamplingSettings
 from m3po_dagster.method.prompt import Prompt
+from m3po_dagster.s3_files.path import BucketError
 
 if TYPE_CHECKING:
     import torch
@@ -120,6 +121,8 @@ class TransformersEngine:
             batch = self._batch(prompts, range(start, start + at_once), rounds, rows, max_new_tokens, chooser, more)
             try:
                 found = fitting(lambda batch=batch: list(batch))
+            except BucketError:
+                raise
             except MODEL_FAULTS as error:
                 # One prompt spoils the batch: found by itself, it fails alone.
                 if at_once > 1:

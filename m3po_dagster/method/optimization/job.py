@@ -19,6 +19,7 @@ from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.optimization.examples import PreferenceExample
 from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
 from m3po_dagster.method.prompt import Message, Prompt
+from m3po_dagster.s3_files.path import as_path
 from m3po_dagster.settings import Settings
 
 JOB, EXAMPLES, PROGRESS, RESULT = "job.json", "examples.jsonl", "progress.txt", "result.json"
@@ -61,7 +62,7 @@ def _example(row: dict[str, Any]) -> PreferenceExample:
     return PreferenceExample(
         **{
             **row,
-            "prompt": Prompt(**{**prompt, "image_path": Path(prompt["image_path"]), "messages": turns}),
+            "prompt": Prompt(**{**prompt, "image_path": as_path(prompt["image_path"]), "messages": turns}),
             "chosen_ids": tuple(row["chosen_ids"]),
             "rejected_ids": None if rejected is None else tuple(rejected),
         }

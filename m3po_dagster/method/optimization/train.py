@@ -15,6 +15,7 @@ from m3po_dagster.method.optimization.run import TrainingResult
 from m3po_dagster.method.optimization.settings import DpoSettings, SftSettings
 from m3po_dagster.method.optimization.sft import train_sft
 from m3po_dagster.method.optimization.trainer_settings import AccelerateTrainerSettings, LocalTrainerSettings
+from m3po_dagster.s3_files.ahead import ahead
 
 BY_KIND: dict[str, Callable[..., TrainingResult]] = {"dpo": train_dpo, "sft": train_sft}
 
@@ -38,10 +39,12 @@ def train(
     if isinstance(settings, RlhfSettings):
         if trainer.kind == "accelerate":
             raise ValueError("kind rlhf runs in one process: train this recipe with `trainer: {kind: local}`")
-        return train_rlhf(model, examples, settings, seed, out, progress)
+        with ahead(example.prompt.image_path for example in examples):
+            return train_rlhf(model, examples, settings, seed, out, progress)
     pass_size, _ = trainer.division(settings.batch_size)
     if trainer.kind == "accelerate":
         return launch(trainer, model, examples, settings, seed, out, scratch, progress)
     every = trainer.checkpoint_minutes
     execution = Execution(None if every is None else Checkpoints(scratch / "checkpoints", every), pass_size)
-    return BY_KIND[settings.kind](model, examples, settings, seed, out, progress, execution)
+    with ahead(example.prompt.image_path for example in examples):
+        return BY_KIND[settings.kind](model, examples, settings, seed, out, progress, execution)

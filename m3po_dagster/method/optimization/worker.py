@@ -15,6 +15,7 @@ from m3po_dagster.method.optimization.checkpoints import Checkpoints
 from m3po_dagster.method.optimization.execution import Execution
 from m3po_dagster.method.optimization.job import PROGRESS, RESULT, Job, read_job
 from m3po_dagster.method.optimization.train import BY_KIND
+from m3po_dagster.s3_files.ahead import ahead
 
 EXPECTED = (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError, ImportError)
 """What can go wrong with a model, a GPU or another process: said in the error file. Anything else is a defect, and its
@@ -48,9 +49,9 @@ def work(folder: Path, rank: int) -> None:
     checkpoints = Checkpoints(job.checkpoints, job.checkpoint_minutes) if job.checkpoints else None
     train = BY_KIND[job.training.kind]
     use = DeviceUse()
-    result = train(
-        job.model, examples, job.training, job.seed, job.out, progress, Execution(checkpoints, job.pass_size)
-    )
+    execution = Execution(checkpoints, job.pass_size)
+    with ahead(example.prompt.image_path for example in examples):
+        result = train(job.model, examples, job.training, job.seed, job.out, progress, execution)
     facts = use.facts()
     facts[PEAK_MEMORY] = max(gather_object([facts[PEAK_MEMORY]]))
     result = replace(result, used=facts)

@@ -1,0 +1,38 @@
+"""Folders put into a bucket, and requests counted."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from m3po_dagster.s3_files.cache import ObjectCache, object_cache
+from m3po_dagster.s3_files.path import as_path
+from tests.s3_server import S3Server
+
+BUCKET = "data"
+
+
+def uploaded(server: S3Server, folder: Path, prefix: str) -> Path:
+    """The folder in the bucket, its files as they are here."""
+    client = server.client()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            key = f"{prefix}/{file.relative_to(folder).as_posix()}"
+            client.put_object(Bucket=BUCKET, Key=key, Body=file.read_bytes())
+    return as_path(f"s3://{BUCKET}/{prefix}")
+
+
+@contextmanager
+def requests(cache: ObjectCache | None = None) -> Iterator[Counter]:
+    """How often each operation is asked of the bucket in the block."""
+    asked: Counter = Counter()
+    events = (cache or object_cache()).bucket(BUCKET).client.meta.events
+
+    def count(model, **_):
+        asked[model.name] += 1
+
+    events.register("before-call.s3", count)
+    try:
+        yield asked
+    finally:
+        events.unregister("before-call.s3", count)
