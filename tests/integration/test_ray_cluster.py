@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
@@ -18,10 +19,11 @@ from m3po_dagster import run_tags
 from m3po_dagster.graph import STAGES, all_parts
 from tests.integration.conftest import Project
 from tests.integration.daemon import M3PO, objects
-from tests.integration.ray_cluster import ray_cluster
+from tests.integration.ray_cluster import RayCluster, ray_cluster
 from tests.integration.test_crash import assert_same_tables
 
 ROOT = str(Path(__file__).parents[2])
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SHARDS, GROUPS = 4, 2
 SLOT = {"count": 0, "resources": {"slot": 1}}
 
@@ -33,24 +35,6 @@ def study_of(small_study: dict) -> dict:
     study["generation"] |= {"n": 32, "prompts_per_batch": 1}
     del study["recipes"]["sft"]
     return study
-
-
-@pytest.fixture
-def deployed(tmp_path, small_study) -> tuple[Project, dict[str, str]]:
-    """A project, and the environment of a code location whose deployment is a Ray cluster."""
-    (tmp_path / "project").mkdir()
-    project = Project(tmp_path / "project")
-    project.write(study_of(small_study))
-    deployment = {"executor": "ray", "groups": GROUPS, "steps": {"default": SLOT}}
-    (tmp_path / "deployment.yaml").write_text(yaml.safe_dump(deployment))
-    environment = {
-        **project.environment(),
-        "M3PO_DEPLOYMENT": str(tmp_path / "deployment.yaml"),
-        "PYTHONPATH": ROOT,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
-    return project, environment
 
 
 def half_sampled(project: Project) -> tuple[Path, int] | None:
@@ -76,67 +60,125 @@ def logged(project: Project, run_id: str, words: str) -> list[tuple[str, str]]:
         ]
 
 
-@pytest.mark.slow
-def test_a_study_on_a_cluster_that_loses_a_node(deployed, tmp_path, small_study):
-    project, environment = deployed
+def materialised_alone(cluster: RayCluster, environment: dict, asset: str, partition: str) -> list[dict]:
+    """The cluster's jobs after one part was materialised as Dagster's own command does it."""
+    command = [str(Path(sys.executable).with_name("dagster")), "asset", "materialize", "-m", "m3po_dagster.definitions"]
+    command += ["--select", asset, "--partition", partition]
+    done = subprocess.run(cluster.inside(command), env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return cluster.jobs()
+
+
+@dataclass
+class LostNode:
+    """What is left of a study that a cluster ran while a node was lost."""
+
+    project: Project
+    jobs: list[dict]
+    single: dict
+    draft: Path
+    kept: set[str]
+
+    @property
+    def sampling(self) -> list[dict]:
+        """The jobs that sampled, oldest first."""
+        return [job for job in self.jobs if ".sample[" in job["step"]]
+
+    @property
+    def whole(self) -> dg.DagsterRun:
+        """The run that `m3po run` orchestrated."""
+        with self.project.instance() as instance:
+            (run,) = instance.get_runs(dg.RunsFilter(job_name="everything"))
+        return run
+
+
+@pytest.fixture(scope="module")
+def lost_node(tmp_path_factory, small_study) -> LostNode:
+    """`m3po run` on a cluster of two nodes, one of which is killed with a shard half sampled; then one asset alone."""
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "project").mkdir()
+    project = Project(folder / "project")
+    project.write(study_of(small_study))
+    deployment = {"executor": "ray", "groups": GROUPS, "steps": {"default": SLOT}}
+    (folder / "deployment.yaml").write_text(yaml.safe_dump(deployment))
+    environment = {
+        **project.environment(),
+        "M3PO_DEPLOYMENT": str(folder / "deployment.yaml"),
+        "PYTHONPATH": ROOT,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
     with ray_cluster(2, environment) as cluster:
         environment["RAY_ADDRESS"] = cluster.address
-        project.instance().dispose()
-        run = subprocess.Popen(
-            cluster.inside([M3PO, "run"]), env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
+        command = cluster.inside([M3PO, "run"])
+        run = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         try:
             while (found := half_sampled(project)) is None:
                 assert run.poll() is None, run.stderr.read()
                 time.sleep(0.01)
             draft, pid = found
-            lost = cluster.node_of(pid)
-            cluster.kill_node(lost)
+            cluster.kill_node(cluster.node_of(pid))
             kept = prompts_in_parts(draft)
-            said = run.communicate(timeout=480)[1]
+            said = run.communicate(timeout=1000)[1]
         finally:
             run.kill()
-        jobs = cluster.jobs()
-    assert run.returncode == 0, said
+        assert run.returncode == 0, said
+        *jobs, single = materialised_alone(cluster, environment, "candidates", "s0")
+    return LostNode(project, jobs, single, draft, kept)
 
-    # Retried elsewhere, nothing lost: all is fresh, and each result was committed once.
+
+def test_everything_is_made_and_each_result_is_committed_once(lost_node):
+    project = lost_node.project
     assert project.unsettled() == []
     parts = Counter(asset for asset, _ in all_parts(project.load()))
     for asset in STAGES:
-        assert objects(project, asset) == dict.fromkeys(objects(project, asset), 1), asset
-        assert len(objects(project, asset)) == parts[asset], asset
+        found = objects(project, asset)
+        assert set(found.values()) == {1} and len(found) == parts[asset], asset
 
-    # Spread over the nodes: both began to sample, and what the lost one had begun ended on the other.
-    sampling = [job for job in jobs if ".sample[" in job["step"]]
+
+def test_groups_spread_over_the_nodes_and_the_lost_one_went_elsewhere(lost_node):
+    sampling = lost_node.sampling
     assert len(sampling) == GROUPS + 1 and len({job["node"] for job in sampling[:GROUPS]}) == 2
-    assert Counter(job["status"] for job in jobs if job["status"] != "SUCCEEDED") == {"FAILED": 1}
-    (failed,) = [job for job in sampling if job["status"] == "FAILED"]
+    (failed,) = [job for job in lost_node.jobs if job["status"] != "SUCCEEDED"]
     (again,) = [job for job in sampling if job["step"] == failed["step"] and job is not failed]
-    assert again["node"] != failed["node"]
+    assert failed in sampling and failed["status"] == "FAILED" and again["node"] != failed["node"]
 
-    # Nothing sampled twice but the part under way: the second attempt asked for the prompts without a whole part.
-    sampled = {item.key.partition: item for item in project.store.list("candidates")}
-    interrupted = draft.parent.name
+
+def test_nothing_was_sampled_twice_but_the_part_under_way(lost_node):
+    sampled = {item.key.partition: item for item in lost_node.project.store.list("candidates")}
+    interrupted = lost_node.draft.parent.name
     for shard, artifact in sampled.items():
         prompts = set(artifact.table()["prompt_id"].to_pylist())
-        before = kept if shard == interrupted else set()
+        before = lost_node.kept if shard == interrupted else set()
+        assert before < prompts
         assert artifact.manifest.metadata["this run"]["prompts"] == len(prompts - before), shard
-    assert kept and kept < set(sampled[interrupted].table()["prompt_id"].to_pylist())
+    assert lost_node.kept
 
-    # Warm: one load of the base model for all shards of a group.
-    with project.instance() as instance:
-        (whole,) = [run for run in instance.get_runs() if run_tags.STARTED_BY not in run.tags]
-        children = instance.get_runs(dg.RunsFilter(tags={run_tags.STARTED_BY: whole.run_id}))
-    loads = [(step, said) for step, said in logged(project, whole.run_id, "base model loaded") if ".sample[" in step]
-    assert len(loads) == GROUPS and all("base model loaded 1 time" in said for _, said in loads)
-    assert Counter(run.status for run in children) == {
-        dg.DagsterRunStatus.SUCCESS: len(children) - 1,
-        dg.DagsterRunStatus.FAILURE: 1,
-    }, "the run on the lost node is put down as such"
 
-    # As on one machine.
-    here = Project(tmp_path / "here")
-    here.folder.mkdir()
+def test_a_model_is_loaded_once_for_the_shards_of_a_group(lost_node):
+    loads = logged(lost_node.project, lost_node.whole.run_id, "base model loaded")
+    sampling = [said for step, said in loads if ".sample[" in step]
+    assert len(sampling) == GROUPS < SHARDS
+    assert all(said.startswith("base model loaded 1 time ") for said in sampling), sampling
+
+
+def test_the_run_on_the_lost_node_is_put_down_as_cut_off(lost_node):
+    with lost_node.project.instance() as instance:
+        children = instance.get_runs(dg.RunsFilter(tags={run_tags.STARTED_BY: lost_node.whole.run_id}))
+    (lost,) = [run for run in children if not run.is_success]
+    assert run_tags.INTERRUPTED in lost.tags and lost.tags["m3po/shard"] == lost_node.draft.parent.name
+
+
+def test_a_part_that_dagster_starts_alone_is_a_job_on_a_node_too(lost_node):
+    single = lost_node.single
+    assert (single["step"], single["status"]) == ("candidates", "SUCCEEDED")
+    # The slot that it asks for is on the nodes only.
+    assert single["node"] in {job["node"] for job in lost_node.sampling}
+    assert lost_node.project.events()["candidates", "s0"] == 2
+
+
+def test_the_tables_are_those_of_one_machine(lost_node, tmp_path, small_study):
+    here = Project(tmp_path)
     here.write(study_of(small_study))
     assert [outcome.error for outcome in here.run() if outcome.error] == []
-    assert_same_tables(project, here)
+    assert_same_tables(lost_node.project, here)
