@@ -77,6 +77,9 @@ class ClusterRunner:
             if child.run_id in told or not child.is_finished:
                 continue
             told.add(child.run_id)
+            # Its node was lost: the step that was started again makes what it did not, or fails and says so.
+            if run_tags.INTERRUPTED in child.tags:
+                continue
             names = [key.to_user_string() for key in child.asset_selection or ()]
             entries = self.instance.get_records_for_run(child.run_id).records
             events = [entry.event_log_entry.dagster_event for entry in entries if entry.event_log_entry.dagster_event]

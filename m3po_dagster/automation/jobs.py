@@ -37,7 +37,8 @@ def jobs(study: Study, deployment: Deployment, executor: dg.ExecutorDefinition) 
         name: str, step_name: str, description: str, config: type[dg.Config], choose, kind: Kind
     ) -> dg.JobDefinition:
         def run(context: dg.OpExecutionContext, config, study: StudyResource, store: StoreResource):
-            run_selection(context, study, store, choose(config), ask_judge=getattr(config, "ask_judge", False))
+            ask_judge = isinstance(config, Choice) and config.ask_judge
+            run_selection(context, study, store, choose(config), ask_judge=ask_judge)
 
         run.__annotations__["config"] = config
         step = dg.op(
