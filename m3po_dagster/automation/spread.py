@@ -8,7 +8,7 @@ lost goes on where the first stood.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import dagster as dg
@@ -29,6 +29,7 @@ TRAIN, BENCHMARK = ("lora_adapter",), ("benchmark_scores",)
 REPORT = ("leaderboard",)
 """The assets that each step brings up to date."""
 
+Divide = Callable[[Study, Selection, int], list[tuple[str, ...]]]
 AFTER = {"start": dg.In(dg.Nothing)}
 
 
@@ -55,7 +56,7 @@ def everything_spread(deployment: Deployment, executor: dg.ExecutorDefinition, d
         options = {"tags": gpu.op_tags(deployment, kind), "retry_policy": gpu.retry_policy(deployment)}
         return dg.op(name=name, description=said, **options, **more)
 
-    def over_groups(name: str, kind: Kind, said: str, assets: Sequence[str], divide, dimension: str):
+    def over_groups(name: str, kind: Kind, said: str, assets: Sequence[str], divide: Divide, dimension: str):
         @step(name, kind, said, ins=AFTER, out=dg.Out(dg.Nothing))
         def run(context: dg.OpExecutionContext, config: Choice, study: StudyResource, store: StoreResource):
             asked = config.selection()
@@ -137,7 +138,7 @@ def _at_work(
     study: StudyResource,
     store: StoreResource,
     assets: Sequence[str],
-    divide,
+    divide: Divide,
     deployment: Deployment,
 ) -> Iterator[dg.DynamicOutput]:
     """An output for every group of which something is not up to date."""
