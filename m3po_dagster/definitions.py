@@ -17,8 +17,10 @@ from m3po_dagster.assets import (
 )
 from m3po_dagster.automation.jobs import jobs
 from m3po_dagster.automation.sensors import schedules, sensors
+from m3po_dagster.deployment import current_deployment
 from m3po_dagster.home import store_root
 from m3po_dagster.resources.generator import GeneratorResource
+from m3po_dagster.resources.gpu import executor_of
 from m3po_dagster.resources.judge import JudgeResource
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.resources.trainer import TrainerResource
@@ -28,9 +30,13 @@ ASSET_MODULES = (sources, instructions, candidates, scores, pairs, sweep, adapte
 
 
 def build_definitions(study_file: Path, root: str) -> dg.Definitions:
-    """The definitions of one study over one store. Raises StudyError for a study that can't be used."""
+    """The definitions of one study over one store, for the deployment that M3PO_DEPLOYMENT names.
+
+    Raises StudyError for a study that can't be used, DeploymentError for such a deployment.
+    """
     study_file = study_file.absolute()
-    study = load_study(study_file)
+    study, deployment = load_study(study_file), current_deployment()
+    executor = executor_of(deployment, study_file, root)
     return dg.Definitions(
         assets=[asset for module in ASSET_MODULES for asset in module.assets(study)],
         resources={
@@ -40,11 +46,10 @@ def build_definitions(study_file: Path, root: str) -> dg.Definitions:
             "judge": JudgeResource(),
             "trainer": TrainerResource(),
         },
-        jobs=jobs(study),
+        jobs=jobs(study, deployment, executor),
         sensors=sensors(study),
         schedules=schedules(study),
-        # One process a run: a model loaded by one step is warm for the next.
-        executor=dg.in_process_executor,
+        executor=executor,
     )
 
 

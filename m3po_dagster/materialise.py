@@ -17,6 +17,7 @@ from m3po_dagster import run_tags
 from m3po_dagster.assets.checks import Check
 from m3po_dagster.automation.machine import this_machine
 from m3po_dagster.current import FINGERPRINT_METADATA, complete, read_heads
+from m3po_dagster.deployment import current_deployment
 from m3po_dagster.graph import (
     STAGES,
     Head,
@@ -282,7 +283,8 @@ def _tag_run(context: dg.AssetExecutionContext, work: Work, fingerprint: str) ->
         **run_tags.of_partition(STAGES[asset].dimensions, partition),
         run_tags.STUDY: work.study.name,
         run_tags.FINGERPRINT if alone else f"{run_tags.FINGERPRINT}.{asset}": fingerprint[: run_tags.DIGITS],
-        run_tags.MACHINE: this_machine(),
+        # On a cluster this is the step's machine, and the run's own process is elsewhere.
+        **({} if current_deployment().clustered else {run_tags.MACHINE: this_machine()}),
     }
     context.instance.add_run_tags(context.run.run_id, tags)
 

@@ -20,6 +20,8 @@ INTERRUPTED = "m3po/interrupted"
 """On a run whose process was ended from outside: no fault of what it was doing."""
 STARTED_BY = "m3po/started_by"
 """On a run that a named job started: the job's run."""
+STARTED_BY_STEP = "m3po/started_by_step"
+"""Beside it: which step of the job's run."""
 MACHINE = "m3po/machine"
 """Where the id of the run's process means something."""
 

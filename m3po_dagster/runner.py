@@ -151,25 +151,43 @@ class Runner:
             tags=self.tags,
             raise_on_error=False,
         )
-        made = {
-            event.asset_key.to_user_string(): event.materialization
-            for event in result.get_asset_materialization_events()
-        }
-        reused = tuple(name for name, event in made.items() if event.metadata["reused"].value)
-        failed_steps = result.get_step_failure_events()
         # Dagster turns Ctrl-C and SIGTERM into a failed step; going on with the next run is not what they ask for.
-        if any(event.event_specific_data.error.cls_name in INTERRUPTIONS for event in failed_steps):
+        if any(event.event_specific_data.error.cls_name in INTERRUPTIONS for event in result.get_step_failure_events()):
             raise KeyboardInterrupt
-        refused = [one for one in result.get_asset_check_evaluations() if one.blocking and not one.passed]
-        failures = [_sentence(event) for event in failed_steps if not _is_check(event)]
-        failures += [
-            f"{one.asset_key.to_user_string()}: check {one.check_name} failed: {one.description}" for one in refused
-        ]
-        error = None if result.success else "\n".join(failures) or "the run failed"
-        # A failed blocking check leaves a materialisation behind that nothing may build on.
-        stopped = {event.step_key for event in failed_steps}
-        failed = tuple(name for name in names if name in stopped or name not in made)
-        return Outcome(tuple(names), partition, time.monotonic() - started, reused, failed, error, result.run_id)
+        seconds = time.monotonic() - started
+        return outcome_of(names, partition, seconds, result.all_events, result.success, result.run_id)
+
+
+def outcome_of(
+    names: Sequence[str],
+    partition: str,
+    seconds: float,
+    events: Sequence[dg.DagsterEvent],
+    success: bool,
+    run_id: str,
+) -> Outcome:
+    """How a run of these assets ended, by its events."""
+    made = {
+        event.asset_key.to_user_string(): event.materialization for event in events if event.is_step_materialization
+    }
+    reused = tuple(name for name, event in made.items() if event.metadata["reused"].value)
+    failed_steps = [event for event in events if event.is_step_failure]
+    checks = [
+        event.asset_check_evaluation_data
+        for event in events
+        if event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    ]
+    failures = [sentence(event) for event in failed_steps if not _is_check(event)]
+    failures += [
+        f"{one.asset_key.to_user_string()}: check {one.check_name} failed: {one.description}"
+        for one in checks
+        if one.blocking and not one.passed
+    ]
+    error = None if success else "\n".join(failures) or "the run failed"
+    # A failed blocking check leaves a materialisation behind that nothing may build on.
+    stopped = {event.step_key for event in failed_steps}
+    failed = tuple(name for name in names if name in stopped or name not in made)
+    return Outcome(tuple(names), partition, seconds, reused, failed, error, run_id)
 
 
 def _is_check(event: dg.DagsterEvent) -> bool:
@@ -177,7 +195,7 @@ def _is_check(event: dg.DagsterEvent) -> bool:
     return event.event_specific_data.error.cls_name == "DagsterAssetCheckFailedError"
 
 
-def _sentence(event: dg.DagsterEvent) -> str:
+def sentence(event: dg.DagsterEvent) -> str:
     """The message of a failed step, all its lines, without stack traces and Dagster's own words around it."""
     error = event.event_specific_data.error
     while error.cause is not None and error.cls_name in WRAPPED_BY:

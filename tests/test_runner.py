@@ -3,7 +3,7 @@
 import dagster as dg
 import pytest
 
-from m3po_dagster.runner import Selection, _sentence
+from m3po_dagster.runner import Selection, sentence
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,4 @@ def test_a_failure_is_told_whole_and_without_dagsters_words(raised, told):
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize([broken], instance=instance, raise_on_error=False)
     (event,) = result.get_step_failure_events() if hasattr(result, "get_step_failure_events") else ()
-    assert _sentence(event) == (told or raised.description)
+    assert sentence(event) == (told or raised.description)

@@ -8,9 +8,10 @@ from dagster import DagsterEventType, DagsterRun, DagsterRunStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 
 from m3po_dagster import run_tags
-from m3po_dagster.assets.options import MODEL_POOL
 from m3po_dagster.automation.machine import same_machine
+from m3po_dagster.deployment import current_deployment
 from m3po_dagster.graph import STAGES, Part
+from m3po_dagster.resources.gpu import MODEL_POOL
 
 ACTIVE = [
     DagsterRunStatus.QUEUED,
@@ -37,12 +38,17 @@ def at_work(instance: dg.DagsterInstance, report: bool = True) -> dict[Part, lis
         parts = _planned(instance, run)
         if parts and run.status in BEGUN and process_gone(instance, run):
             if report:
-                instance.add_run_tags(run.run_id, {run_tags.INTERRUPTED: "true"})
-                instance.report_run_failed(run, "The process of this run is gone. What it had finished is kept.")
+                put_down(instance, run)
             continue
         for part in parts:
             found.setdefault(part, []).append(run)
     return found
+
+
+def put_down(instance: dg.DagsterInstance, run: DagsterRun) -> None:
+    """Puts a run down as failed whose process is gone, and tags it as no fault of what it was doing."""
+    instance.add_run_tags(run.run_id, {run_tags.INTERRUPTED: "true"})
+    instance.report_run_failed(run, "The process of this run is gone. What it had finished is kept.")
 
 
 def model_place_left(instance: dg.DagsterInstance) -> bool:
@@ -64,12 +70,16 @@ def _planned(instance: dg.DagsterInstance, run: DagsterRun) -> list[Part]:
 
 
 def process_gone(instance: dg.DagsterInstance, run: DagsterRun) -> bool:
-    """Whether the process of a started run has ended on this machine without saying so.
+    """Whether the process of a started run has ended without saying so.
 
-    Known only of processes on this machine; elsewhere the launcher's own health check speaks.
+    Known of processes on this machine, and of runs that a step of another run started, which end with it; of the rest
+    the launcher's own health check speaks.
     """
+    if _outlived(instance, run):
+        return True
     machine = run.tags.get(run_tags.MACHINE)
-    here = same_machine(machine) if machine else isinstance(instance.run_launcher, DefaultRunLauncher)
+    launched_here = isinstance(instance.run_launcher, DefaultRunLauncher) and not current_deployment().clustered
+    here = same_machine(machine) if machine else launched_here
     if here is None:
         return True
     if not here:
@@ -79,6 +89,16 @@ def process_gone(instance: dg.DagsterInstance, run: DagsterRun) -> bool:
         if pid is not None:
             return not alive(int(str(pid.value)), record.event_log_entry.timestamp)
     return False
+
+
+def _outlived(instance: dg.DagsterInstance, run: DagsterRun) -> bool:
+    """Whether the run that started this one has ended while this one counts as begun still."""
+    starter = instance.get_run_by_id(run.tags[run_tags.STARTED_BY]) if run_tags.STARTED_BY in run.tags else None
+    if starter is None or not starter.is_finished:
+        return False
+    # Looked at again, after its starter: both may have ended since this one was read.
+    now = instance.get_run_by_id(run.run_id)
+    return now is not None and now.status in BEGUN
 
 
 def alive(pid: int, seen: float) -> bool:

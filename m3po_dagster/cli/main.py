@@ -2,7 +2,22 @@
 
 import typer
 
-from m3po_dagster.cli import data, doctor, judge, lineage, pairs, recipes, run, score, status, store, study, ui, world
+from m3po_dagster.cli import (
+    data,
+    deployment,
+    doctor,
+    judge,
+    lineage,
+    pairs,
+    recipes,
+    run,
+    score,
+    status,
+    store,
+    study,
+    ui,
+    world,
+)
 from m3po_dagster.cli.export import export
 from m3po_dagster.cli.inspect import inspect
 from m3po_dagster.cli.leaderboard import leaderboard
@@ -32,6 +47,7 @@ app.add_typer(
 )
 app.add_typer(pairs.app, name="pairs", help="What became of a recipe's preference pairs in training.")
 app.add_typer(doctor.app, name="doctor", help="Checks of what a study leans on: whether two engines agree.")
+app.add_typer(deployment.app, name="deployment", help="Where steps run, and what each kind of step is given there.")
 app.add_typer(judge.app, name="judge", help="A study's judge: its maps, and whether it judges as people do.")
 app.add_typer(score.app, name="score", help="Score anybody's answers to a benchmark, by every public tool's rules.")
 app.add_typer(world.app, name="world", help="The embedded world: its files and its weights.")

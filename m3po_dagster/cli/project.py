@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def prepare(study: Path) -> "Study":
     """The study, with M3PO_STUDY and DAGSTER_HOME set for everything that is loaded or started from here."""
+    from m3po_dagster.deployment import DeploymentError, current_deployment
     from m3po_dagster.study import load_study
     from m3po_dagster.study_errors import StudyError
 
@@ -27,6 +28,8 @@ def prepare(study: Path) -> "Study":
         os.environ.setdefault(name, value)
     with explained(StudyError):
         loaded = load_study(study)
+    with explained(DeploymentError):
+        current_deployment()
     with explained(OSError, status=1):
         ensure_home()
     return loaded

@@ -56,6 +56,7 @@ def run(
         _print_plan(loaded, selection, as_json)
         return
     from m3po_dagster.definitions import defs
+    from m3po_dagster.deployment import current_deployment
     from m3po_dagster.home import store_root
     from m3po_dagster.materialise import MENDABLE
     from m3po_dagster.resources.study import StoreResource
@@ -65,7 +66,12 @@ def run(
     started, outcomes = time.monotonic(), []
     with event_log() as instance, explained(*MENDABLE, status=1), _interruptible():
         level = "INFO" if verbose else "CRITICAL"
-        runner = Runner(defs, loaded, StoreResource(root=store_root()), instance, level)
+        if current_deployment().clustered:
+            from m3po_dagster.cluster_runner import ClusterRunner
+
+            runner = ClusterRunner(loaded, instance, level)
+        else:
+            runner = Runner(defs, loaded, StoreResource(root=store_root()), instance, level)
         for outcome in runner.bring_up_to_date(selection, view.starting, ask_judge):
             outcomes.append(outcome)
             view.ended(outcome)

@@ -59,6 +59,11 @@ def _warm(model: ModelSettings) -> "LoadedModel":
     return load_model(model)
 
 
+def times_loaded() -> int:
+    """How often this process has loaded a base model: once, however many shards and recipes it served."""
+    return _warm.cache_info().misses
+
+
 @lru_cache(maxsize=1)
 def _scorer(settings: ScorerSettings) -> "MasScorer":
     # Alone, it is all of MAS; the judge of the same shard keeps its own place.

@@ -13,6 +13,7 @@ from dagster._core.events import EngineEventData
 from m3po_dagster import run_tags
 from m3po_dagster.automation.active_runs import CLOCK_SECONDS, alive, at_work
 from m3po_dagster.automation.machine import same_machine, this_machine
+from m3po_dagster.deployment import VARIABLE
 
 
 @dg.asset
@@ -37,10 +38,12 @@ def ended() -> int:
     return process.pid
 
 
-def started(instance: dg.DagsterInstance, asset: dg.AssetsDefinition, pid: int, machine: str | None = None) -> str:
+def started(
+    instance: dg.DagsterInstance, asset: dg.AssetsDefinition, pid: int, machine: str | None = None, **tags: str
+) -> str:
     """A run of the asset that has been started by the process of this id."""
     job = dg.Definitions([asset]).resolve_implicit_global_asset_job_def()
-    run = instance.create_run_for_job(job, tags={run_tags.MACHINE: machine} if machine else None)
+    run = instance.create_run_for_job(job, tags=tags | ({run_tags.MACHINE: machine} if machine else {}))
     instance.report_engine_event("begun", run, EngineEventData.in_process(pid))
     instance.report_dagster_event(
         DagsterEvent(event_type_value="PIPELINE_START", job_name=run.job_name), run_id=run.run_id
@@ -80,6 +83,27 @@ def test_a_run_of_this_machine_before_it_was_restarted_is_gone(instance):
 def test_a_machine_that_changed_its_name_is_the_same(ended):
     _, boot, space = this_machine().split(" ")
     assert same_machine(f"renamed {boot} {space}") is True
+
+
+def test_a_run_that_a_job_started_is_gone_with_the_jobs_run_wherever_it_was(instance):
+    whole = started(instance, somebody_elses, os.getppid())
+    tags = {run_tags.STARTED_BY: whole}
+    child = started(instance, base_model, os.getppid(), "elsewhere boot space", **tags)
+    assert [run.run_id for run in at_work(instance)["base_model", ""]] == [child], "the job is at work"
+    instance.report_run_failed(instance.get_run_by_id(whole))
+    assert at_work(instance) == {}
+    run = instance.get_run_by_id(child)
+    assert run.status == DagsterRunStatus.FAILURE and run_tags.INTERRUPTED in run.tags
+
+
+def test_on_a_cluster_a_process_id_says_nothing(ended, tmp_path, monkeypatch):
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}")
+    (tmp_path / "deployment.yaml").write_text("executor: k8s")
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        run_id = started(instance, base_model, ended)
+        assert at_work(instance, report=False) == {}, "launched here, and gone"
+        monkeypatch.setenv(VARIABLE, str(tmp_path / "deployment.yaml"))
+        assert [run.run_id for run in at_work(instance)["base_model", ""]] == [run_id]
 
 
 def test_runs_of_others_are_not_judged(instance, ended):
