@@ -12,7 +12,7 @@ from dagster._core.events import EngineEventData
 
 from m3po_dagster import run_tags
 from m3po_dagster.automation.active_runs import CLOCK_SECONDS, alive, at_work
-from m3po_dagster.automation.machine import same_machine, this_machine
+from m3po_dagster.automation.machine import NAME_VARIABLE, same_machine, this_machine
 
 
 @dg.asset
@@ -80,6 +80,25 @@ def test_a_run_of_this_machine_before_it_was_restarted_is_gone(instance):
 def test_a_machine_that_changed_its_name_is_the_same(ended):
     _, boot, space = this_machine().split(" ")
     assert same_machine(f"renamed {boot} {space}") is True
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """This process in the container that a deployment calls `code one`."""
+    monkeypatch.setenv(NAME_VARIABLE, "code one")
+    this_machine.cache_clear()
+    yield this_machine()
+    this_machine.cache_clear()
+
+
+def test_a_run_in_the_former_container_of_that_name_is_gone(instance, named):
+    name, boot, space = named.split(" ")
+    started(instance, base_model, os.getppid(), f"{name} {boot} another-container")
+    assert at_work(instance) == {}
+    kept = started(instance, base_model, os.getppid(), f"={name} {boot} another-container")
+    lives = started(instance, base_model, os.getppid(), named)
+    assert {run.run_id for run in at_work(instance)["base_model", ""]} == {kept, lives}, "another name, and this one"
+    assert same_machine(f"elsewhere {boot} {space}") is True, "a name changes nothing about process ids"
 
 
 def test_runs_of_others_are_not_judged(instance, ended):
