@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 from tests.docker import compose_file
 from tests.docker.dockerfile import Stage, base_python
 from tests.integration.postgres import programs
@@ -122,6 +124,19 @@ class Service:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0])
 
+    def pause(self) -> None:
+        """`docker pause`: nothing in there goes on until `resume`."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, what: signal.Signals) -> None:
+        first = psutil.Process(self._first_process())
+        for process in (first, *first.children(recursive=True)):
+            process.send_signal(what)
+
     def kill(self) -> None:
         """`docker kill`: the first process dies, and the kernel ends all others with it."""
         if self.process is not None and self.process.poll() is None:
@@ -157,7 +172,17 @@ class Database:
         options = f"-c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder} -c fsync=off"
         self._server("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
         self.running = True
-        self._run("psql", "-h", str(self.folder), "-U", user, "-d", "postgres", "-c", f"CREATE DATABASE {self.told['POSTGRES_DB']}")
+        self._run(
+            "psql",
+            "-h",
+            str(self.folder),
+            "-U",
+            user,
+            "-d",
+            "postgres",
+            "-c",
+            f"CREATE DATABASE {self.told['POSTGRES_DB']}",
+        )
         self._run(*self.check)
 
     def stop(self) -> None:

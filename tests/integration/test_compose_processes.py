@@ -1,4 +1,4 @@
-"""The images' commands in environments made as the Dockerfiles say, and the compose file's services over them, for real.
+"""The images' commands in environments made as the Dockerfiles say, and compose.yaml's services over them, for real.
 
 Only an engine is missing: kernel namespaces stand in for containers, this machine's Python for the base image, this
 machine's Postgres for its image.
@@ -7,6 +7,7 @@ machine's Postgres for its image.
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,8 @@ NAMES = ("postgres", "s3", "bucket", "code", "webserver", "daemon")
 
 
 def _can_isolate() -> bool:
-    return (
-        os.geteuid() == 0 and not subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "true"]).returncode
-    )
+    tried = ["unshare", "--mount", "--net", "--pid", "--fork", "true"]
+    return os.geteuid() == 0 and subprocess.run(tried).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +47,9 @@ def images(tmp_path_factory) -> dict[str, tuple[dockerfile.Stage, Path]]:
 def study(small_study, world, tmp_path_factory) -> Path:
     """A folder with a study whose paths are those of a container; its files are the data volume's."""
     folder = tmp_path_factory.mktemp("studies")
-    text = (
-        json.dumps(small_study)
-        .replace(str(world), f"{INSIDE}/data")
-        .replace(str(WEIGHTS), f"{INSIDE}/m3po_dagster/world/weights")
-    )
-    told = json.loads(text) | {
-        "automation": {"running": True, "look_every": 5, "retry_after": 1, "training": "by_hand"}
-    }
-    (folder / "small.yaml").write_text(yaml.safe_dump(told))
+    text = json.dumps(small_study | {"automation": {"look_every": 5, "retry_after": 1, "training": "by_hand"}})
+    text = text.replace(str(world), f"{INSIDE}/data").replace(str(WEIGHTS), f"{INSIDE}/m3po_dagster/world/weights")
+    (folder / "small.yaml").write_text(yaml.safe_dump(json.loads(text)))
     for place in (folder, world, *folder.rglob("*"), *world.rglob("*")):
         place.chmod(0o755 if place.is_dir() else 0o644)
     return folder
@@ -138,6 +132,109 @@ def system(images, study, world, tmp_path_factory):
             found.down()
 
 
-def test_smoke(system):
-    print(system.ask("{ version }"))
-    print(system.services["code"].run(["with-secrets", "m3po", "status"]))
+LOCATION = {"repositoryLocationName": "m3po_dagster.definitions", "repositoryName": "__repository__"}
+LAUNCH = """mutation ($given: ExecutionParams!) {
+  launchRun(executionParams: $given) { ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } }
+}"""
+RUNS = """query ($filter: RunsFilter!) {
+  runsOrError(filter: $filter) { ... on Runs { results { runId status assetSelection { path } tags { key value } } } }
+}"""
+EVENTS = """query ($run: ID!) {
+  logsForRun(runId: $run) { ... on EventConnection { events {
+    __typename ... on LogsCapturedEvent { fileKey }
+  } } }
+}"""
+CAPTURED = "query ($key: [String!]!) { capturedLogs(logKey: $key) { stderr } }"
+RELOAD = "mutation ($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename } }"
+RECIPES = '{ assetNodeOrError(assetKey: {path: ["recipe_config"]}) { ... on AssetNode { partitionKeys } } }'
+START = "mutation ($sensor: SensorSelector!) { startSensor(sensorSelector: $sensor) { __typename } }"
+
+
+def runs(system: System, **wanted: object) -> list[dict]:
+    """The runs that a filter finds, the newest first."""
+    return system.ask(RUNS, filter=wanted)["runsOrError"]["results"]
+
+
+def until(holds, system: System, seconds: float = 240):
+    """What `holds()` gives once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, system.logs()
+        time.sleep(0.2)
+    return found
+
+
+def test_a_run_from_the_queue_ends_well_and_what_it_wrote_is_in_the_bucket(system):
+    selector = {**LOCATION, "jobName": "__ASSET_JOB", "assetSelection": [{"path": ["source_dataset"]}]}
+    launched = system.ask(LAUNCH, given={"selector": selector, "runConfigData": {}})["launchRun"]
+    run = launched["run"]["runId"]
+    until(lambda: runs(system, runIds=[run], statuses=["SUCCESS", "FAILURE"]), system)
+    events = system.ask(EVENTS, run=run)["logsForRun"]["events"]
+    kinds = [event["__typename"] for event in events]
+    wanted = ["RunEnqueuedEvent", "RunStartingEvent", "MaterializationEvent", "RunSuccessEvent"]
+    assert [kind for kind in kinds if kind in wanted] == wanted, f"{kinds}\n{system.logs()}"
+
+    (step,) = [event["fileKey"] for event in events if event["__typename"] == "LogsCapturedEvent"]
+    shown = system.ask(CAPTURED, key=[run, "compute_logs", step])["capturedLogs"]["stderr"]
+    assert "source_dataset" in shown, "read by the web server, which has no other way to it than the bucket"
+    listed = "import boto3; print(*(o['Key'] for o in boto3.client('s3').list_objects_v2(Bucket='m3po')['Contents']))"
+    keys = system.services["code"].run(["with-secrets", "python", "-c", listed]).stdout.split()
+    assert any(key.startswith(f"compute-logs/storage/{run}/") for key in keys), keys
+    assert any(key.startswith("store/source_dataset/") for key in keys), keys
+
+    status = system.services["code"].run(["with-secrets", "m3po", "status"])
+    assert "source_dataset" in status.stdout, status.stderr
+
+
+def test_secrets_are_nowhere_but_in_their_files(system):
+    values = [path.read_text() for path in system.secrets.iterdir() if path.suffix != ".json"]
+    assert len(values) == 3
+    for service in system.services.values():
+        assert not any(value in service.log.read_text() for value in values), service.name
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        words = process.read_bytes().decode(errors="replace") if process.exists() else ""
+        assert not any(value in words for value in values), words
+
+
+def test_a_new_recipe_is_there_once_the_web_server_is_told_to_reload(system, study):
+    before = set(system.ask(RECIPES)["assetNodeOrError"]["partitionKeys"])
+    told = yaml.safe_load((study / "small.yaml").read_text())
+    told["recipes"]["more"] = {"selection": {"rule": "vanilla"}}
+    (study / "small.yaml").write_text(yaml.safe_dump(told))
+    system.ask(RELOAD, name=LOCATION["repositoryLocationName"])
+    assert set(system.ask(RECIPES)["assetNodeOrError"]["partitionKeys"]) == before | {"more"}
+
+
+def test_a_container_that_is_killed_takes_no_place_with_it_and_its_work_is_done_by_the_next(system):
+    code = system.services["code"]
+    for sensor in ("watch_outside", "keep_up"):
+        system.ask(START, sensor={**LOCATION, "sensorName": sensor})
+    (cut,) = until(lambda: _caught_at_work(system, code), system)
+    code.kill()
+    code.start()
+    code.until_healthy()
+
+    def ended() -> list[dict]:
+        return [run for run in runs(system, runIds=[cut["runId"]]) if run["status"] == "FAILURE"]
+
+    (run,) = until(ended, system)
+    tags = {tag["key"]: tag["value"] for tag in run["tags"]}
+    assert tags["m3po/interrupted"] == "true"
+
+    def again() -> list[dict]:
+        found = runs(system, statuses=["SUCCESS"])
+        return [other for other in found if other["assetSelection"] == cut["assetSelection"]]
+
+    (done,) = until(again, system)
+    assert not any(tag["key"] == "dagster/retry_number" for tag in done["tags"]), "the sensor's run, not a second one"
+
+
+def _caught_at_work(system: System, code: Service) -> list[dict]:
+    """A run at work, with its container held still so that it stays so; nothing where it ended before."""
+    if not runs(system, statuses=["STARTED"]):
+        return []
+    code.pause()
+    found = runs(system, statuses=["STARTED"])
+    if not found:
+        code.resume()
+    return found[:1]
