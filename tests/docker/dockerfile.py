@@ -79,7 +79,7 @@ def stages(path: Path) -> dict[str, Stage]:
 def build(stage: Stage, folder: Path, others: dict[str, Path], arguments: dict[str, str]) -> None:
     """Carries out a stage; what the image would have under /srv is in `folder` then.
 
-    `others`: the folders of stages that this one copies from. Raises CalledProcessError where a command fails.
+    `others`: the folders of stages that this one copies from. AssertionError where a command fails.
     """
     folder.mkdir(parents=True)
     workdir = "/"
@@ -98,20 +98,25 @@ def build(stage: Stage, folder: Path, others: dict[str, Path], arguments: dict[s
                     place = place / Path(source).name
                 _copy(_inside(origin, source) if source.startswith("/") else origin / source, place)
         else:
-            environment = stage.environment | stage.arguments | arguments
-            environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-            environment.pop("PIP_NO_CACHE_DIR", None)  # an image is to hold no cache; a test may use the one there is
-            given = shlex.join(f"{name}={value}" for name, value in environment.items())
-            script = " && ".join(
-                (
-                    f"mount --bind {shlex.quote(str(folder))} /srv",
-                    shlex.join(base_python(folder)),
-                    f"cd {workdir}",
-                    f"exec env -i {given} sh -c {shlex.quote(text)}",
-                )
-            )
-            done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True)
-            assert done.returncode == 0, f"RUN {text}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+            run(folder, workdir, stage.environment | stage.arguments | arguments, text)
+
+
+def run(folder: Path, workdir: str, environment: dict[str, str], text: str) -> str:
+    """Carries out one RUN with `folder` as /srv; what it printed. AssertionError where it fails."""
+    environment = environment | {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    environment.pop("PIP_NO_CACHE_DIR", None)  # an image is to hold no cache; a test may use the one there is
+    given = shlex.join(f"{name}={value}" for name, value in environment.items())
+    script = " && ".join(
+        (
+            f"mount --bind {shlex.quote(str(folder))} /srv",
+            shlex.join(base_python(folder)),
+            f"cd {workdir}",
+            f"exec env -i {given} sh -c {shlex.quote(text)}",
+        )
+    )
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, f"RUN {text}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return done.stdout
 
 
 def base_python(folder: Path) -> list[str]:

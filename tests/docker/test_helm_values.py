@@ -11,6 +11,8 @@ from dagster._config import validate_config
 from dagster._core.instance.config import dagster_instance_config_schema
 from dagster._core.run_coordinator import QueuedRunCoordinator
 from dagster_aws.s3 import S3ComputeLogManager
+from dagster_k8s import K8sRunLauncher
+from dagster_k8s.job import UserDefinedDagsterK8sConfig
 
 from tests.docker import dockerfile
 
@@ -103,18 +105,16 @@ def test_the_log_managers_own_settings_are_meant(values):
 
 
 def test_kubernetes_takes_what_the_pods_are_given(values, pods):
-    dagster_k8s = pytest.importorskip("dagster_k8s", reason="the extra k8s is not installed")
-    job = pytest.importorskip("dagster_k8s.job")
     config = snake(values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"])
-    job.UserDefinedDagsterK8sConfig.from_dict(config)
+    UserDefinedDagsterK8sConfig.from_dict(config)
     for told in pods.values():
         container = {"securityContext": told["securityContext"], "resources": told["resources"]}
         pod = {"securityContext": told["podSecurityContext"], "volumes": told.get("volumes", [])}
         container["volumeMounts"] = told.get("volumeMounts", [])
-        job.UserDefinedDagsterK8sConfig.from_dict({"container_config": container, "pod_spec_config": pod})
+        UserDefinedDagsterK8sConfig.from_dict({"container_config": container, "pod_spec_config": pod})
     with pytest.raises(Exception, match=r"(?i)unexpected|received"):
-        job.UserDefinedDagsterK8sConfig.from_dict({"container_config": {"resource": {}}})
-    assert dagster_k8s.K8sRunLauncher.__name__ == values["runLauncher"]["type"]
+        UserDefinedDagsterK8sConfig.from_dict({"container_config": {"resource": {}}})
+    assert K8sRunLauncher.__name__ == values["runLauncher"]["type"]
 
 
 def test_every_pod_runs_as_the_images_user_without_rights(pods):

@@ -55,6 +55,19 @@ def study(small_study, world, tmp_path_factory) -> Path:
     return folder
 
 
+def test_the_cuda_image_adds_what_4_bit_weights_need_and_nothing_else(images):
+    stage = dockerfile.stages(DOCKER / "Dockerfile.gpu")["build"]
+    installs = [text for word, text in stage.steps if word == "RUN" and "pip install" in text]
+    assert len(installs) == 2
+    printed = ""
+    for text in installs:
+        # Over the small image's environment; the link to the package is there already, so is its folder.
+        tried = text.replace("pip install", "pip install --dry-run").replace("mkdir ", "mkdir -p ")
+        printed += dockerfile.run(images["build"][1], "/srv/m3po", stage.environment | stage.arguments, tried)
+    (would,) = [line.split() for line in printed.splitlines() if line.startswith("Would install")]
+    assert {word.rpartition("-")[0] for word in would[2:]} == {"bitsandbytes", "m3po-dagster"}
+
+
 class System:
     """Everything that compose.yaml starts without a profile, up and healthy."""
 
@@ -199,8 +212,8 @@ def test_secrets_are_nowhere_but_in_their_files(system):
 def test_a_new_recipe_is_there_once_the_web_server_is_told_to_reload(system, study):
     before = set(system.ask(RECIPES)["assetNodeOrError"]["partitionKeys"])
     told = yaml.safe_load((study / "small.yaml").read_text())
-    told["recipes"]["more"] = {"selection": {"rule": "vanilla"}}
-    (study / "small.yaml").write_text(yaml.safe_dump(told))
+    told["recipes"]["more"] = told["recipes"]["m3po"] | {"selection": {"rule": "m3p", "alpha": 0}}
+    (study / "small.yaml").write_text(json.dumps(told))  # JSON is YAML; no aliases for what stands twice
     system.ask(RELOAD, name=LOCATION["repositoryLocationName"])
     assert set(system.ask(RECIPES)["assetNodeOrError"]["partitionKeys"]) == before | {"more"}
 
