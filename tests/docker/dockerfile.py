@@ -3,6 +3,7 @@
 What stands in for the base image is this machine's own Python and programs. A stage's files lie under /srv alone.
 """
 
+import json
 import os
 import re
 import shlex
@@ -67,10 +68,10 @@ def stages(path: Path) -> dict[str, Stage]:
             stage.steps.append((word, text))
         elif word == "USER":
             stage.user = text
-        elif word in ("ENTRYPOINT", "CMD"):
-            setattr(
-                stage, "entrypoint" if word == "ENTRYPOINT" else "command", shlex.split(re.sub(r"[\[\],]", " ", text))
-            )
+        elif word == "ENTRYPOINT":
+            stage.entrypoint = json.loads(text)
+        elif word == "CMD":
+            stage.command = json.loads(text)
         elif word not in ("EXPOSE", "VOLUME"):
             raise ValueError(f"{path}: {word} is not carried out here")
     return found

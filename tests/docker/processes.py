@@ -20,6 +20,11 @@ from tests.docker import compose_file
 from tests.docker.dockerfile import Stage, base_python
 from tests.integration.postgres import programs
 
+_PREPARING = {
+    os.path.realpath(found) for found in map(shutil.which, ("sh", "setpriv", "env", "unshare", "mount")) if found
+}
+"""What a service's first process is before it is the service's own program."""
+
 
 class Network:
     """A network with nothing but loopback; `with Network(folder, names) as network`."""
@@ -147,14 +152,11 @@ class Service:
             self.process.wait(30)
 
 
-_PREPARING = {os.path.realpath(shutil.which(name)) for name in ("sh", "setpriv", "env", "unshare", "mount")}
-
-
 class Database:
     """The service `postgres`: its image can't be had here, so this machine's Postgres stands in, told the same."""
 
     def __init__(self, told: dict, network: Network, secrets: Path) -> None:
-        self.told, self.network = told["environment"], network
+        self.told, self.network, self.programs = told["environment"], network, programs()
         self.check = told["healthcheck"]["test"][1:]
         self.secret = secrets / Path(self.told["POSTGRES_PASSWORD_FILE"]).name
         # A folder of its own: the server refuses to run as root, and may not look into a test's folders.
@@ -172,17 +174,8 @@ class Database:
         options = f"-c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder} -c fsync=off"
         self._server("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
         self.running = True
-        self._run(
-            "psql",
-            "-h",
-            str(self.folder),
-            "-U",
-            user,
-            "-d",
-            "postgres",
-            "-c",
-            f"CREATE DATABASE {self.told['POSTGRES_DB']}",
-        )
+        create = f"CREATE DATABASE {self.told['POSTGRES_DB']}"
+        self._run("psql", f"--host={self.folder}", f"--username={user}", "--dbname=postgres", f"--command={create}")
         self._run(*self.check)
 
     def stop(self) -> None:
@@ -192,7 +185,7 @@ class Database:
         shutil.rmtree(self.folder)
 
     def _server(self, program: str, *words: str) -> None:
-        self._run(str(programs() / program), "-D", str(self.folder / "data"), *words)
+        self._run(str(self.programs / program), "-D", str(self.folder / "data"), *words)
 
     def _run(self, *words: str) -> None:
         become = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
