@@ -83,7 +83,8 @@ class Service:
         kept = shlex.quote(str(self.secrets))
         made += ["mkdir -p /run", "mount -t tmpfs tmpfs /run", "mkdir /run/secrets"]
         made += [f"cp -p {kept}/{name} /run/secrets/" for name in self.told.get("secrets", ())]
-        return made + [f"mount -t tmpfs -o mode=1777 tmpfs {place}" for place in self.told.get("tmpfs", ())]
+        options = "mode=1777,noexec,nosuid,nodev"  # an engine's own
+        return made + [f"mount -t tmpfs -o {options} tmpfs {place}" for place in self.told.get("tmpfs", ())]
 
     def _volume(self, name: str, target: str) -> Path:
         """A named volume: what the image has there, with its owners, the first time it is used."""
