@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import dagster as dg
 from dagster import DagsterRun, DagsterRunStatus
+from dagster._core.storage.tags import MAX_RETRIES_TAG
 
 from m3po_dagster import run_tags
 from m3po_dagster.automation.active_runs import at_work, model_place_left
@@ -200,6 +201,8 @@ def request(study: Study, item: Ask, single_asset: bool = False) -> dg.RunReques
     """The run request of one part."""
     asset, partition = item.part
     tags = {run_tags.WANTED: item.wanted, run_tags.STUDY: study.name, run_tags.STUDY_VERSION: study_version(study)}
+    # A deployment may let Dagster retry what died; of these runs the sensors do it, with their own count and waits.
+    tags[MAX_RETRIES_TAG] = "0"
     if not STAGES[asset].outside:
         tags[run_tags.FINGERPRINT] = item.wanted
     return dg.RunRequest(

@@ -12,7 +12,7 @@ from dagster._core.events import EngineEventData
 
 from m3po_dagster import run_tags
 from m3po_dagster.automation.active_runs import CLOCK_SECONDS, alive, at_work
-from m3po_dagster.automation.machine import same_machine, this_machine
+from m3po_dagster.automation.machine import NAME_VARIABLE, same_machine, this_machine
 from m3po_dagster.deployment import VARIABLE
 
 
@@ -104,6 +104,25 @@ def test_on_a_cluster_a_process_id_says_nothing(ended, tmp_path, monkeypatch):
         assert at_work(instance, report=False) == {}, "launched here, and gone"
         monkeypatch.setenv(VARIABLE, str(tmp_path / "deployment.yaml"))
         assert [run.run_id for run in at_work(instance)["base_model", ""]] == [run_id]
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """This process in the container that a deployment calls `code one`."""
+    monkeypatch.setenv(NAME_VARIABLE, "code one")
+    this_machine.cache_clear()
+    yield this_machine()
+    this_machine.cache_clear()
+
+
+def test_a_run_in_the_former_container_of_that_name_is_gone(instance, named):
+    name, boot, space = named.split(" ")
+    started(instance, base_model, os.getppid(), f"{name} {boot} another-container")
+    assert at_work(instance) == {}
+    kept = started(instance, base_model, os.getppid(), f"={name} {boot} another-container")
+    lives = started(instance, base_model, os.getppid(), named)
+    assert {run.run_id for run in at_work(instance)["base_model", ""]} == {kept, lives}, "another name, and this one"
+    assert same_machine(f"elsewhere {boot} {space}") is True, "a name changes nothing about process ids"
 
 
 def test_runs_of_others_are_not_judged(instance, ended):

@@ -16,12 +16,7 @@ import pytest
 @contextmanager
 def postgres() -> Iterator[str]:
     """The URL of an empty database. Skips the test without Postgres, unless M3PO_REQUIRE_POSTGRES is set."""
-    programs = _programs()
-    if programs is None:
-        message = "no Postgres server on this machine (Debian: package postgresql)"
-        if os.environ.get("M3PO_REQUIRE_POSTGRES"):
-            pytest.fail(message)
-        pytest.skip(message)
+    folder = programs()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -32,7 +27,7 @@ def postgres() -> Iterator[str]:
         os.chown(data, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
 
     def run(program: str, *words: str) -> None:
-        command = [str(programs / program), "-D", str(data), *words]
+        command = [str(folder / program), "-D", str(data), *words]
         done = subprocess.run(command, user=user, cwd=data.parent, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -46,10 +41,16 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(data)
 
 
-def _programs() -> Path | None:
-    """The folder of the server's programs, of the newest version there is."""
+def programs() -> Path:
+    """The folder of the server's programs, of the newest version there is. Skips as `postgres` does."""
     on_path = shutil.which("initdb")
     if on_path:
         return Path(on_path).resolve().parent
     installed = Path("/usr/lib/postgresql").glob("*/bin")
-    return max(installed, key=lambda folder: float(folder.parent.name), default=None)
+    found = max(installed, key=lambda folder: float(folder.parent.name), default=None)
+    if found is None:
+        message = "no Postgres server on this machine (Debian: package postgresql)"
+        if os.environ.get("M3PO_REQUIRE_POSTGRES"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
