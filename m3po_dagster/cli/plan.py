@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -54,6 +55,7 @@ def plan(
     from m3po_dagster.cost.estimate import Workload, estimate
     from m3po_dagster.cost.model_facts import model_facts
     from m3po_dagster.cost.plan import PAPER, Plan
+    from m3po_dagster.cost.prompt_tokens import with_own_tokens
     from m3po_dagster.cost.scale import limits, scaled
     from m3po_dagster.study import load_study
     from m3po_dagster.study_errors import StudyError
@@ -62,14 +64,17 @@ def plan(
     with explained(StudyError):
         asked = Plan.of(load_study(study)) if study else PAPER
     assumed, on, measured = _assumed(assume or [])
+    shape = with_own_tokens(Workload(1, question_bytes, answer_bytes), asked.model)
     model = model_facts(asked.model, assumed)
     found, costs = [], []
     for size in sizes:
-        work = Workload(size, question_bytes, answer_bytes, counted="as many as you asked about")
+        work = replace(shape, prompts=size)
         costs.append(estimate(asked, work, model, CARDS[card], assumed, tokens_per_second))
         found.append(scaled(asked, work, costs[-1], assumed, on, measured, shards))
     said = told.assumptions(asked, work, model, CARDS[card], assumed, tokens_per_second)
-    said = {name: text for name, text in said.items() if name not in ("prompts", "not counted")}
+    said = {name: text for name, text in said.items() if name != "prompts"}
+    said["answer"] = f"{answer_bytes:g} bytes of text (--answer-bytes), at most max_new_tokens ({asked.max_new_tokens})"
+    said["not counted"] += "; what a judge takes longer than sampling"
     said |= {
         name: told.described(settings, name) for settings in (on, measured) for name in type(settings).model_fields
     }

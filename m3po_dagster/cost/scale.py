@@ -183,6 +183,6 @@ def limits(scale: Scale, on: Deployment) -> list[str]:
     if scale.images_again_minutes > 1:
         found.append(
             f"a look whether images changed takes {scale.images_again_minutes:.3g} minutes, at every tick of the "
-            "sensors and every `m3po status`: give ticks the time (DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS) or keep them off"
+            "sensors and every `m3po status`: give them time (DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS) or keep them off"
         )
     return found
