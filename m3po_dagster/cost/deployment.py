@@ -22,19 +22,19 @@ class Measured(Settings):
     """What one more of a thing takes, measured on a CPU; docs/scaling.md says by what."""
 
     memory_of_bytes: float = Field(
-        3.8,
+        5.4,
         gt=0,
         description="peak memory of the fullest step (a shard's sampled parts put together), in bytes of its rows",
     )
     row_bytes: float = Field(300.0, gt=0, description="bytes of a candidate's row in memory beside its tokens")
-    filtered_bytes: float = Field(330.0, gt=0, description="bytes a prompt of filtered_instructions on disk")
-    pair_bytes: float = Field(170.0, gt=0, description="bytes a pair of preference_pairs on disk")
-    event_kb: float = Field(25.0, gt=0, description="kB of an event of a shard or recipe in the event log")
+    filtered_bytes: float = Field(300.0, gt=0, description="bytes a prompt of filtered_instructions on disk")
+    pair_bytes: float = Field(160.0, gt=0, description="bytes a pair of preference_pairs on disk")
+    event_kb: float = Field(45.0, gt=0, description="kB in the event log a part that is made, its pictures included")
     run_kb: float = Field(230.0, gt=0, description="kB that a run of Dagster logs")
     reply_bytes: float = Field(2_680.0, gt=0, description="bytes of a judge's reply in the ledger, 8 answers graded")
     reply_memory: float = Field(170.0, gt=0, description="bytes of memory of a reply in the ledger's index")
-    inspector_memory: float = Field(103.0, gt=0, description="bytes of memory a candidate in the inspector")
+    inspector_memory: float = Field(136.0, gt=0, description="bytes of memory a candidate in the inspector")
     inspector_us: float = Field(11.0, gt=0, description="microseconds a candidate of the inspector's first start")
     image_ms: Range = Field(Range(2.0, 4.0), description="CPU ms to look at an image the first time, once")
-    image_us: float = Field(45.0, gt=0, description="CPU us an image to see that none changed, at every look outside")
+    image_us: float = Field(16.0, gt=0, description="CPU us an image to see that none changed, at every look outside")
     image_memory: float = Field(420.0, gt=0, description="bytes of memory an image to compare images in a shard's step")

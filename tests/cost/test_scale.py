@@ -126,4 +126,4 @@ def test_the_table_has_a_cell_for_every_size():
 def test_a_range_shows_both_ends():
     wide = SURE.model_copy(update={"distinct_share": Range(0.5, 1)})
     found = at(assumed=wide)
-    assert growth.scale_facts(found)["inspector_gb"] == [0.247, 0.494]
+    assert growth.scale_facts(found)["inspector_gb"] == [0.326, 0.653]
