@@ -77,7 +77,8 @@ def scaled(
     row = cost.answer_tokens * (assumed.bytes_a_token + 8) + measured.row_bytes
     memory = rows * (row * measured.memory_of_bytes * work.prompts * GB)
     if shards is None:
-        shards = min(MOST_SHARDS, work.prompts, max(1, ceil(memory.high / on.memory_gb), on.cards))
+        # A multiple of the cards, so that none waits while the last ones work.
+        shards = min(MOST_SHARDS, work.prompts, on.cards * max(1, ceil(memory.high / on.memory_gb / on.cards)))
     answering = cost.sampling_hours + cost.scoring_hours
     shard_hours = answering / shards
     parts = shard_hours * (3600 / on.part_seconds)

@@ -39,6 +39,16 @@ def test_hours_on_the_clock_are_whole_shards_on_whole_cards():
     assert only(found.gpu_money) == pytest.approx(2 * only(cost.gpu_hours))
 
 
+def test_shards_fit_the_memory_and_are_a_multiple_of_the_cards():
+    measured = Measured(memory_of_bytes=2, row_bytes=100)
+    # 4.8 million rows of 1,300 bytes, twice: 12.48 GB.
+    assert at(on=Deployment(cards=4, memory_gb=100), measured=measured).shards == 4
+    assert at(on=Deployment(cards=4, memory_gb=2), measured=measured).shards == 8
+    assert at(on=Deployment(cards=4, memory_gb=0.2), measured=measured).shards == 64
+    assert at(on=Deployment(cards=4, memory_gb=0.01), measured=measured).shards == MOST_SHARDS
+    assert at(3, on=Deployment(cards=4)).shards == 3
+
+
 def replace_cards(cards: int) -> Deployment:
     return ON.model_copy(update={"cards": cards})
 
