@@ -171,7 +171,7 @@ def limits(scale: Scale, on: Deployment) -> list[str]:
     if scale.longest_training.high > 7 * 24:
         found.append(
             f"the longest training takes {scale.longest_training.low:,.0f} to {scale.longest_training.high:,.0f} hours "
-            "on one card: train on a part of the pairs, or with several processes (trainer.processes)"
+            "on one card: use several processes (trainer.processes), or fewer pairs (a larger selection.min_gap)"
         )
     for judge in scale.loads:
         if judge.index_gb.high > 4:
