@@ -11,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from m3po_dagster.assets.display import preview
 from m3po_dagster.assets.instructions import prompts_of
@@ -192,9 +193,13 @@ def examples_of(work: Work) -> list[PreferenceExample]:
         shard = key.split("|")[1]
         prompts = work.inputs["filtered_instructions", shard].table()
         known = {prompt.prompt_id: prompt for prompt in prompts_of(prompts, work.study)}
+        pairs = artifact.table()
         candidates = work.inputs["candidates", shard].table(columns=["candidate_id", "token_ids"])
+        # Two answers of a prompt's N are trained on: the others' tokens as Python numbers would fill the memory.
+        trained_on = pa.chunked_array([*pairs["chosen_id"].chunks, *pairs["rejected_id"].chunks], pa.string())
+        candidates = candidates.filter(pc.is_in(candidates["candidate_id"], value_set=trained_on))
         ids = dict(zip(candidates["candidate_id"].to_pylist(), candidates["token_ids"].to_pylist(), strict=True))
-        for row in artifact.table().to_pylist():
+        for row in pairs.to_pylist():
             rejected = row["rejected_id"]
             examples.append(
                 PreferenceExample(

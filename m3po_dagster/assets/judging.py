@@ -19,7 +19,7 @@ from m3po_dagster.resources.judge import JudgeResource
 from m3po_dagster.s3_files.ahead import ahead
 from m3po_dagster.storage.errors import StoreError
 
-Answers = tuple[Prompt, list[dict]]
+Answers = tuple[Prompt, Sequence[dict]]
 """A prompt and the rows of its candidates."""
 
 SEED = 0

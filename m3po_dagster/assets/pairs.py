@@ -115,6 +115,8 @@ def pictured(pairs: pa.Table, work: Work) -> dg.MarkdownMetadataValue:
     """Pairs as a person judges them: image, instruction, both answers."""
     candidates = work.one("candidates")
     texts = candidates.table(columns=["candidate_id", "text"])
+    shown = pa.chunked_array([*pairs["chosen_id"].chunks, *pairs["rejected_id"].chunks], pa.string())
+    texts = texts.filter(pc.is_in(texts["candidate_id"], value_set=shown))
     said = dict(zip(texts["candidate_id"].to_pylist(), texts["text"].to_pylist(), strict=True))
     (source,) = (item for item in candidates.manifest.inputs.values() if item.asset == "filtered_instructions")
     artifact = work.store.find(source.asset, source.partition, source.fingerprint)

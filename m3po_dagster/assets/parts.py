@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from m3po_dagster.materialise import Work
-from m3po_dagster.storage.draft import Draft
+from m3po_dagster.storage.draft import ROW_GROUP, Draft
 
 Item = TypeVar("Item")
 Rows = list[dict]
@@ -122,4 +122,20 @@ def _last(rows: pa.Table, prompt_ids: list[str]) -> pa.Table:
     np.maximum.at(last, place, part)
     counts = (part == last[place]) & ~rows[AGAIN].fill_null(False).to_numpy()
     chosen = np.flatnonzero(counts)
-    return rows.take(pa.array(chosen[np.argsort(place[chosen], kind="stable")]))
+    return _in_order(rows, chosen[np.argsort(place[chosen], kind="stable")])
+
+
+def _in_order(rows: pa.Table, order: np.ndarray) -> pa.Table:
+    """These rows in this order. A shard's texts may be over 2 GiB together, where an array with short offsets ends."""
+    # Laid together once, for a take from many chunks lays them all together each time; the cast copies offsets alone.
+    wide = rows.cast(pa.schema([field.with_type(_wide(field.type)) for field in rows.schema])).combine_chunks()
+    blocks = (order[start : start + ROW_GROUP] for start in range(0, len(order), ROW_GROUP))
+    taken = [wide.take(pa.array(block)).cast(rows.schema) for block in blocks]
+    return pa.concat_tables([rows.schema.empty_table(), *taken])
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    """The type with offsets of 64 bits, where it has any."""
+    if pa.types.is_string(kind):
+        return pa.large_string()
+    return pa.large_list(kind.value_field) if pa.types.is_list(kind) else kind

@@ -1,7 +1,6 @@
 """mas_table and logprob_table: every candidate seen from outside and from inside (sections 3.3 and 3.4)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 
 import dagster as dg
 import numpy as np
@@ -16,6 +15,7 @@ from m3po_dagster.assets.judging import Answers, ShardJudging
 from m3po_dagster.assets.options import stage_asset
 from m3po_dagster.assets.parts import Rows, in_parts
 from m3po_dagster.assets.pictures import gallery, histograms
+from m3po_dagster.assets.prompt_rows import by_prompt
 from m3po_dagster.assets.spending import left_out, spending
 from m3po_dagster.device_use import DeviceUse
 from m3po_dagster.inspector.links import prompts_url
@@ -95,8 +95,7 @@ def table_of(judge: JudgeSettings) -> TableSchema:
 def answers_of(work: Work, columns: list[str]) -> dict[str, Answers]:
     """Every prompt with the rows of its candidates, adjacent in the table, in the table's order, by prompt id."""
     prompts = {prompt.prompt_id: prompt for prompt in prompts_of(work.one("filtered_instructions").table(), work.study)}
-    rows = work.one("candidates").table(columns=columns).to_pylist()
-    return {key: (prompts[key], list(some)) for key, some in groupby(rows, key=lambda row: row["prompt_id"])}
+    return {key: (prompts[key], rows) for key, rows in by_prompt(work.one("candidates").table(columns=columns))}
 
 
 def reasons(table: pa.Table) -> dict[str, int]:
@@ -161,10 +160,13 @@ def describe_mas(artifact: Artifact, work: Work) -> Mapping[str, object]:
 
 def best_and_worst(table: pa.Table, work: Work) -> dg.MarkdownMetadataValue:
     """The first prompts with the answers that MAS puts first and last."""
-    texts = work.one("candidates").table(columns=["candidate_id", "text"])
+    prompts = prompts_of(work.one("filtered_instructions").table().slice(0, SHOWN_PROMPTS), work.study)
+    shown = pa.array([prompt.prompt_id for prompt in prompts], pa.string())
+    texts = work.one("candidates").table(columns=["candidate_id", "prompt_id", "text"])
+    texts = texts.filter(pc.is_in(texts["prompt_id"], value_set=shown))
     known = dict(zip(texts["candidate_id"].to_pylist(), texts["text"].to_pylist(), strict=True))
     scored, rows = table.filter(pc.is_valid(table["mas"])), []
-    for prompt in prompts_of(work.one("filtered_instructions").table().slice(0, SHOWN_PROMPTS), work.study):
+    for prompt in prompts:
         answers = scored.filter(pc.equal(scored["prompt_id"], prompt.prompt_id)).sort_by([("mas", "descending")])
         ends = [answers.slice(0, 1), answers.slice(len(answers) - 1)] if len(answers) > 1 else []
         for number, row in enumerate(end.to_pylist()[0] for end in ends):

@@ -21,6 +21,7 @@ from m3po_dagster.cli import (
 from m3po_dagster.cli.export import export
 from m3po_dagster.cli.inspect import inspect
 from m3po_dagster.cli.leaderboard import leaderboard
+from m3po_dagster.cli.plan import plan
 from m3po_dagster.cli.select import select
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app.command("leaderboard")(leaderboard)
 app.command("ui")(ui.ui)
 app.command("inspect")(inspect)
 app.command("select")(select)
+app.command("plan")(plan)
 app.command("export")(export)
 app.command("sweep")(recipes.sweep)
 app.add_typer(data.app, name="data", help="A dataset before a study spends anything on it.")

@@ -119,5 +119,6 @@ class Assumptions(Settings):
         8, ge=1, description="answers in a request to a judge, where the study has no served judge"
     )
     compression: Range = Field(
-        Range(0.25, 0.8), description="share of a table's bytes left after zstd: 0.26 was measured for short answers"
+        Range(0.25, 0.8),
+        description="share of a table's bytes left after zstd, the tokens' log-probs apart, which stay what they are",
     )

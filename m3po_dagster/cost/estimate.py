@@ -18,6 +18,7 @@ HOUR = 3600.0
 _CANDIDATE_BYTES, _LOGPROB_BYTES, _MAS_BYTES = 160, 110, 160
 """A row's ids, counts and scores beside its text and its tokens."""
 _TOKEN_ID_BYTES = _LOGP_BYTES = 4
+"""Of each token; the digits of a log-prob are noise to a compressor."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,14 @@ def estimate(
             for one in plan.trainings
         ),
         disk={
-            name: rows * size * assumed.compression
-            for name, size in {
-                "candidates": answer * (assumed.bytes_a_token + _TOKEN_ID_BYTES + _LOGP_BYTES) + _CANDIDATE_BYTES,
-                "log-probs": answer * _LOGP_BYTES + _LOGPROB_BYTES,
-                "scores": _MAS_BYTES,
+            name: rows * (assumed.compression * size + exactly(noise))
+            for name, (size, noise) in {
+                "candidates": (
+                    answer * (assumed.bytes_a_token + _TOKEN_ID_BYTES) + _CANDIDATE_BYTES,
+                    answer * _LOGP_BYTES,
+                ),
+                "log-probs": (_LOGPROB_BYTES, answer * _LOGP_BYTES),
+                "scores": (_MAS_BYTES, 0),
             }.items()
         },
     )

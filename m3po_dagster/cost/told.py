@@ -4,6 +4,7 @@ from m3po_dagster.cost.assumptions import Assumptions, Card, Range
 from m3po_dagster.cost.estimate import Cost, Workload
 from m3po_dagster.cost.model_facts import ModelFacts
 from m3po_dagster.cost.plan import Plan
+from m3po_dagster.settings import Settings
 
 DIGITS = 3
 
@@ -76,7 +77,7 @@ def assumptions(
         "parameters": f"{model.parameters:.3g}, from {model.parameters_from}",
         "prompt": f"{text} and {beside}",
         "answer": answer,
-        "distinct_share": _of(assumed, "distinct_share"),
+        "distinct_share": described(assumed, "distinct_share"),
     }
     said["judge image"] = (
         f"OpenAI's rule for high detail, over {len(work.sizes)} measured images"
@@ -88,7 +89,7 @@ def assumptions(
     elif any(judge.at_most for judge in plan.judges):
         said["judge"] = "a cascade leaves answers out, and a referee is asked about a part: this is the most"
     if any(scorer.unit == "sentences" for scorer in plan.scorers):
-        said["tokens_a_sentence"] = _of(assumed, "tokens_a_sentence")
+        said["tokens_a_sentence"] = described(assumed, "tokens_a_sentence")
     speed = f"{card.flops(model.bits) / 1e12:.3g} TFLOP/s in {model.bits} bits, {card.bandwidth / 1e12:.3g} TB/s"
     said["card"] = f"{card.name}: {speed}"
     if tokens_per_second is not None:
@@ -99,15 +100,15 @@ def assumptions(
         names = ("read_utilisation", "decode_efficiency") if plan.served else (
             "read_utilisation", "decode_efficiency", "longest_answer",
         )  # fmt: skip
-        said |= {name: _of(assumed, name) for name in names}
+        said |= {name: described(assumed, name) for name in names}
     if plan.trainings:
-        said |= {name: _of(assumed, name) for name in ("lora_flops", "train_utilisation", "pair_share")}
+        said |= {name: described(assumed, name) for name in ("lora_flops", "train_utilisation", "pair_share")}
         several = {one.recipe: one.pairs for one in plan.trainings if one.pairs.high > 1}
         if several:
             said["pairs of a prompt"] = "1, but " + ", ".join(
                 f"{pairs.low:g} to {pairs.high:g} for {recipe}" for recipe, pairs in several.items()
             )
-    said["compression"] = _of(assumed, "compression")
+    said["compression"] = described(assumed, "compression")
     said["not counted"] = (
         "answering benchmarks, adapters on disk, repairs and retries of a judge, GPU time of the scorers"
     )
@@ -125,7 +126,10 @@ def rounded(value: float) -> float | int:
     return int(short) if short.is_integer() else short
 
 
-def _of(assumed: Assumptions, name: str) -> str:
+def described(assumed: Settings, name: str) -> str:
+    """A figure that is assumed, and what it is."""
     value = getattr(assumed, name)
-    shown = f"{value.low:g} to {value.high:g}" if isinstance(value, Range) else f"{value:g}"
+    shown = (
+        f"{value.low:g} to {value.high:g}" if isinstance(value, Range) else "none" if value is None else f"{value:g}"
+    )
     return f"{shown}: {type(assumed).model_fields[name].description}"

@@ -80,7 +80,8 @@ def text_codes(column: pa.ChunkedArray) -> np.ndarray:
     """Equal codes for answers equal in all but letter case, spacing and Unicode form; a null is equal to nothing."""
     plain = pc.utf8_lower(pc.utf8_normalize(column, form="NFKC"))
     plain = pc.utf8_trim_whitespace(pc.replace_substring_regex(plain, r"\s+", " "))
-    codes = pc.dictionary_encode(plain).combine_chunks().indices
+    # A dictionary of more than 2 GiB of different texts needs offsets of 64 bits.
+    codes = pc.dictionary_encode(plain.cast(pa.large_string())).combine_chunks().indices
     if codes.null_count == 0:
         return codes.to_numpy()
     missing = codes.is_null().to_numpy(zero_copy_only=False)

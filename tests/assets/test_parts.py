@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m3po_dagster.assets import parts
 from m3po_dagster.assets.parts import PartWriter, in_parts
 from m3po_dagster.graph import Part
 from m3po_dagster.materialise import Work
@@ -144,3 +145,22 @@ def test_a_damaged_part_is_asked_again(tmp_path):
 
 def test_nothing_to_do_is_an_empty_table(tmp_path):
     assert attempt(tmp_path, [], Maker([])).equals(SCHEMA.empty_table())
+
+
+def test_parts_of_more_than_two_gib_of_values_are_put_in_order():
+    """Lists of nulls take no memory, and end where texts do: at 2**31 values in an array with short offsets."""
+    prompts, long = ["a", "b"], 1 << 27
+
+    def piece(prompt_id: str, size: int, counts: bool) -> pa.Table:
+        tokens = pa.ListArray.from_arrays(pa.array([0, size], pa.int32()), pa.nulls(size))
+        columns = {"prompt_id": [prompt_id], "tokens": tokens, parts.AGAIN: [not counts], parts.PART: [0]}
+        return pa.table(columns)
+
+    rows = pa.concat_tables([*(piece("a", long, False) for _ in range(18)), piece("b", 3, True), piece("a", 2, True)])
+    assert rows["tokens"].type == pa.list_(pa.null())
+    with pytest.raises(pa.ArrowInvalid, match="offset overflow"):
+        rows.take(pa.array([19, 18]))
+    found = parts._last(rows, prompts)
+    assert found["prompt_id"].to_pylist() == prompts
+    assert [len(tokens) for tokens in found["tokens"]] == [2, 3]
+    assert found.schema == rows.schema
