@@ -59,8 +59,12 @@ class Prompt:
 
 
 def open_upright(path: Path) -> "Image.Image":
-    """An image file as upright RGB. Raises OSError when it is no image of FORMATS."""
+    """An image file as upright RGB. Raises OSError when it is no image of FORMATS, or promises too many pixels."""
     from PIL import Image, ImageOps
 
-    with Image.open(path, formats=FORMATS) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Image.DecompressionBombError as error:
+        # Not one of the errors of files by itself: it would end a step where another bad image is one bad image.
+        raise OSError(f"{path}: {error}") from error
