@@ -1,4 +1,4 @@
-"""A training's checkpoints hold files that torch wrote: taking one up looks up no class for a pickle, and calls none."""
+"""Checkpoints of a training hold files that torch wrote: taking one up looks up no class for a pickle."""
 
 import hashlib
 import json
