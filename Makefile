@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 export DAGSTER_HOME ?= $(CURDIR)/.m3po/dagster
 
-.PHONY: help setup demo test test-slow ui leaderboard world bench lint clean
+.PHONY: help setup demo test test-slow ui leaderboard world bench lint audit clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -51,8 +51,19 @@ world: setup  ## rebuild the embedded world's weights (minutes)
 bench: setup  ## the measured ratios
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-lint: setup
+lint: setup  ## style, defects and the security lint
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# A tool of its own environment: what it needs is no business of this project's.
+$(VENV)/audit/.installed: .ci/audit-requirements.txt
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check -r .ci/audit-requirements.txt
+	@touch $@
+
+audit: setup $(VENV)/audit/.installed  ## pins, licences and known advisories of everything installed
+	$(VENV)/audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --progress-spinner off -f json \
+		> $(VENV)/audit/advisories.json 2> $(VENV)/audit/said.txt || cat $(VENV)/audit/said.txt
+	$(BIN)/python .ci/audit.py $(VENV)/audit/advisories.json
 
 clean:  ## remove the environment and everything the studies made
 	rm -rf $(VENV) .m3po data

@@ -94,7 +94,9 @@ class Identities:
         return {"settings": settings, "order": list(sources), "sources": sources}
 
     def _model(self, study: Study) -> dict:
-        settings = portable(study.model, exclude={"device", "device_map", "path"})
+        # Where no code of the model's own is run, as ever, nothing is said of it: what was made before stays found.
+        unsaid = set() if study.model.trust_remote_code else {"trust_remote_code"}
+        settings = portable(study.model, exclude={"device", "device_map", "path", *unsaid})
         return {"settings": settings, "files": self.weights(study.model.path)}
 
     def _sampling_scorer(self, study: Study) -> dict:

@@ -452,7 +452,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict:
     if path.resolve() in children:
         raise StudyError(f"{path}: extends itself through {' -> '.join(str(child) for child in children)}")
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise StudyError(f"{path}: no such study file; name one with --study or M3PO_STUDY") from None
     except (OSError, UnicodeDecodeError) as error:

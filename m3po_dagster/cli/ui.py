@@ -44,7 +44,7 @@ def ui(
     dagster = [str(here.with_name("dagster")), "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(port)]
     inspect = [str(here.with_name("m3po")), "inspect", "--port", str(inspector_port), "--no-open"]
     # Groups of their own: Ctrl-C reaches this process alone, which ends them in order.
-    children = [subprocess.Popen(command, start_new_session=True) for command in (dagster, inspect)]
+    children = [subprocess.Popen(command, start_new_session=True) for command in (dagster, inspect)]  # noqa: S603 - ours
     try:
         raise typer.Exit(_watch(*children, study, loaded, port))
     except KeyboardInterrupt:
@@ -91,7 +91,7 @@ def _reload(port: int) -> bool:
         {"Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310 - http, as written above
             return "errors" not in json.load(answer)
     except OSError:
         return False

@@ -87,6 +87,7 @@ def _kv_values(folder: Path | None) -> int | None:
     from transformers import AutoConfig
 
     try:
+        # Code that comes with a model is not run for an estimate, whatever the study trusts.
         text = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, KeyError):
         return None

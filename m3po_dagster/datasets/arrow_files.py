@@ -8,10 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from m3po_dagster.datasets.parquet_pages import largest_dictionary
 from m3po_dagster.datasets.record import DatasetError
 
 BATCH_BYTES = 8 << 20
 """Bytes that a batch of Parquet rows is meant to have: images make rows of any size."""
+
+MAX_REPEATED_BYTES = 256 << 20
+"""Most bytes of a batch all of whose rows name the largest value of a dictionary, which stands in the file once."""
 
 _MAX_BATCH_ROWS = 1024
 _READ_BYTES = 1 << 20
@@ -108,12 +112,15 @@ def is_binary(kind: pa.DataType) -> bool:
 
 def _parquet(path: Path, columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
     # Without the buffer, and with pre-buffering, a row group's columns are held whole: a gigabyte of images.
-    with pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES, page_checksum_verification=True) as file:
+    options = {"pre_buffer": False, "buffer_size": _READ_BYTES, "page_checksum_verification": True}
+    with pq.ParquetFile(path, **options) as file, path.open("rb") as pages:
         names = columns_there(path, file.schema_arrow, columns)
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             rows = BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)
-            rows = max(1, min(rows, _MAX_BATCH_ROWS))
+            repeated = largest_dictionary(pages, group, set(names))
+            most = 1 if repeated is None else MAX_REPEATED_BYTES // max(1, repeated)
+            rows = max(1, min(rows, most, _MAX_BATCH_ROWS))
             yield from file.iter_batches(rows, [number], names, use_threads=False)
 
 

@@ -25,9 +25,9 @@ EXAMPLES = 3
 LANGUAGE_CHARACTERS = 400
 SURE = 0.3
 """Below this probability a language is not named: of short questions even the right one may have little."""
-IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN = "<image>"  # noqa: S105 - a token of a text
 STARTS_WITH_ASSISTANT = "starts with the assistant"
-TOKEN_WITHOUT_IMAGE = "<image> in a record without an image"
+TOKEN_WITHOUT_IMAGE = "<image> in a record without an image"  # noqa: S105 - a token of a text
 
 _QUOTED, _NUMBER = re.compile(r"'(?:[^'\\]|\\.)*'"), re.compile(r"\d+")
 _HISTOGRAM = ((1, 1, "1"), (2, 2, "2"), (3, 5, "3-5"), (6, None, "6+"))

@@ -69,7 +69,10 @@ def _tokenizer(model: ModelSettings):
         raise FileNotFoundError("there is no such folder")
     from transformers import AutoTokenizer
 
-    found = AutoTokenizer.from_pretrained(model.path, revision=model.revision, local_files_only=True)
+    # Code that comes with a model is not run to show its tokens; said, since transformers would ask on a terminal.
+    found = AutoTokenizer.from_pretrained(
+        model.path, revision=model.revision, local_files_only=True, trust_remote_code=False
+    )
     return found.backend_tokenizer
 
 

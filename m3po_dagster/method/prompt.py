@@ -59,7 +59,7 @@ class Prompt:
 
 
 def open_upright(path: Path) -> "Image.Image":
-    """An image file as upright RGB. Raises OSError when it is no image of FORMATS."""
+    """An image file as upright RGB. Raises OSError when it is no image of FORMATS, or promises too many pixels."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -68,3 +68,6 @@ def open_upright(path: Path) -> "Image.Image":
     except UnidentifiedImageError:
         # Pillow names the file that it opened, which may be a copy.
         raise UnidentifiedImageError(f"cannot identify image file {str(path)!r}") from None
+    except Image.DecompressionBombError as error:
+        # Not one of the errors of files by itself: it would end a step where another bad image is one bad image.
+        raise OSError(f"{path}: {error}") from error

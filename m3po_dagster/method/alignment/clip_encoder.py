@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from m3po_dagster.method.alignment.open_clip_files import check_files, tokenizer_arguments
+from m3po_dagster.method.alignment.scorer import LOCAL_DIR
 from m3po_dagster.torchvision_repair import repair_torchvision
 
 if TYPE_CHECKING:
@@ -17,7 +19,8 @@ class ClipEncoder:
     """Loads a model by open_clip's own loader: a folder (open_clip's local-dir layout) or a name with its weights tag.
 
     `n_images` and `n_texts` count what went through the towers. Raises RuntimeError when the weights are missing
-    (open_clip alone would go on with random ones) and what open_clip raises for unknown names or broken folders.
+    (open_clip alone would go on with random ones), ValueError when they are pickled or a text tower comes from
+    elsewhere, and what open_clip raises for unknown names or broken folders.
     """
 
     def __init__(self, model: str, pretrained: str | None = None, device: str = "cpu", batch_size: int = 64) -> None:
@@ -25,14 +28,15 @@ class ClipEncoder:
         import open_clip
 
         if Path(model).is_dir():
-            model = f"local-dir:{model}"
+            model = f"{LOCAL_DIR}{model}"
+        check_files(model, pretrained)
         self.device = device
         self.batch_size = batch_size
         self.model, _, self.preprocess = open_clip.create_model_and_transforms(
             model, pretrained=pretrained, device=device, require_pretrained=True
         )
         self.model.eval()
-        self.tokenizer = open_clip.get_tokenizer(model)
+        self.tokenizer = open_clip.get_tokenizer(model, **tokenizer_arguments(model))
         self.context_length: int = self.tokenizer.context_length
         self.logit_scale: float = float(self.model.logit_scale.detach().exp())
         self.n_images = 0

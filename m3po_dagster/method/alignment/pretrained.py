@@ -1,15 +1,19 @@
-"""Loads the model of a scorer through transformers: weights whole, safetensors only, no code that comes with it."""
+"""Loads the model of a scorer through transformers: weights whole and from safetensors only.
+
+Code that comes with it is not run unless the study says so of this scorer.
+"""
 
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from m3po_dagster.method.alignment.scorer import ModelScorerSettings
 from m3po_dagster.method.generation.memory import out_of_memory
 from m3po_dagster.method.generation.placement import weights_placement
 from m3po_dagster.method.generation.settings import ModelSettings
+from m3po_dagster.method.remote_code import TRUST_REMOTE_CODE, check_pinned, loading_from
 from m3po_dagster.torchvision_repair import repair_torchvision
 
 if TYPE_CHECKING:
@@ -27,6 +31,19 @@ class PretrainedSettings(ModelScorerSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "float32", description="precision of the weights; auto takes the one they were saved in"
     )
+    trust_remote_code: bool = Field(False, description=TRUST_REMOTE_CODE)
+
+    @model_validator(mode="after")
+    def _code_is_pinned(self) -> "PretrainedSettings":
+        check_pinned(self.model, self.revision, self.trust_remote_code)
+        return self
+
+    def identity(self) -> dict:
+        """Whether code of its own makes the scores counts; where it does not, nothing is said of it."""
+        found = super().identity()
+        if not self.trust_remote_code:
+            del found["settings"]["trust_remote_code"]
+        return found
 
     def model_settings(self, device: str) -> ModelSettings:
         """The same as the base model's settings say it, whole on `device`."""
@@ -108,8 +125,8 @@ def load_pretrained(
 def _loaded(settings: PretrainedSettings, load: Any, what: str = "model with a processor") -> Any:
     from safetensors import SafetensorError
 
-    # Said, since transformers would ask on a terminal what it isn't told.
-    source = {"revision": settings.revision, "trust_remote_code": False}
+    who = f"scorer '{settings.name}'"
+    source = loading_from(who, settings.model, settings.revision, settings.trust_remote_code)
     where = "the folder" if Path(settings.model).is_dir() else "no such folder is here, and the Hugging Face hub"
     try:
         return load(source)

@@ -23,7 +23,7 @@ MAX_CONTEXT_CHARACTERS = 100_000
 Turns = Literal["first", "last", "each"]
 
 SPEAKERS = ("human", "gpt")
-TOKEN = "<image>"
+TOKEN = "<image>"  # noqa: S105 - a token of a text
 _ROLES = ("user", "assistant")
 _IMAGE_TOKEN = re.compile(r"(\r?\n)?<image>(?:(?:\r?\n)?<image>)*(\r?\n)?")
 

@@ -17,6 +17,7 @@ from m3po_dagster.method.generation.paths import Paths
 from m3po_dagster.method.generation.placement import device_of, precision, weights_placement
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.generation.special_tokens import end_of_sequence, placeholders, suppressed
+from m3po_dagster.method.remote_code import loading_from
 from m3po_dagster.torchvision_repair import repair_torchvision
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ class LoadedModel:
 
 
 def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedModel:
-    """Loads model and processor, and the PEFT adapter of a folder over it. Code that comes with a model is never run.
+    """Loads model and processor, and the PEFT adapter of a folder over it.
+
+    Code that comes with a model is not run unless `settings.trust_remote_code` says so.
 
     Raises FileNotFoundError when model or adapter can't be found, ValueError when the files are no vision-language
     model, when CUDA is asked for and missing, or when quantisation is asked for and its library is missing.
@@ -135,8 +138,7 @@ def load_pretrained(settings: ModelSettings) -> "tuple[PreTrainedModel, Processo
             f"model.path {path!r}: there is no such folder, and no model on the hub has such a name"
         )
     placement = weights_placement(settings)
-    # Said, since transformers would ask on a terminal what it isn't told.
-    source = {"revision": revision, "trust_remote_code": False}
+    source = loading_from("model", path, revision, settings.trust_remote_code)
     try:
         # The config first: without a hub, every file the processor looks for would wait through retries of its own.
         AutoConfig.from_pretrained(path, **source)

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from m3po_dagster.method.remote_code import TRUST_REMOTE_CODE, check_pinned
 from m3po_dagster.settings import Settings
 
 
@@ -27,6 +28,12 @@ class ModelSettings(Settings):
     quantization: Literal["none", "8bit", "4bit"] = Field(
         "none", description="weights in 8 or 4 bits by bitsandbytes (the extra `quantized`), computing in `dtype`"
     )
+    trust_remote_code: bool = Field(False, description=TRUST_REMOTE_CODE)
+
+    @model_validator(mode="after")
+    def _code_is_pinned(self) -> "ModelSettings":
+        check_pinned(self.path, self.revision, self.trust_remote_code)
+        return self
 
     @model_validator(mode="after")
     def _one_place(self) -> "ModelSettings":

@@ -15,6 +15,7 @@ from m3po_dagster.method.generation.encoding import render
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.method.generation.special_tokens import end_of_sequence, placeholders, suppressed
 from m3po_dagster.method.prompt import Prompt
+from m3po_dagster.method.remote_code import loading_from
 from m3po_dagster.torchvision_repair import repair_torchvision
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ def load_vocabulary(model: ModelSettings) -> Vocabulary:
     repair_torchvision()
     from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
-    # Said, since transformers would ask on a terminal what it isn't told.
-    source = {"revision": model.revision, "trust_remote_code": False}
+    source = loading_from("model", model.path, model.revision, model.trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(model.path, **source)
         processor = AutoProcessor.from_pretrained(model.path, **source)

@@ -129,7 +129,8 @@ def check_reference(
     tolerance means that the stored log-probs come from another model, other numerics or another form of the prompt.
     Where the run packs its pairs, the same sample must have the same log-probs packed.
     """
-    sample = sorted(random.Random(seed).sample(range(len(examples)), min(settings.reference_sample, len(examples))))
+    draws = random.Random(seed)  # noqa: S311 - a draw that comes again
+    sample = sorted(draws.sample(range(len(examples)), min(settings.reference_sample, len(examples))))
     own = base_logps(trainer, batches, sample, settings, packed=False)
     compared = []
     for row, found in zip(sample, own, strict=True):

@@ -119,7 +119,8 @@ def against_base(
     `sampled`, `forwards` (calls of the model) and `seconds` say what it took.
     """
     started = time.perf_counter()
-    sample = [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), min(SAMPLE, len(examples))))]
+    draws = random.Random(seed)  # noqa: S311 - a draw that comes again
+    sample = [examples[i] for i in sorted(draws.sample(range(len(examples)), min(SAMPLE, len(examples))))]
     model.eval()
     vocabulary = loaded.model.config.get_text_config().vocab_size
     kls: list[float] = []

@@ -60,7 +60,7 @@ def launch(
     )
     write_job(folder, job, examples)
     with open(folder / OUTPUT, "wb") as output:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, a list of arguments, no shell
             command(trainer, folder),
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -172,7 +172,7 @@ def policy_rows(prompts: Sequence[Prompt], batch_size: int, seed: int) -> Any:
     """
     from datasets import Dataset
 
-    draws, lacking = random.Random(seed), -len(prompts) % batch_size
+    draws, lacking = random.Random(seed), -len(prompts) % batch_size  # noqa: S311 - a draw that comes again
     rows = list(range(len(prompts)))
     while lacking > 0:
         again = draws.sample(range(len(prompts)), min(lacking, len(prompts)))
