@@ -28,14 +28,16 @@ class JudgeResource(dg.ConfigurableResource):
         return _warm(judge.calibrated().model_dump_json(), self.device)
 
     def account(
-        self, study: Study, store: Path, run: str, probed: Iterable[Mapping], log: Callable[[str], None]
+        self, study: Study, store: str | Path, run: str, probed: Iterable[Mapping], log: Callable[[str], None]
     ) -> "Account | None":
         """Who pays for what served scorers are asked, by the rows of their probe; None where none is served."""
         if not any(scorer.served for scorer in study.judge.scorers):
             return None
         return _account(study, store, run, probed, log)
 
-    def benchmark_account(self, study: Study, store: Path, run: str, log: Callable[[str], None]) -> "Account | None":
+    def benchmark_account(
+        self, study: Study, store: str | Path, run: str, log: Callable[[str], None]
+    ) -> "Account | None":
         """Who pays for what the judges of benchmarks are asked; None where none is served.
 
         A question whose reply could not be used is asked once more: the judge may have been mended since.
@@ -43,7 +45,9 @@ class JudgeResource(dg.ConfigurableResource):
         return replace(_account(study, store, run, (), log), again=True) if study.benchmark_judges else None
 
 
-def _account(study: Study, store: Path, run: str, probed: Iterable[Mapping], log: Callable[[str], None]) -> "Account":
+def _account(
+    study: Study, store: str | Path, run: str, probed: Iterable[Mapping], log: Callable[[str], None]
+) -> "Account":
     from m3po_dagster.method.alignment.account import Account
     from m3po_dagster.method.alignment.budget import Purse
     from m3po_dagster.method.alignment.probe import revisions
@@ -53,12 +57,18 @@ def _account(study: Study, store: Path, run: str, probed: Iterable[Mapping], log
     return Account(ledger, purse, study.name, run, revisions(probed), log=log)
 
 
-@lru_cache(maxsize=8)
-def ledger_of(store: Path) -> "Ledger":
-    """The ledger of a store, which all its studies share; one a process, so that it is read once."""
-    from m3po_dagster.method.alignment import ledger
+def ledger_of(store: str | Path) -> "Ledger":
+    """The ledger of a store, which all its studies share; one a process, so that it is read once.
 
-    return ledger.Ledger(store / ledger.FOLDER)
+    Raises StoreError for a URL that names no bucket."""
+    return _ledger_of(str(store))
+
+
+@lru_cache(maxsize=8)
+def _ledger_of(store: str) -> "Ledger":
+    from m3po_dagster.bucket_ledger.opened import opened_ledger
+
+    return opened_ledger(store)
 
 
 def loaded_judge(judge: JudgeSettings, device: str) -> "MasScorer":

@@ -7,11 +7,12 @@ instance or pod, AWS_ENDPOINT_URL_S3 for a service that is not Amazon's. A URL h
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ _ATTEMPTS = 4
 _PATIENCE_SECONDS = 300
 """How long a request is repeated while the service can't be reached: long enough for one that is started anew."""
 _LONGEST_PAUSE = 10
+_A_REQUEST = 1000
 _CONNECT_SECONDS, _READ_SECONDS = 10, 60
 # Amazon answers 412 where the condition does not hold and 409 where another conditional write is under way.
 _REFUSED = {"PreconditionFailed", "ConditionalRequestConflict"}
@@ -82,7 +84,7 @@ class Bucket:
         self.name, self.prefix = parts.netloc, parts.path.removeprefix("/").removesuffix("/")
         if any(part in ("", ".", "..") for part in self.prefix.split("/") if self.prefix):
             raise StoreError(f"{url!r}: the prefix has an empty part, '.' or '..'")
-        self._patience = patience
+        self.patience = patience
         self._lock = threading.Lock()
         self._pid = 0
         self._client: Any = None
@@ -169,6 +171,16 @@ class Bucket:
 
         return self._ask("read", key, read, _MISSING)
 
+    def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        """`length` bytes (at least 1) of an object from `start`; None where it isn't there or is shorter."""
+        wanted = f"bytes={start}-{start + length - 1}"
+
+        def read() -> bytes:
+            return self.client.get_object(**self._at(key), Range=wanted)["Body"].read()
+
+        found = self._ask("read", key, read, _MISSING | {"InvalidRange", "416"})
+        return found if found is not None and len(found) == length else None
+
     def look(self, key: str) -> Seen | None:
         """An object's description; None where there is none."""
         return self._ask("look at", key, lambda: _seen(self.client.head_object(**self._at(key))), _MISSING)
@@ -181,10 +193,13 @@ class Bucket:
         """Read an object into a file. Raises StoreError where there is none."""
         self._ask("read", key, lambda: self.client.download_file(self.name, self._full(key), str(target)))
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
-        """Every object whose key begins with `prefix`, in the order of their keys, a request for each 1000."""
+    def list(self, prefix: str = "", after: str = "") -> Iterator[Listed]:
+        """Every object whose key begins with `prefix`, in the order of their keys, a request for each 1000.
+
+        With `after` only those whose keys come behind it.
+        """
         cut = len(self._full(""))
-        for page in self._pages(prefix):
+        for page in self._pages(prefix, **({"StartAfter": self._full(after)} if after else {})):
             for found in page.get("Contents", ()):
                 yield Listed(found["Key"][cut:], found["Size"], found["LastModified"])
 
@@ -207,6 +222,21 @@ class Bucket:
     def remove(self, key: str) -> None:
         """Remove an object; nothing happens where there is none."""
         self._ask("remove", key, lambda: self.client.delete_object(**self._at(key)))
+
+    def remove_all(self, keys: Iterable[str]) -> None:
+        """Remove objects, a request for each 1000."""
+        waiting = iter(keys)
+        while some := list(islice(waiting, _A_REQUEST)):
+            self._remove_some(some)
+
+    def _remove_some(self, keys: Sequence[str]) -> None:
+        wanted = {"Objects": [{"Key": self._full(key)} for key in keys], "Quiet": True}
+        answer = self._ask("remove", keys[0], lambda: self.client.delete_objects(Bucket=self.name, Delete=wanted))
+        for error in answer.get("Errors", ()):
+            raise StoreError(
+                f"can't remove s3://{self.name}/{error.get('Key')}: {error.get('Message') or error.get('Code')}; "
+                "check that the credentials may delete there"
+            )
 
     def remove_if_match(self, key: str, etag: str) -> bool:
         """Remove an object only while it is the one of `etag`; whether it was."""
@@ -232,7 +262,7 @@ class Bucket:
 
         patient = Retrying(
             retry=retry_if_exception(_passing),
-            stop=stop_after_delay(self._patience),
+            stop=stop_after_delay(self.patience),
             wait=wait_random_exponential(0.2, _LONGEST_PAUSE),
             before_sleep=lambda _: _LOG.warning("%s does not answer; asking again", self.client.meta.endpoint_url),
             reraise=True,
