@@ -75,9 +75,9 @@ class BucketLedger(Ledger):
         atexit.unregister(self.close)
         self._bucket.patience = min(self._patience, _PATIENCE_AT_EXIT)
         try:
+            self._holder.close()
             for writer in list(self._writers.values()):
                 writer.close()
-            self._holder.close()
         except (StoreError, OSError):
             return  # nothing is lost: what is not sent lies in spill files, what is held grows stale
         finally:
