@@ -4,6 +4,7 @@ import atexit
 import fcntl
 import os
 import random
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -105,9 +106,32 @@ def spend(url: str, copy: Path, limit: str, threads: int, first: int) -> None:
         _say("stopped", sum(pool.map(work, range(threads))))
 
 
+def hold(url: str, copy: Path, number: int, limit: str) -> None:
+    """Hold a question and twelve requests of the budget until killed."""
+    ledger = machine(url, copy)
+    purse = Purse(ledger, BudgetSettings.model_validate_json(limit), "scenes", "r1")
+    with ledger.asking(key(number)), purse.reserve(Spend(12)):
+        _say("holds", number)
+        time.sleep(600)
+
+
+@contextmanager
+def killed_at(url: str, copy: Path, number: int, limit: str = '{"study": {"requests": 100}}'):
+    """A process that holds a question, and is killed when the block begins."""
+    command = [sys.executable, __file__, "hold", url, str(copy), str(number), limit]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"holds %d\n" % number
+        finally:
+            process.kill()
+        yield
+
+
 if __name__ == "__main__":
     task, url, copy, *values = sys.argv[1:]
-    if task == "answer":
+    if task == "hold":
+        hold(url, Path(copy), int(values[0]), values[1])
+    elif task == "answer":
         answer(url, Path(copy), Path(values[0]), int(values[1]), int(values[2]))
     else:
         spend(url, Path(copy), values[0], int(values[1]), int(values[2]))

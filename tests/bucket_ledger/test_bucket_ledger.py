@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from ledger_samples import COST, key, turn
-from machines import LEASE_SECONDS, die, requests_of
+from machines import LEASE_SECONDS, die, killed_at, requests_of
 
 from m3po_dagster.bucket_ledger import writer as bucket_writer
 from m3po_dagster.method.alignment.ledger import Ledger
@@ -297,18 +297,13 @@ def test_compacting_changes_objects_and_nothing_else(machine, url, tmp_path):
     for number in range(4):
         one.add(turn(number))
         other.add(turn(number + 10))
-    killed = machine(url, tmp_path / "killed")
-    with killed.asking(key(99)):
-        claim = Bucket(url).get(f".claims/{key(99)}")[0]
-    Bucket(url).put(f".claims/{key(99)}", claim)
-    die(killed)
-    with one.asking(key(1)):
+    with killed_at(url, tmp_path / "killed", 99), one.asking(key(1)):
         time.sleep(LEASE_SECONDS + 2)
         before = other.totals()
         done = other.compact()
         # The living one's claim and sign of life stay.
         assert [name.split("/")[0] for name in objects(url, hidden=True)] == [".claims", ".holders"]
-    assert (done.objects_before, done.objects_after, done.traces_removed) == (8, 2, 2)
+    assert (done.objects_before, done.objects_after, done.traces_removed) == (8, 2, 3)
     assert len(objects(url)) == 2
     assert machine(url, tmp_path / "third").totals() == before == one.totals() == other.totals()
     one.add(turn(4))
