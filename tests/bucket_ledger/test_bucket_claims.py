@@ -167,8 +167,7 @@ def test_machines_spend_all_and_no_more_though_one_was_killed(machine, url, tmp_
     with killed_at(url, tmp_path / "killed", 0, limits):
         assert len(hidden(url, ".reserved")) == 1
         processes = [
-            started("spend", url, tmp_path / str(n), limits, 3, 1000 * n, said=tmp_path / f"said-{n}")
-            for n in range(2)
+            started("spend", url, tmp_path / str(n), limits, 3, 1000 * n, said=tmp_path / f"said-{n}") for n in range(2)
         ]
     assert [process.wait(timeout=200) for process in processes] == [0, 0]
     assert all("stopped 3" in (tmp_path / f"said-{n}").read_text() for n in range(2))

@@ -180,7 +180,6 @@ def test_a_reply_that_the_service_does_not_take_is_named_and_sent_by_the_next_pr
     ledger.add(turn(0))
     server.kill()
 
-
     def refused(number: int) -> str:
         with pytest.raises(LedgerError) as error:
             ledger.add(turn(number))
