@@ -60,8 +60,8 @@ class BucketLedger(Ledger):
         self._bucket = bucket
         self._mirror = Mirror(bucket, self.folder)
         self._holder = Holder(bucket, self._lease_seconds)
-        self._claims: BucketClaims | None = None
-        self._reservations = BucketReservations(bucket, self._holder)
+        self._claims = BucketClaims(bucket, self._holder, claims_on(self.folder / _CLAIMS))
+        self._reservations = BucketReservations(bucket, self._holder, self._claims)
         self._look = Coalesced(self._send_and_fetch)
         self._looked: float | None = None
 
@@ -94,9 +94,6 @@ class BucketLedger(Ledger):
             return tidied(self._bucket, self._mirror, self._holder)
 
     def _held(self, key: str) -> AbstractContextManager[None]:
-        with self._lock:
-            if self._claims is None:
-                self._claims = BucketClaims(self._bucket, self._holder, claims_on(self.folder / _CLAIMS))
         return self._claims.held(key)
 
     def _writer(self, name: str) -> BucketWriter:

@@ -1,16 +1,20 @@
 """What requests in flight may yet take, of every process at one ledger in a bucket: an object a process.
 
-Nobody locks: a process first writes down what it wants and then looks at the others'. Of two that want the last share
-at once at least one sees the other, so a limit is never passed together; both may step back, and try again at moments
-that differ.
+A process first writes down what it wants and then looks at the others'. Of those that want the last share at once the
+last to write sees all others, so a limit is never passed together. Far from a limit nobody waits for anybody. Near it
+all might step back for each other, so who was refused once tries again while no other such does.
 """
 
+import hashlib
 import json
 import random
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
+from weakref import WeakSet
 
+from m3po_dagster.bucket_ledger.claims import BucketClaims
 from m3po_dagster.bucket_ledger.coalesced import Coalesced
 from m3po_dagster.bucket_ledger.holder import Holder
 from m3po_dagster.method.alignment.reservations import Reservation
@@ -19,14 +23,17 @@ from m3po_dagster.storage.s3 import Bucket
 
 FOLDER = ".reserved"
 """Inside the ledger: an object a process with requests in flight, by its holder's name."""
+_TURN = hashlib.sha256(FOLDER.encode()).hexdigest()
+"""The claim of who tries again."""
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 1.0
 
 
 class BucketReservations:
     """The reservations of one ledger. Safe to use from many threads. Everything raises StoreError."""
 
-    def __init__(self, bucket: Bucket, holder: Holder) -> None:
-        self._bucket, self._holder = bucket, holder
+    def __init__(self, bucket: Bucket, holder: Holder, claims: BucketClaims) -> None:
+        self._bucket, self._holder, self._claims = bucket, holder, claims
+        self._refused: WeakSet[Reservation] = WeakSet()
         self._changed = threading.Condition()
         self._mine: list[Reservation] = []
         self._published = ""
@@ -38,6 +45,13 @@ class BucketReservations:
 
         Raises what `objection` raises too; then `mine` is not held.
         """
+        with self._claims.held(_TURN) if mine in self._refused else nullcontext():
+            found = self._attempt(mine, objection)
+        if found is not None:
+            self._refused.add(mine)
+        return found
+
+    def _attempt(self, mine: Reservation, objection: Callable[[list[Reservation]], str | None]) -> str | None:
         with self._changed:
             before = list(self._mine)
             self._mine.append(mine)
