@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -55,10 +54,13 @@ def _account(study: Study, store: str, run: str, probed: Iterable[Mapping], log:
 
 @lru_cache(maxsize=8)
 def ledger_of(store: str) -> "Ledger":
-    """The ledger of the store at a location, which all its studies share; one a process, so that it is read once."""
-    from m3po_dagster.method.alignment import ledger
+    """The ledger of the store at a location, which all its studies share; one a process, so that it is read once.
 
-    return ledger.Ledger(Path(store) / ledger.FOLDER)
+    Raises StoreError for a URL that names no bucket.
+    """
+    from m3po_dagster.bucket_ledger.opened import opened_ledger
+
+    return opened_ledger(store)
 
 
 def loaded_judge(judge: JudgeSettings, device: str) -> "MasScorer":

@@ -197,10 +197,13 @@ class Bucket:
 
         return self._ask("read", key, read, _MISSING)
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
-        """Every object whose key begins with `prefix`, in the order of their keys, a request for each 1000."""
+    def list(self, prefix: str = "", after: str = "") -> Iterator[Listed]:
+        """Every object whose key begins with `prefix`, in the order of their keys, a request for each 1000.
+
+        With `after` only those whose keys come behind it.
+        """
         cut = len(self._full(""))
-        for page in self._pages(prefix):
+        for page in self._pages(prefix, **({"StartAfter": self._full(after)} if after else {})):
             for found in page.get("Contents", ()):
                 yield _listed(found, cut)
 

@@ -11,12 +11,14 @@ from typer.testing import CliRunner
 
 from m3po_dagster.cli.judge_ledger import ledger as command
 from m3po_dagster.method.alignment.ledger import FOLDER, Ledger
+from m3po_dagster.storage.s3 import Bucket
+from tests.s3_server import s3_server
 
 app = typer.Typer()
 app.command()(command)
 
 
-def call(store: Path, *arguments: str, code: int = 0):
+def call(store: Path | str, *arguments: str, code: int = 0):
     result = CliRunner().invoke(app, ["--store", str(store), *arguments])
     assert result.exit_code == code, result.output
     return result
@@ -69,3 +71,29 @@ def test_an_empty_ledger_and_a_missing_store(tmp_path):
     assert json.loads(call(tmp_path, "--json").stdout)["rows"] == []
     assert list(tmp_path.iterdir()) == []
     assert "error: there is no store" in call(tmp_path / "none", code=1).stderr
+
+
+def test_a_ledger_in_a_folder_has_nothing_to_compact(store):
+    assert f"--compact is for a ledger in a bucket: {store / FOLDER}" in call(store, "--compact", code=2).stderr
+
+
+@pytest.mark.slow
+def test_a_ledger_in_a_bucket_is_summed_queried_and_compacted_as_one_in_a_folder(store, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("M3PO_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        server.bucket("cli")
+        bucket = Bucket("s3://cli/store/ledger")
+        for path in (store / FOLDER).rglob("*.jsonl"):
+            first, rest = path.read_bytes().partition(b"\n")[::2]
+            folder, name = path.parent.name, path.stem
+            size = len(first) + 1
+            bucket.put(f"{folder}/{name}.{0:010d}-{size:010d}.jsonl", first + b"\n")
+            if rest:
+                bucket.put(f"{folder}/{name}.{size:010d}-{size + len(rest):010d}.jsonl", rest)
+        found, plain = (json.loads(call(place, "--json").stdout) for place in ("s3://cli/store", store))
+        assert found["folder"] == "s3://cli/store/ledger"
+        assert found["rows"] == plain["rows"] and found["total"] == plain["total"]
+        assert duckdb.sql(found["query"]).fetchall() == duckdb.sql(plain["query"]).fetchall()
+        said = call("s3://cli/store", "--compact")
+        assert "3 objects merged to 2; 0 traces" in said.stderr and "4 replies" in said.stdout
+        assert "No reply is kept in s3://cli/other/ledger." in call("s3://cli/other").stdout

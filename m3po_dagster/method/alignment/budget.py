@@ -13,12 +13,10 @@ from itertools import accumulate
 from pydantic import Field, model_validator
 
 from m3po_dagster.method.alignment.ledger import Ledger
-from m3po_dagster.method.alignment.ledger_errors import explained
-from m3po_dagster.method.alignment.reservations import Reservation, reservations_in
+from m3po_dagster.method.alignment.reservations import Reservation
 from m3po_dagster.method.alignment.turn import Spend
 from m3po_dagster.settings import Settings
 
-_RESERVED = ".reserved"
 _PER = 1_000_000
 # Sums of prices that should meet a limit exactly must not pass it by rounding.
 _ROUNDING = 1e-9
@@ -96,13 +94,13 @@ def check_priced(budget: BudgetSettings, prices: dict[str, PriceSettings | None]
 
 
 class Purse:
-    """What a run of a study may still spend. Safe to use from many threads, beside other processes of this machine."""
+    """What a run of a study may still spend. Safe to use from many threads, beside all processes at its ledger."""
 
     def __init__(self, ledger: Ledger, budget: BudgetSettings, study: str, run: str) -> None:
         self._ledger, self._study, self._run = ledger, study, run
         self._limits = {"run": budget.run, "study": budget.study}
         self._limited = budget.run is not None or budget.study is not None
-        self._reservations = reservations_in(ledger.folder / _RESERVED)
+        self._reservations = ledger.reservations()
 
     @contextmanager
     def reserve(self, expected: Spend) -> Iterator[None]:
@@ -115,12 +113,12 @@ class Purse:
         if not self._limited:
             yield
             return
-        with explained("reserve a share of the budget in", self._ledger.folder):
+        with self._ledger.explained("reserve a share of the budget in"):
             reservation = self._reserved(expected)
         try:
             yield
         finally:
-            with explained("give back a share of the budget in", self._ledger.folder):
+            with self._ledger.explained("give back a share of the budget in"):
                 self._reservations.give_back(reservation)
 
     def room(self, expected: Sequence[Spend]) -> int:
@@ -128,23 +126,27 @@ class Purse:
         if not self._limited:
             return len(expected)
         sums = list(accumulate(expected))
-        with explained("look at the budget in", self._ledger.folder), self._reservations.exclusive() as held:
+        with self._ledger.explained("look at the budget in"):
+            held = self._reservations.held()
             return bisect_left(sums, True, key=lambda total: self._over(total, held) is not None)
 
     def _reserved(self, expected: Spend) -> Reservation:
         mine = Reservation(self._study, self._run, expected, threading.get_ident())
         waited = False
+
+        def objection(held: list[Reservation]) -> str | None:
+            # Spent is looked up last: a reply that was added and is still reserved counts twice, never not at all.
+            over = self._over(expected, held)
+            if over and any(one.thread == mine.thread for one in held):
+                raise BudgetSpent(over)
+            if over and (alone := self._over(expected, [])):
+                raise BudgetSpent(alone)
+            return over
+
         while True:
-            with self._reservations.exclusive() as held:
-                # Spent is looked up last: a reply that was added and is still reserved counts twice, never not at all.
-                over = self._over(expected, held)
-                if over is None:
-                    self._reservations.take(mine)
-                    return mine
-                if any(one.thread == mine.thread for one in held):
-                    raise BudgetSpent(over)
-                if alone := self._over(expected, []):
-                    raise BudgetSpent(alone)
+            over = self._reservations.attempt(mine, objection)
+            if over is None:
+                return mine
             if not waited:
                 _LOG.info("waiting for requests in flight: %s", over)
                 waited = True

@@ -4,29 +4,39 @@
        .claims                                   its bytes are locked, a byte a key: who asks what right now
 
 A file a writer, so that a line torn by a kill is the last of its file and spoils no other. What other processes add is
-seen at the next look. The locks hold between the processes of one machine.
+seen at the next look. The locks hold between the processes of one machine; for several machines there is
+`bucket_ledger`.
 """
 
 import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 from weakref import WeakSet
 
 from m3po_dagster.method.alignment.claims import claims_on
 from m3po_dagster.method.alignment.ledger_errors import explained
 from m3po_dagster.method.alignment.ledger_index import LedgerIndex, Totals
 from m3po_dagster.method.alignment.ledger_writer import Writer
+from m3po_dagster.method.alignment.reservations import Reserving, reservations_in
 from m3po_dagster.method.alignment.turn import Spend, Turn, short
 
 FOLDER = "ledger"
 """The ledger's folder in a store."""
 
-_CLAIMS = ".claims"
+_CLAIMS, _RESERVED = ".claims", ".reserved"
 _OPEN: "WeakSet[Ledger]" = WeakSet()
+
+
+class LineWriter(Protocol):
+    """What keeps lines; safe to use from many threads."""
+
+    def add(self, line: bytes) -> None:
+        """Keep a line, its line break included. Raises OSError, or what the ledger's `explained` knows."""
 
 
 class Ledger:
@@ -36,6 +46,9 @@ class Ledger:
     with one. A forked child begins anew.
     """
 
+    mirrored = False
+    """Whether the folder is a copy of what lies elsewhere, whose files grow without their writers being here."""
+
     def __init__(self, folder: Path) -> None:
         """Nothing is read or made yet."""
         self.folder = folder
@@ -44,12 +57,20 @@ class Ledger:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._index = LedgerIndex(self.folder)
-        self._writers: dict[str, Writer] = {}
+        self._index = LedgerIndex(self.folder, self.mirrored)
+        self._writers: dict[str, LineWriter] = {}
+
+    @property
+    def location(self) -> str:
+        """Where the replies are kept, for a reader."""
+        return str(self.folder)
 
     def turns(self, key: str) -> tuple[Turn, ...]:
         """All replies to a key in the order of `turn`, those that other processes have added by now too."""
-        with self._refreshed() as index:
+        return self._turns(key, fresh=False)
+
+    def _turns(self, key: str, fresh: bool) -> tuple[Turn, ...]:
+        with self._refreshed(fresh) as index:
             found = []
             for name, place, line in index.lines(short(key)):
                 try:
@@ -62,15 +83,18 @@ class Ledger:
 
     @contextmanager
     def asking(self, key: str) -> Iterator[tuple[Turn, ...]]:
-        """Hold a key against all threads and processes of this machine; gives the turns known once it is held.
+        """Hold a key against all other threads and processes; gives the turns known once it is held.
 
         Waits for whoever holds it. With a killed process its hold is gone. Raises LedgerError, and RuntimeError when
         this thread holds the key already.
         """
         with ExitStack() as stack:
-            with explained("hold a key in", self.folder):
-                stack.enter_context(claims_on(self.folder / _CLAIMS).held(key))
-            yield self.turns(key)
+            with self.explained("hold a key in"):
+                stack.enter_context(self._held(key))
+            yield self._turns(key, fresh=True)
+
+    def _held(self, key: str) -> AbstractContextManager[None]:
+        return claims_on(self.folder / _CLAIMS).held(key)
 
     def add(self, turn: Turn) -> None:
         """Keep a turn; once this returns, a kill of the process does not lose it.
@@ -79,9 +103,16 @@ class Ledger:
         """
         with self._lock:
             name = _folder_name(turn.model)
-            writer = self._writers.setdefault(name, Writer(self.folder / name))
-        with explained("keep a reply in", self.folder / name):
+            writer = self._writers.get(name) or self._writers.setdefault(name, self._writer(name))
+        with self.explained("keep a reply in", name):
             writer.add(turn.to_line())
+
+    def _writer(self, name: str) -> LineWriter:
+        return Writer(self.folder / name)
+
+    def reservations(self) -> Reserving:
+        """What requests in flight may yet take, of every process at work on this ledger."""
+        return reservations_in(self.folder / _RESERVED)
 
     def spent(self, *, study: str | None = None, run: str | None = None, model: str | None = None) -> Spend:
         """What all replies took, or those that this study, run and model asked for."""
@@ -96,7 +127,7 @@ class Ledger:
 
     def measured(self, model: str) -> Spend:
         """As `spent`, of those replies of a model alone that say what they took: what a request takes on average."""
-        with self._refreshed() as index:
+        with self._refreshed(fresh=False) as index:
             sums = [totals.reported for (_, _, whose), totals in index.totals.items() if whose == model]
         return sum(sums, Spend())
 
@@ -110,11 +141,20 @@ class Ledger:
         with self._refreshed() as index:
             return index.unreadable
 
+    def explained(self, action: str, name: str = "") -> AbstractContextManager[None]:
+        """Turns what can go wrong with the ledger in the block into a LedgerError that says what to do."""
+        return explained(action, self.folder / name)
+
+    def _catch_up(self, fresh: bool) -> None:
+        """Brings the folder up to date where it is a copy; not `fresh`: as of a moment ago will do."""
+
     @contextmanager
-    def _refreshed(self) -> Iterator[LedgerIndex]:
-        with self._lock, explained("read", self.folder):
-            self._index.refresh()
-            yield self._index
+    def _refreshed(self, fresh: bool = True) -> Iterator[LedgerIndex]:
+        with self.explained("read"):
+            self._catch_up(fresh)
+            with self._lock:
+                self._index.refresh()
+                yield self._index
 
 
 def _folder_name(model: str) -> str:

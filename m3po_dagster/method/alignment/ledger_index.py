@@ -79,7 +79,9 @@ class _Folder:
 class LedgerIndex:
     """The lines of every file of a ledger by key. Not safe to use from several threads at once."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, mirrored: bool = False) -> None:
+        """`mirrored`: the files are copies, which grow without their writers being here, and may be removed."""
+        self._mirrored = mirrored
         self._top = _Folder(root)
         self._folders: list[_Folder] = []
         self._files: list[_File] = []
@@ -114,7 +116,7 @@ class LedgerIndex:
     def refresh(self) -> None:
         """Read what has been written since the last time, by anybody."""
         self._look_for_files()
-        self._growing = [file for file in self._growing if not self._read_on(file)]
+        self._growing = [file for file in self._growing if not self._read_on(file) or self._mirrored]
 
     def _look_for_files(self) -> None:
         for name in _new_names(self._top):

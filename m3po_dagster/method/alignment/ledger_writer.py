@@ -27,6 +27,8 @@ class Writer:
         self._descriptor: int | None = None
         self._size = 0
         self._synced = 0.0
+        self.path: Path | None = None
+        """The file that the last line went to."""
 
     def add(self, line: bytes) -> None:
         """Add a line, its line break included. Raises OSError when it can't be written: then nothing of it stays."""
@@ -53,7 +55,8 @@ class Writer:
         began = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         name = f"{began}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(self._folder / name, flags, 0o644)
+        self.path = self._folder / name
+        descriptor = os.open(self.path, flags, 0o644)
         # What tells readers that the file may still grow; it goes with the process.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         self._close = weakref.finalize(self, os.close, descriptor)

@@ -12,11 +12,12 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 from m3po_dagster.method.alignment.turn import Spend
 
@@ -34,6 +35,22 @@ class Reservation:
     spend: Spend
     thread: int = 0
     """Who holds it, in this process; 0 for another process's."""
+
+
+class Reserving(Protocol):
+    """The reservations of all who are at work on one ledger. Safe to use from many threads."""
+
+    def attempt(self, mine: Reservation, objection: Callable[[list[Reservation]], str | None]) -> str | None:
+        """Hold `mine` unless `objection` finds, beside what is held already, why not; then that is returned."""
+
+    def held(self) -> list[Reservation]:
+        """Every live reservation."""
+
+    def give_back(self, reservation: Reservation) -> None:
+        """Hold it no longer."""
+
+    def wait(self) -> None:
+        """Until something may have been given back, here or elsewhere."""
 
 
 class Reservations:
@@ -61,6 +78,22 @@ class Reservations:
         """Every live reservation, while no other thread or process takes or gives back one. Raises OSError."""
         with self._changed, self._locked():
             yield self._mine + self._of_others()
+
+    def attempt(self, mine: Reservation, objection: Callable[[list[Reservation]], str | None]) -> str | None:
+        """Hold `mine` unless `objection` finds, beside what is held already, why not; then that is returned.
+
+        Raises OSError, and what `objection` raises; then `mine` is not held.
+        """
+        with self.exclusive() as held:
+            found = objection(held)
+            if found is None:
+                self.take(mine)
+            return found
+
+    def held(self) -> list[Reservation]:
+        """Every live reservation. Raises OSError."""
+        with self.exclusive() as held:
+            return held
 
     def take(self, reservation: Reservation) -> None:
         """Within `exclusive`: hold a reservation. Raises OSError when it can't be written; then it is not held."""

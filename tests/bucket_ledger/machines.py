@@ -1,0 +1,137 @@
+"""Several machines at one ledger in a bucket, as the tests need them; run as a script it is one of their processes."""
+
+import atexit
+import fcntl
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ledger_samples import key, turn
+
+from m3po_dagster.bucket_ledger.ledger import BucketLedger
+from m3po_dagster.method.alignment.budget import BudgetSettings, BudgetSpent, Purse
+from m3po_dagster.method.alignment.turn import Spend
+
+LEASE_SECONDS = 4.0
+"""So short that a test sees a dead process's claims go to others; its sign of life is renewed each second."""
+
+
+def machine(url: str, copy: Path, patience: float = 60.0) -> BucketLedger:
+    """A process of a machine that keeps its copy in `copy`."""
+    return BucketLedger(url, copy, patience, LEASE_SECONDS)
+
+
+@contextmanager
+def requests_of(ledger: BucketLedger):
+    """Counts what is asked of the service, by the operation, while the block runs."""
+    counted: Counter[str] = Counter()
+
+    def count(event_name: str, **_: object) -> None:
+        counted[event_name.rpartition(".")[2]] += 1
+
+    events = ledger._bucket.client.meta.events
+    events.register("before-send.s3", count)
+    try:
+        yield counted
+    finally:
+        events.unregister("before-send.s3", count)
+
+
+def die(ledger: BucketLedger) -> None:
+    """Give no sign of life any more and hold no file, as a killed process; what it holds in the bucket stays."""
+    atexit.unregister(ledger.close)
+    lease = ledger._holder._lease
+    if lease is not None:
+        lease._ended.set()
+        lease._thread.join()
+    for writer in ledger._writers.values():
+        writer._spill._close()
+
+
+def _say(*words: object) -> None:
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+def answer(url: str, copy: Path, watches: Path, questions: int, seed: int) -> None:
+    """Answer each question that has no reply yet, on several threads, and say what it does.
+
+    That nobody else is at the same question is watched by a lock of another kind than the ledger's.
+    """
+    ledger = machine(url, copy)
+    order = list(range(questions))
+    random.Random(seed).shuffle(order)
+
+    def one(number: int) -> None:
+        with ledger.asking(key(number)) as known, open(watches / str(number), "ab") as watch:
+            try:
+                fcntl.flock(watch, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _say("together", number)
+            if not known:
+                _say("asked", number)
+                time.sleep(0.05)
+                ledger.add(turn(number, run=str(os.getpid())))
+                _say("kept", number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, order))
+    _say("done", 0)
+
+
+def spend(url: str, copy: Path, limit: str, threads: int, first: int) -> None:
+    """Ask ever new questions on several threads until the budget stops it; says how often it stopped."""
+    ledger = machine(url, copy)
+    purse = Purse(ledger, BudgetSettings.model_validate_json(limit), "scenes", "r1")
+    numbers = iter(range(first, first + 500))
+
+    def work(_: int) -> int:
+        for number in numbers:
+            try:
+                with purse.reserve(Spend(1)):
+                    time.sleep(0.02)
+                    ledger.add(turn(number))
+            except BudgetSpent:
+                return 1
+        return 0
+
+    with ThreadPoolExecutor(threads) as pool:
+        _say("stopped", sum(pool.map(work, range(threads))))
+
+
+def hold(url: str, copy: Path, number: int, limit: str) -> None:
+    """Hold a question and twelve requests of the budget until killed."""
+    ledger = machine(url, copy)
+    purse = Purse(ledger, BudgetSettings.model_validate_json(limit), "scenes", "r1")
+    with ledger.asking(key(number)), purse.reserve(Spend(12)):
+        _say("holds", number)
+        time.sleep(600)
+
+
+@contextmanager
+def killed_at(url: str, copy: Path, number: int, limit: str = '{"study": {"requests": 100}}'):
+    """A process that holds a question, and is killed when the block begins."""
+    command = [sys.executable, __file__, "hold", url, str(copy), str(number), limit]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"holds %d\n" % number
+        finally:
+            process.kill()
+        yield
+
+
+if __name__ == "__main__":
+    task, url, copy, *values = sys.argv[1:]
+    if task == "hold":
+        hold(url, Path(copy), int(values[0]), values[1])
+    elif task == "answer":
+        answer(url, Path(copy), Path(values[0]), int(values[1]), int(values[2]))
+    else:
+        spend(url, Path(copy), values[0], int(values[1]), int(values[2]))
