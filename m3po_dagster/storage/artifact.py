@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from m3po_dagster.storage.content import column_hashes
-from m3po_dagster.storage.errors import StoreError, explained
+from m3po_dagster.storage.errors import Damaged, StoreError, explained
 from m3po_dagster.storage.filesystem import LocalFolder
-from m3po_dagster.storage.manifest import FORMAT, Manifest
+from m3po_dagster.storage.fingerprint import file_sha256
+from m3po_dagster.storage.manifest import FORMAT, Manifest, seal_of
 from m3po_dagster.storage.names import ArtifactKey
 
 MANIFEST = "manifest.json"
@@ -45,7 +48,7 @@ class Artifact:
     def table(self, name: str = "data", columns: list[str] | None = None) -> pa.Table:
         """A table, or some of its columns, verified against the manifest's content hashes.
 
-        Raises StoreError when there is no such table or column, or when the file is damaged.
+        Raises StoreError when there is no such table or column, Damaged when its file is not what was committed.
         """
         entry = self.manifest.tables.get(name)
         if entry is None:
@@ -56,7 +59,7 @@ class Artifact:
             raise StoreError(f"{self.key}: table {name!r} has no columns {unknown}: it has {list(entry.columns)}")
         path = f"{self.key.folder}/{name}.parquet"
         try:
-            with self._disk.filesystem.open_input_file(path) as file:
+            with unreadable_disk(self._disk.local(path)), self._disk.filesystem.open_input_file(path) as file:
                 table = pq.ParquetFile(file).read(wanted).select(wanted)
             different = [
                 column
@@ -64,19 +67,65 @@ class Artifact:
                 if digest != entry.columns[column].hash
             ]
             reason = f"columns {different} are not what was committed" if different else ""
+        except MemoryError:
+            raise
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error)
         if reason:
-            where = self._disk.local(path)
-            raise StoreError(f"{where} can't be read or is damaged ({reason}): remove its folder, then run again")
+            raise Damaged(self._disk.local(path), self.key, reason)
         return table
 
     def path(self, name: str) -> Path:
-        """Local path of a file, a folder of files or a table's Parquet file. Raises StoreError when there is none."""
+        """Local path of a file, a folder of files or a table's Parquet file.
+
+        Files are verified against the manifest's hashes, a table's is when `table` reads it. Raises StoreError when
+        there is none, Damaged when a file is not what was committed.
+        """
         known = set(self.manifest.files) | {f"{table}.parquet" for table in self.manifest.tables}
         if name not in known and not any(path.startswith(f"{name}/") for path in self.manifest.files):
             raise StoreError(f"{self.key} has no file or folder {name!r}: it has {sorted(known)}")
+        for path in self.manifest.files:
+            if path == name or path.startswith(f"{name}/"):
+                self.check_file(path)
         return self._disk.local(f"{self.key.folder}/{name}")
+
+    def check_file(self, path: str) -> None:
+        """Raises Damaged when a file of the manifest is not what was committed, StoreError when it can't be read."""
+        local = self._disk.local(f"{self.key.folder}/{path}")
+        try:
+            with explained("read", local):
+                different = file_sha256(local) != self.manifest.files[path].sha256
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise Damaged(local, self.key, "it is missing") from error
+            raise
+        if different:
+            raise Damaged(local, self.key, "its bytes are not what was committed")
+
+    def check_content(self) -> None:
+        """Reads all that was committed, a column at a time. Raises Damaged for the first that differs, StoreError."""
+        for name, entry in self.manifest.tables.items():
+            for column in entry.columns:
+                self.table(name, [column])
+        for path in self.manifest.files:
+            self.check_file(path)
+
+
+@contextmanager
+def unreadable_disk(path: Path) -> Iterator[None]:
+    """Turns what the disk refuses into a StoreError: that a file can't be read now doesn't say that it is damaged.
+
+    What pyarrow finds wrong in a file's bytes is an OSError too, without the system's number.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        with explained("read", path):
+            raise
 
 
 def load(disk: LocalFolder, key: ArtifactKey) -> Artifact | None:
@@ -86,13 +135,24 @@ def load(disk: LocalFolder, key: ArtifactKey) -> Artifact | None:
     logged as a warning with its path and reason, and its fingerprint can be made anew. A manifest of a later format
     raises StoreError: what a newer version made is not this version's to redo.
     """
+    artifact, reason = look(disk, key)
+    if reason:
+        path = disk.local(f"{key.folder}/{MANIFEST}")
+        _LOG.warning("%s does not count as committed: %s; it is made again when it is needed", path, reason)
+    return artifact
+
+
+def look(disk: LocalFolder, key: ArtifactKey) -> tuple[Artifact | None, str]:
+    """As `load`, with the reason why a manifest that is there does not count; nothing is logged."""
     path = f"{key.folder}/{MANIFEST}"
     if disk.size(path) is None:
-        return None
+        return None, ""
     with explained("read", disk.local(path)):
         text = disk.read(path)
     try:
         fields = json.loads(text)
+        if isinstance(fields, dict) and "seal" in fields and fields["seal"] != seal_of(fields):
+            return None, "its content is not what was written"
         version = fields.get("format") if isinstance(fields, dict) else None
         if isinstance(version, int) and version > FORMAT:
             raise StoreError(
@@ -100,19 +160,17 @@ def load(disk: LocalFolder, key: ArtifactKey) -> Artifact | None:
             )
         manifest = Manifest.model_validate(fields)
     except (ValueError, ValidationError) as error:
-        return _damaged(disk, path, f"it is not a manifest ({error})")
+        return None, f"it is not a manifest ({error})"
+    if manifest.format >= 2 and not manifest.seal:
+        return None, "it has no seal"
     found = ArtifactKey(manifest.asset, manifest.partition, manifest.fingerprint)
     if found != key:
-        return _damaged(disk, path, f"it is the manifest of {found}")
+        return None, f"it is the manifest of {found}"
     sizes = {f"{name}.parquet": entry.bytes for name, entry in manifest.tables.items()}
     sizes |= {name: entry.bytes for name, entry in manifest.files.items()}
     for name, size in sizes.items():
         actual = disk.size(f"{key.folder}/{name}")
         if actual != size:
             there = "is missing" if actual is None else f"has {actual} bytes"
-            return _damaged(disk, path, f"{name} {there}, {size} bytes were committed")
-    return Artifact(key, manifest, disk)
-
-
-def _damaged(disk: LocalFolder, path: str, reason: str) -> None:
-    _LOG.warning("%s does not count as committed: %s; it is made again when it is needed", disk.local(path), reason)
+            return None, f"{name} {there}, {size} bytes were committed"
+    return Artifact(key, manifest, disk), ""

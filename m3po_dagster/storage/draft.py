@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m3po_dagster.storage.artifact import MANIFEST, Artifact, load
+from m3po_dagster.storage.artifact import MANIFEST, Artifact, look, unreadable_disk
 from m3po_dagster.storage.check import check
 from m3po_dagster.storage.content import column_hashes, combined_hash, table_hash
 from m3po_dagster.storage.errors import StoreError, explained
@@ -28,12 +28,15 @@ from m3po_dagster.storage.manifest import (
     surroundings,
 )
 from m3po_dagster.storage.names import ArtifactKey, check_name
+from m3po_dagster.storage.quarantine import set_aside, whole_artifact
 from m3po_dagster.storage.tables import TableSchema
 
 ROW_GROUP = 16_384
 PARTS = "parts"
 SCRATCH = "scratch"
 _PLAN = "plan.json"
+UNFINISHED = (PARTS, SCRATCH, _PLAN)
+"""What one attempt leaves to the next."""
 _PART = re.compile(r"(\d{5})\.parquet")
 _HASH = b"m3po.hash"
 _LOG = logging.getLogger(__name__)
@@ -59,10 +62,11 @@ class Draft:
     def __enter__(self) -> "Draft":
         self._lock = self._disk.lock(self._folder)
         try:
-            self.committed = load(self._disk, self.key)
-            if not self.committed:
+            self.committed, reason = look(self._disk, self.key)
+            if reason:
                 # A manifest that doesn't count must not come to count once the files it lists are written anew.
-                self._disk.remove(f"{self._folder}/{MANIFEST}")
+                set_aside(self._disk, self.key, whole_artifact(self._disk, self.key, UNFINISHED), reason)
+            if not self.committed:
                 self._find_parts()
         except BaseException:
             self._release()
@@ -90,17 +94,20 @@ class Draft:
                 self._parts.add(int(match[1]))
 
     def _whole(self, index: int) -> bool:
-        """Whether a part reads back with the hash it was written with; one that doesn't is removed."""
+        """Whether a part reads back with the hash it was written with; one that doesn't is set aside."""
         path = self._part_path(index)
         try:
-            table = self._read(index)
+            with unreadable_disk(self._disk.local(path)):
+                table = self._read(index)
             whole = (table.schema.metadata or {}).get(_HASH) == table_hash(table).encode()
             reason = "its content is not what was written"
+        except MemoryError:
+            raise
         except (pa.ArrowException, OSError, ValueError, TypeError) as error:
             whole, reason = False, str(error)
         if not whole:
             _LOG.warning("%s is damaged (%s): this part is made again", self._disk.local(path), reason)
-            self._disk.remove(path)
+            set_aside(self._disk, self.key, [path.removeprefix(f"{self._folder}/")], reason)
         return whole
 
     def _part_path(self, index: int) -> str:
@@ -210,7 +217,7 @@ class Draft:
             seconds=round(time.monotonic() - self._started, 3),
             metadata=extra,
             **surroundings(),
-        )
+        ).sealed()
         self._disk.write(f"{self._folder}/{MANIFEST}", lambda file: file.write(manifest.to_json()))
         self._tidy(manifest)
         self._release()

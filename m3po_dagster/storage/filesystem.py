@@ -131,6 +131,12 @@ class LocalFolder:
             else:
                 target.unlink(missing_ok=True)
 
+    def move(self, path: str, to: str) -> None:
+        """Move a file, or a folder with all it holds, to a name that is not taken. Raises StoreError."""
+        with explained("move", self.local(path)):
+            self.local(to).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self.local(path), self.local(to))
+
     def remove_empty(self, path: str) -> None:
         """Remove a folder, and the folders above it up to the root, as long as they are empty."""
         folder = self.local(path)

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from m3po_dagster.storage.fingerprint import canonical_json
 
-FORMAT = 1
+FORMAT = 2
+"""2: a manifest is sealed. Those of format 1 are read as they are."""
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "open_clip_torch", "dagster", "pyarrow", "m3po-dagster")
 
 
@@ -71,6 +72,7 @@ class Manifest(_Record):
     created: datetime = Field(description="when it was committed, UTC")
     seconds: float = Field(ge=0, description="from opening the draft to the commit, in the run that committed it")
     metadata: dict[str, Any] = Field(description="counts, timings, device, cost: does not count for the fingerprint")
+    seal: str = Field("", description="hash of all the other fields, which tells a damaged manifest")
 
     @property
     def bytes(self) -> int:
@@ -80,6 +82,16 @@ class Manifest(_Record):
     def to_json(self) -> bytes:
         """Indented JSON, in the order of the fields."""
         return (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode()
+
+    def sealed(self) -> "Manifest":
+        """The same with its seal."""
+        return self.model_copy(update={"seal": seal_of(self.model_dump(mode="json"))})
+
+
+def seal_of(fields: Mapping[str, Any]) -> str:
+    """sha256 (hex) of a manifest's fields as its JSON has them, without the seal."""
+    others = {name: value for name, value in fields.items() if name != "seal"}
+    return hashlib.sha256(canonical_json(others).encode()).hexdigest()
 
 
 def content_version(tables: Mapping[str, str], files: Mapping[str, str]) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from m3po_dagster.storage.artifact import MANIFEST, Artifact, load
 from m3po_dagster.storage.collect import DraftInfo, Removal, collect, draft_info
-from m3po_dagster.storage.draft import Draft
+from m3po_dagster.storage.draft import UNFINISHED, Draft
 from m3po_dagster.storage.errors import StoreError
 from m3po_dagster.storage.filesystem import LocalFolder
 from m3po_dagster.storage.names import ArtifactKey, check_name, parse_folder
+from m3po_dagster.storage.quarantine import SetAside, damage, quarantined, set_aside, whole_artifact
 
 _SHORTEST_PREFIX = 4
 
@@ -41,6 +42,28 @@ class ArtifactStore:
     def open(self, asset: str, partition: str, fingerprint: str) -> Draft:
         """A draft to write under an exclusive lock, as a context manager; entering it raises Busy when it is taken."""
         return Draft(self._disk, ArtifactKey(asset, partition, fingerprint))
+
+    def quarantine(self, asset: str, partition: str, fingerprint: str) -> str | None:
+        """Sets a committed artifact aside when, read in full under its lock, it turns out to be damaged.
+
+        Gives the folder it lies in now, or None when it is whole or gone. What is set aside counts as never made.
+        Raises Busy when somebody else holds it, StoreError.
+        """
+        key = ArtifactKey(asset, partition, fingerprint)
+        lock = self._disk.lock(key.folder)
+        try:
+            reason = damage(self._disk, key)
+            if not reason:
+                return None
+            place = set_aside(self._disk, key, whole_artifact(self._disk, key, UNFINISHED), reason)
+            return str(self._disk.local(place))
+        finally:
+            lock.release()
+            self._disk.remove_empty(key.folder)
+
+    def quarantined(self) -> list[SetAside]:
+        """All that was set aside and not removed since."""
+        return quarantined(self._disk)
 
     def drafts(self, asset: str | None = None) -> Iterator[DraftInfo]:
         """Every folder that is not committed: work under way, or left behind by a crash."""
