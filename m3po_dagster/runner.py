@@ -5,9 +5,10 @@ each other. In a wave each partition with something due is one run, in this proc
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
 
 import dagster as dg
 
@@ -61,8 +62,8 @@ class Selection:
 
 EVERYTHING = Selection()
 
-MOST_WALKS = 5
-"""How often the graph is walked when objects turn out to be damaged: a disk may spoil whatever is written."""
+MOST_LOSSES = 2
+"""How often a part may turn out to be damaged in one go before it is given up: a disk may spoil all that is written."""
 
 WRAPPED_BY = ("DagsterExecutionStepExecutionError", "DagsterUserCodeExecutionError")
 """What Dagster puts around an error of a step."""
@@ -122,7 +123,8 @@ class Runner:
         asked its probe set whether that is due or not.
         """
         for_good: set[Part] = set()
-        for walk in range(MOST_WALKS):
+        losses: Counter[str] = Counter()
+        for walk in count():
             failed, lost = set(for_good), False
             for wave in waves():
                 # Partitions of a wave don't depend on each other, so one look serves the wave.
@@ -135,8 +137,11 @@ class Runner:
                         starting(names, partition)
                         outcome = self._run(names, partition)
                         failed |= {(name, partition) for name in outcome.failed}
-                        lost |= bool(outcome.lost)
-                        for_good |= set() if outcome.lost else {(name, partition) for name in outcome.failed}
+                        losses.update(outcome.lost)
+                        if outcome.lost and max(losses.values()) <= MOST_LOSSES:
+                            lost = True
+                        else:
+                            for_good |= {(name, partition) for name in outcome.failed}
                         yield outcome
             if not lost:
                 return

@@ -5,7 +5,7 @@
                                          manifest.json             last: from then on it is there
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from m3po_dagster.storage.artifact import MANIFEST, Artifact, load
@@ -15,6 +15,7 @@ from m3po_dagster.storage.errors import StoreError
 from m3po_dagster.storage.filesystem import LocalFolder
 from m3po_dagster.storage.names import ArtifactKey, check_name, parse_folder
 from m3po_dagster.storage.quarantine import SetAside, damage, quarantined, set_aside, whole_artifact
+from m3po_dagster.storage.survey import Survey, survey
 
 _SHORTEST_PREFIX = 4
 
@@ -60,6 +61,10 @@ class ArtifactStore:
         finally:
             lock.release()
             self._disk.remove_empty(key.folder)
+
+    def survey(self, content: bool, advance: Callable[[int, int], None] = lambda done, of: None) -> Survey:
+        """Looks at everything in the store, and with `content` reads and hashes all of it. Changes nothing."""
+        return survey(self._disk, self._keys(), content, advance)
 
     def quarantined(self) -> list[SetAside]:
         """All that was set aside and not removed since."""
