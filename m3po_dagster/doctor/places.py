@@ -1,5 +1,6 @@
 """Where results and the event log go: room, rights, locks that hold, a clock that agrees."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -52,8 +53,6 @@ def _room(name: str, folder: Path, there: Path) -> Finding:
 
 def _rights(name: str, there: Path) -> Iterator[Finding]:
     """Writes a file, locks it twice, and compares its time with this machine's."""
-    import fcntl
-
     try:
         with tempfile.NamedTemporaryFile(dir=there, prefix=".m3po-doctor-") as file:
             file.write(b"x")

@@ -60,26 +60,24 @@ def check_store(
 
 def _against(survey: Survey, heads: Mapping[Part, Head]) -> list[Finding]:
     """Where the event log names what the store doesn't hold, or not with that content."""
+    if not heads:
+        return [note("Dagster", "its event log knows no artifact", "Set DAGSTER_HOME to the instance of this store")]
     whole = {artifact.key: artifact for artifact in survey.whole}
     bad = {*survey.damaged, *survey.unreadable}
-    findings, gone = [], []
+    findings, sound = [], 0
     for part, head in heads.items():
         key = ArtifactKey(*part, head.fingerprint)
         artifact = whole.get(key)
         if artifact is None and key not in bad:
-            gone.append(part)
-            findings.append(
-                problem(label(part), f"current in Dagster, gone from the store ({key})", "`m3po run` makes it anew")
-            )
+            said = f"current in Dagster, gone from the store ({key})"
+            findings.append(problem(label(part), said, "`m3po run` makes it anew"))
         elif artifact is not None and artifact.data_version != head.data_version:
             said = f"Dagster has content {head.data_version[:12]}, the store {artifact.data_version[:12]} ({key})"
             findings.append(problem(label(part), said, "Materialise it, and what follows from it, again"))
-    if heads and not findings:
-        findings.append(ok("Dagster", f"all {len(heads)} current artifacts are in the store with that content"))
-    elif not heads:
-        findings.append(
-            note("Dagster", "its event log knows no artifact", "Set DAGSTER_HOME to the instance of this store")
-        )
+        else:
+            sound += artifact is not None
+    if sound == len(heads):
+        findings.append(ok("Dagster", f"all {sound} current artifacts are in the store with that content"))
     return findings
 
 
