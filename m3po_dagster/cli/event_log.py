@@ -55,8 +55,8 @@ def event_log() -> "Iterator[dg.DagsterInstance]":
             yield instance
         except SQLAlchemyError as error:
             fail(
-                f"Dagster's event log in {dagster_home()} stopped answering: {_said(error)}. Finished work is kept: once "
-                "it answers again (its database is up, its disk has room), the same command goes on from there",
+                f"Dagster's event log in {dagster_home()} stopped answering: {_said(error)}. Finished work is kept: "
+                "once it answers again (its database is up, its disk has room), the same command goes on from there",
                 status=1,
             )
 
