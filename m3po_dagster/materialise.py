@@ -263,33 +263,32 @@ def _prepare(context: dg.AssetExecutionContext, part: Part, study: StudyResource
     return work
 
 
-def _undamaged(attempt: Callable[[], _Made], part: Part, store: StoreResource, log: Callable[[str], None]) -> _Made:
+def _undamaged(
+    attempt: Callable[[], _Made], part: Part, store: StoreResource, log: Callable[[str], None], own_again: bool = True
+) -> _Made:
     """What `attempt` gives. An object that it finds damaged is set aside.
 
-    The step's own result is made again at once; for another's, raises dg.Failure that says so, for it is due again.
+    The step's own result is made again at once, but only once: a disk may spoil whatever is written. For another's,
+    raises dg.Failure that says so, for it is due again.
     """
-    while True:
+    try:
+        return attempt()
+    except Damaged as damaged:
+        lost, became = ArtifactKey(*damaged.key), "is gone"
         try:
-            return attempt()
-        except Damaged as damaged:
-            lost = ArtifactKey(*damaged.key)
-            try:
-                place = store.open().quarantine(*lost)
-            except Busy as busy:
-                place, held = None, str(busy)
-            else:
-                held = "it is gone"
-            log(f"{damaged}; {f'set aside in {place}' if place else held}")
-            # What can't be set aside would be found damaged for ever.
-            if place and lost[:2] == part:
-                continue
-            raise dg.Failure(
-                f"{label(part)} met a damaged {lost}: {damaged.reason}. "
-                f"{f'It was set aside in {place}' if place else held.capitalize()}, and is made again by what makes "
-                "it; `m3po run` does it.",
-                metadata={LOST_METADATA: label(lost[:2])},
-                allow_retries=False,
-            ) from damaged
+            if place := store.open().quarantine(*lost):
+                became = f"was set aside in {place}"
+        except Busy as busy:
+            place, became = None, f"was left where it is ({busy})"
+        log(f"{damaged}; it {became}")
+        if own_again and place and lost[:2] == part:
+            return _undamaged(attempt, part, store, log, own_again=False)
+        raise dg.Failure(
+            f"{label(part)} met a damaged {lost}: {damaged.reason}. It {became}, and is made again by what makes it; "
+            "`m3po run` does it.",
+            metadata={LOST_METADATA: label(lost[:2])},
+            allow_retries=False,
+        ) from damaged
 
 
 def _not_ready(work: Work, store: StoreResource) -> str:

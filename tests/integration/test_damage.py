@@ -29,7 +29,7 @@ def test_a_damaged_input_is_set_aside_made_again_and_the_step_with_it(copy_of_ma
     outcomes = project.run()
     met, *after = outcomes
     assert met.assets[0] == "mas_table" and met.lost == ("candidates[s0]",)
-    assert "met a damaged candidates[s0]" in met.error and "set aside in" in met.error
+    assert "met a damaged candidates[s0]" in met.error and "It was set aside in" in met.error
     assert [outcome.error for outcome in after if outcome.error] == []
     assert [one.assets for one in after if one.partition == "s0"] == [("candidates", "mas_table")]
     assert heads_of(project) == before and project.unsettled() == []
