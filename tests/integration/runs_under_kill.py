@@ -3,9 +3,9 @@
     python runs_under_kill.py PARTS SEED      with M3PO_STUDY, M3PO_STORE and DAGSTER_HOME set
 
 PARTS is a JSON list of [asset, partition, seconds], what an undisturbed run makes in the order it makes it. One kill is
-aimed at each: somewhere within as long as it took then, from when its lock is seen. After each follows one at any
-moment. Everything is imported before the processes are forked, but for some that are started as a shell starts them.
-Prints each kill with what was being made, and whether something committed was ever written again.
+aimed at each: somewhere within as long as it took then, from when its lock is seen. After every second follows one at
+any moment. Everything is imported before the processes are forked, but for some that are started as a shell starts
+them. Prints each kill with what was being made, and whether something committed was ever written again.
 """
 
 import importlib
@@ -32,7 +32,7 @@ IMPORTED = (
     "trl.trainer.dpo_trainer",
     "trl.trainer.sft_trainer",
 )
-SHELL_EVERY = 8
+SHELL_EVERY = 4
 """One in so many kills at any moment meets a process with its start before it."""
 MOST_SECONDS = 2.5
 LOOK_SECONDS = 0.001
@@ -45,6 +45,7 @@ class Killing:
     def __init__(self, root: Path, log: Path, seed: int) -> None:
         self.root, self.log, self.rng = root, log, random.Random(seed)
         self.kills: list[dict] = []
+        self.anywhere = 0
         self.committed: dict[str, tuple[int, int]] = {}
         self.rewritten: list[str] = []
 
@@ -54,7 +55,8 @@ class Killing:
 
     def once(self, part: tuple[str, str, float] | None) -> bool:
         """One run; killed while `part` is made, or at any moment without one. Whether it ended by itself."""
-        shell = part is None and len(self.kills) % (2 * SHELL_EVERY) == 1
+        self.anywhere += part is None
+        shell = part is None and self.anywhere % SHELL_EVERY == 0
         process = self._shell() if shell else self._forked()
         try:
             if part is None:
@@ -147,8 +149,8 @@ def main(parts: str, seed: str) -> None:
         importlib.import_module(name)
     root = Path(os.environ["M3PO_STORE"])
     killing = Killing(root, root.with_name("killed.log"), int(seed))
-    for part in map(tuple, json.loads(parts)):
-        if killing.once(part) or killing.once(None):
+    for number, part in enumerate(map(tuple, json.loads(parts))):
+        if killing.once(part) or (number % 2 == 0 and killing.once(None)):
             break
     while not killing.once(("never", "made", 0.0)):
         pass
