@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import dagster as dg
 import pyarrow as pa
@@ -31,14 +32,16 @@ from m3po_dagster.graph import (
 )
 from m3po_dagster.identity import Identities
 from m3po_dagster.method.alignment.ledger_errors import LedgerError
+from m3po_dagster.out_of_memory import out_of_memory, what_to_do
 from m3po_dagster.progress import progress
 from m3po_dagster.resources.study import StoreResource, StudyResource
 from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.check import check
 from m3po_dagster.storage.content import table_hash
 from m3po_dagster.storage.draft import Draft
-from m3po_dagster.storage.errors import Busy, StoreError
+from m3po_dagster.storage.errors import Busy, Damaged, StoreError
 from m3po_dagster.storage.manifest import content_version
+from m3po_dagster.storage.names import ArtifactKey
 from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.storage.tables import TableSchema
 from m3po_dagster.study import Study
@@ -47,6 +50,11 @@ MENDABLE = (StoreError, LedgerError, OSError, ValueError, FloatingPointError, Me
 """What a user can mend; the message says where and how, a stack trace adds nothing."""
 
 SECONDS_BETWEEN_TRIES = 1.0
+
+LOST_METADATA = "lost"
+"""On the failure of a step that met an object which was damaged or gone: it is due again, and then this step is."""
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,8 @@ def materialise(
     asset = context.asset_key.to_user_string()
     part = (asset, str(context.partition_key) if context.has_partition_key else "")
     started = time.monotonic()
-    try:
+
+    def found_or_made() -> tuple[Artifact, bool, Mapping[str, object]]:
         work = _prepare(context, part, study, store)
         fingerprint, seen = _fingerprint(work, build)
         _tag_run(context, work, fingerprint)
@@ -163,7 +172,10 @@ def materialise(
             work.log(f"{label(part)}: an object it stands on is no longer in the store and is made again")
             build(work)
             reused = False
-        description = describe(artifact, work)
+        return artifact, reused, describe(artifact, work)
+
+    try:
+        artifact, reused, description = _undamaged(found_or_made, part, store, context.log.warning)
     except Obsolete as change:
         context.log.info(f"{label(part)}: nothing to do for this run any more: {change}")
         context.instance.add_run_tags(context.run.run_id, {run_tags.OBSOLETE: "true"})
@@ -172,7 +184,13 @@ def materialise(
         context.instance.add_run_tags(context.run.run_id, {run_tags.INTERRUPTED: "true"})
         raise
     except MENDABLE as error:
-        raise dg.Failure(f"{label(part)}: {error}", allow_retries=False) from error
+        said = what_to_do(part[0], error) if out_of_memory(error) else str(error)
+        raise dg.Failure(f"{label(part)}: {said}", allow_retries=False) from error
+    except RuntimeError as error:  # torch's word for a GPU that is full
+        if not out_of_memory(error):
+            raise
+        raise dg.Failure(f"{label(part)}: {what_to_do(part[0], error)}", allow_retries=False) from error
+    fingerprint = artifact.fingerprint
     failed = failed_checks(artifact)
     (_, main), *others = artifact.manifest.tables.items()
     rows = {"dagster/row_count": main.rows, **{f"{name} rows": table.rows for name, table in others}}
@@ -229,9 +247,12 @@ def _prepare(context: dg.AssetExecutionContext, part: Part, study: StudyResource
     keys = [(*upstream, heads[upstream].fingerprint) for upstream in needed]
     for upstream, artifact in zip(needed, opened.find_all(keys), strict=True):
         if artifact is None:
+            # A manifest that doesn't count is moved out of the way of those who only look whether it is there.
+            opened.quarantine(*upstream, heads[upstream].fingerprint)
             raise dg.Failure(
                 f"{label(part)}: the store {store.root} no longer holds {label(upstream)} "
-                f"({heads[upstream].fingerprint[:16]}): materialise {label(upstream)} again.",
+                f"({heads[upstream].fingerprint[:16]}): materialise {label(upstream)} again; `m3po run` does it.",
+                metadata={LOST_METADATA: label(upstream)},
                 allow_retries=False,
             )
         if failed := failed_checks(artifact):
@@ -242,6 +263,34 @@ def _prepare(context: dg.AssetExecutionContext, part: Part, study: StudyResource
             )
         work.inputs[upstream] = artifact
     return work
+
+
+def _undamaged(
+    attempt: Callable[[], _Made], part: Part, store: StoreResource, log: Callable[[str], None], own_again: bool = True
+) -> _Made:
+    """What `attempt` gives. An object that it finds damaged is set aside.
+
+    The step's own result is made again at once, but only once: a disk may spoil whatever is written. For another's,
+    raises dg.Failure that says so, for it is due again.
+    """
+    try:
+        return attempt()
+    except Damaged as damaged:
+        lost, became = ArtifactKey(*damaged.key), "is gone"
+        try:
+            if place := store.open().quarantine(*lost):
+                became = f"was set aside in {place}"
+        except Busy as busy:
+            place, became = None, f"was left where it is ({busy})"
+        log(f"{damaged}; it {became}")
+        if own_again and place and lost[:2] == part:
+            return _undamaged(attempt, part, store, log, own_again=False)
+        raise dg.Failure(
+            f"{label(part)} met a damaged {lost}: {damaged.reason}. It {became}, and is made again by what makes it; "
+            "`m3po run` does it.",
+            metadata={LOST_METADATA: label(lost[:2])},
+            allow_retries=False,
+        ) from damaged
 
 
 def _not_ready(work: Work, store: StoreResource) -> str:

@@ -5,9 +5,10 @@ each other. In a wave each partition with something due is one run, in this proc
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
 
 import dagster as dg
 
@@ -15,6 +16,7 @@ from m3po_dagster import run_tags
 from m3po_dagster.automation.machine import this_machine
 from m3po_dagster.current import held_heads
 from m3po_dagster.graph import STAGES, Part, Stage, due, inputs_of, partition_keys, upstream_of
+from m3po_dagster.materialise import LOST_METADATA
 from m3po_dagster.resources.study import StoreResource
 from m3po_dagster.study import Study
 
@@ -60,6 +62,9 @@ class Selection:
 
 EVERYTHING = Selection()
 
+MOST_LOSSES = 2
+"""How often a part may turn out to be damaged in one go before it is given up: a disk may spoil all that is written."""
+
 WRAPPED_BY = ("DagsterExecutionStepExecutionError", "DagsterUserCodeExecutionError")
 """What Dagster puts around an error of a step."""
 
@@ -77,6 +82,8 @@ class Outcome:
     failed: tuple[str, ...]
     error: str | None
     run_id: str
+    lost: tuple[str, ...] = ()
+    """What it met that was damaged or gone from the store, by name: that is due again, and what failed for it too."""
 
 
 def waves() -> list[list[Stage]]:
@@ -110,22 +117,34 @@ class Runner:
     ) -> Iterator[Outcome]:
         """Runs what is due, yielding each run's outcome. What hangs on a failed run is left as it is.
 
+        When a run met an object that was damaged, and so set aside, the graph is walked again: it is made again.
+
         `starting` is called with the assets and the partition of each run before it begins. `ask_judge`: the judge is
         asked its probe set whether that is due or not.
         """
-        failed: set[Part] = set()
-        for wave in waves():
-            # Partitions of a wave don't depend on each other, so one look serves the wave.
-            waiting = set(due(self.study, self.identities, held_heads(self.instance, self.store)))
-            if ask_judge:
-                waiting |= {(stage.asset, "") for stage in wave if stage.observed}
-            for partition in partition_keys(wave[0], self.study):
-                names = self._due(wave, partition, waiting, selection, failed)
-                if names:
-                    starting(names, partition)
-                    outcome = self._run(names, partition)
-                    failed |= {(name, partition) for name in outcome.failed}
-                    yield outcome
+        for_good: set[Part] = set()
+        losses: Counter[str] = Counter()
+        for walk in count():
+            failed, lost = set(for_good), False
+            for wave in waves():
+                # Partitions of a wave don't depend on each other, so one look serves the wave.
+                waiting = set(due(self.study, self.identities, held_heads(self.instance, self.store)))
+                if ask_judge and walk == 0:
+                    waiting |= {(stage.asset, "") for stage in wave if stage.observed}
+                for partition in partition_keys(wave[0], self.study):
+                    names = self._due(wave, partition, waiting, selection, failed)
+                    if names:
+                        starting(names, partition)
+                        outcome = self._run(names, partition)
+                        failed |= {(name, partition) for name in outcome.failed}
+                        losses.update(outcome.lost)
+                        if outcome.lost and max(losses.values()) <= MOST_LOSSES:
+                            lost = True
+                        else:
+                            for_good |= {(name, partition) for name in outcome.failed}
+                        yield outcome
+            if not lost:
+                return
 
     def _due(
         self, wave: list[Stage], partition: str, waiting: set[Part], selection: Selection, failed: set[Part]
@@ -187,12 +206,19 @@ def outcome_of(
     # A failed blocking check leaves a materialisation behind that nothing may build on.
     stopped = {event.step_key for event in failed_steps}
     failed = tuple(name for name in names if name in stopped or name not in made)
-    return Outcome(tuple(names), partition, seconds, reused, failed, error, run_id)
+    lost = tuple(name for event in failed_steps for name in _lost(event))
+    return Outcome(tuple(names), partition, seconds, reused, failed, error, run_id, lost)
 
 
 def _is_check(event: dg.DagsterEvent) -> bool:
     """Whether a step failed for a blocking check alone, of which its outcome says more."""
     return event.event_specific_data.error.cls_name == "DagsterAssetCheckFailedError"
+
+
+def _lost(event: dg.DagsterEvent) -> list[str]:
+    """What a failed step says it met damaged or gone."""
+    told = event.event_specific_data.user_failure_data
+    return [str(told.metadata[LOST_METADATA].value)] if told and LOST_METADATA in told.metadata else []
 
 
 def sentence(event: dg.DagsterEvent) -> str:

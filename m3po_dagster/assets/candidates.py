@@ -60,7 +60,9 @@ def sample_shard(work: Work, generator: GeneratorResource) -> Built:
     prompts = {prompt.prompt_id: prompt for prompt in prompts_of(work.one("filtered_instructions").table(), work.study)}
     use = DeviceUse(served=work.study.generator.kind == "server")
     sampling = ShardSampling(work, generator, prompts)
-    rows = in_parts(work, prompts, sampling.sample, PART_SCHEMA, "sampling", sampling.asked_again)
+    rows = in_parts(
+        work, prompts, sampling.sample, PART_SCHEMA, "sampling", sampling.asked_again, together=sampling.together
+    )
     sampled = rows.filter(pc.is_null(rows["failure"])).select(CANDIDATES.schema.names).cast(CANDIDATES.schema)
     failed = rows.filter(pc.is_valid(rows["failure"]))
     reasons = pa.array(["not sampled"] * len(failed), pa.string())

@@ -28,12 +28,14 @@ def in_parts(
     schema: pa.Schema,
     what: str,
     again: Callable[[pa.Table], Sequence[str]] = lambda kept: (),
+    together: int = 1,
 ) -> pa.Table:
     """The rows of all items in the items' order, whatever parts they came in.
 
     `items` goes by prompt id: a prompt, or a prompt with its candidates. `make` gets those without rows yet and gives
     rows as they are done, in any order; each has a prompt_id. `again` sees the rows of an interrupted run and names the
-    prompts whose rows don't count.
+    prompts whose rows don't count. `together`: as many items as `make` computes at once, in their order, come into one
+    part: so a resumed run computes the same ones together, and rounds as an undisturbed run does.
     """
     stored = _part_schema(schema)
     kept = _whole(work.draft, stored)
@@ -48,10 +50,17 @@ def in_parts(
         work.log(f"{what}: {len(done)} prompts of an interrupted run are kept")
     with work.progress(what, "prompt") as advance, writer:
         advance(len(done), len(items))
-        for rows in make([item for prompt_id, item in items.items() if prompt_id not in done]):
-            writer.add(rows)
-            done |= {row["prompt_id"] for row in rows}
-            advance(len(done), len(items))
+        finished: list[Rows] = []
+        try:
+            for rows in make([item for prompt_id, item in items.items() if prompt_id not in done]):
+                finished.append(rows)
+                done |= {row["prompt_id"] for row in rows}
+                if len(finished) == together:
+                    writer.add([row for some in finished for row in some])
+                    finished.clear()
+                advance(len(done), len(items))
+        finally:
+            writer.add([row for some in finished for row in some])
     return _last(_whole(work.draft, stored), list(items)).select(schema.names).cast(schema)
 
 

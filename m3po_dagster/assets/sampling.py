@@ -32,6 +32,12 @@ class ShardSampling:
         self._done = self._tokens = 0
         self._seconds = 0.0
 
+    @property
+    def together(self) -> int:
+        """Prompts that are computed at once; 1 where each is by itself."""
+        alone = self._engine is None or self._study.generator.kind == "server" or self._engine.path == "generate"
+        return 1 if alone else self._settings.prompts_per_batch
+
     def asked_again(self, kept: pa.Table) -> list[str]:
         """The failed prompts of an interrupted run when they are what stopped it: the cause may be mended by now.
 

@@ -103,7 +103,8 @@ def decide(
     elif newest.how == "obsolete":
         # What changed was seen by the step and not yet by the sensor that looks outside.
         wait = settings.look_every
-    if now < newest.at + wait:
+    # One that ended later than now ended before the clock was set back: how long ago is not known, so it waits no more.
+    if newest.at <= now < newest.at + wait:
         return Held(part, f"tried again in {newest.at + wait - now:.0f} s", later=True)
     return Ask(part, wanted, newest.run_id)
 

@@ -1,10 +1,11 @@
-"""`m3po doctor`: checks of what a study leans on, before much is spent on it."""
+"""`m3po doctor`: checks of what a study leans on, before much is spent on it, and of what it made."""
 
 import json
 from typing import Annotated, Any
 
 import typer
 
+from m3po_dagster.cli import doctor_installation, doctor_store
 from m3po_dagster.cli.options import JsonOption, StudyOption, explained, fail
 from m3po_dagster.study import DEFAULT_STUDY
 
@@ -13,7 +14,11 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def doctor() -> None:
-    """Checks of what a study leans on."""
+    """Checks of what a study leans on, and of what it made."""
+
+
+app.command("store")(doctor_store.check)
+app.command("installation")(doctor_installation.check)
 
 
 @app.command()

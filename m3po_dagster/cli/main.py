@@ -48,7 +48,7 @@ app.add_typer(
     help="What an adapter was made from, what a pair or image went into, how two adapters differ.",
 )
 app.add_typer(pairs.app, name="pairs", help="What became of a recipe's preference pairs in training.")
-app.add_typer(doctor.app, name="doctor", help="Checks of what a study leans on: whether two engines agree.")
+app.add_typer(doctor.app, name="doctor", help="Checks: a store, an installation, whether two engines agree.")
 app.add_typer(deployment.app, name="deployment", help="Where steps run, and what each kind of step is given there.")
 app.add_typer(judge.app, name="judge", help="A study's judge: its maps, and whether it judges as people do.")
 app.add_typer(score.app, name="score", help="Score anybody's answers to a benchmark, by every public tool's rules.")

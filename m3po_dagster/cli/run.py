@@ -87,7 +87,8 @@ def run(
             named = "" if study == DEFAULT_STUDY else f" --study {study}"
             trained = [name for name, recipe in loaded.recipes.items() if recipe.trains]
             typer.echo(NEXT.format(study=named, recipe=trained[-1] if trained else BASE_RECIPE))
-    failed = [outcome for outcome in outcomes if outcome.error]
+    # What met a damaged object was tried again once that was made again.
+    failed = [outcome for outcome in outcomes if outcome.error and not outcome.lost]
     if failed:
         fail(f"{len(failed)} of {len(outcomes)} runs failed; what hangs on them was left as it is", status=1)
     if left:
@@ -118,7 +119,7 @@ class _View:
         count = self._count(len(outcome.assets))
         self.done += len(outcome.assets)
         made = [name for name in outcome.assets if name not in outcome.reused]
-        state = "FAILED" if outcome.error else ("reused" if not made else "made")
+        state = ("DAMAGE" if outcome.lost else "FAILED") if outcome.error else ("reused" if not made else "made")
         what = _named(made or outcome.assets, outcome.partition)
         typer.echo(f"{self.clear}{count} {state:>6} {outcome.seconds:6.1f} s  {what}", err=True)
         for said in (outcome.error or "").splitlines():

@@ -21,8 +21,9 @@ def export_adapter(made: Made, chosen: ChosenAdapter, out: Path) -> None:
     """
     card = model_card(made, chosen, merged=False)
     with new_folder(out) as folder:
+        files = chosen.artifact.path("files")
         for name in ADAPTER_FILES:
-            shutil.copyfile(chosen.artifact.path("files") / name, folder / name)
+            shutil.copyfile(files / name, folder / name)
         _write_words(made, chosen, card, folder)
 
 

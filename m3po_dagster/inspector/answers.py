@@ -195,7 +195,9 @@ class AnswerLists:
             try:
                 table = pq.read_table(path, filters=filters)
             except pa.ArrowException as error:
-                raise ValueError(f"{path} can't be read or is damaged ({error}): remove its folder, then run") from None
+                raise ValueError(
+                    f"{path} can't be read or is damaged ({error}): run `m3po doctor store --repair`"
+                ) from None
             try:
                 return table, _right(self._benchmark(study, artifact, name, seed), image_root(study, name), table), ""
             except (BenchmarkError, OSError) as error:

@@ -40,7 +40,9 @@ def _read(places: Sequence[Place]) -> list[dict[int, str]]:
         try:
             table = read_rows(path, start, spans[-1][1] - start, ["k", "text"])
         except pa.ArrowException as error:
-            raise ValueError(f"{path} can't be read or is damaged ({error}): remove its folder, then run") from None
+            raise ValueError(
+                f"{path} can't be read or is damaged ({error}): run `m3po doctor store --repair`"
+            ) from None
         for number, (first, end) in zip(near, spans, strict=True):
             mine = table.slice(first - start, end - first)
             found[number] = dict(zip(mine["k"].to_pylist(), mine["text"].to_pylist(), strict=True))

@@ -177,7 +177,7 @@ class Watch:
                     read = ", ".join(
                         str(item.path("data.parquet")) for item in (shard.candidates, shard.mas, shard.logprobs)
                     )
-                    raise ValueError(f"one of {read} is damaged ({error}): remove its folder, then run") from None
+                    raise ValueError(f"one of {read} is damaged ({error}): run `m3po doctor store --repair`") from None
                 for name, front in zip(lacking, built, strict=True):
                     _save(front, folder / name)
                     kept[name] = front

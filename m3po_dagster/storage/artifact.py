@@ -1,7 +1,10 @@
 """A committed artifact: its manifest, its tables, its files. Immutable."""
 
+import hashlib
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,15 +15,16 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from m3po_dagster.storage.content import column_hashes, table_hash
-from m3po_dagster.storage.errors import StoreError, explained
+from m3po_dagster.storage.errors import Damaged, StoreError, explained
 from m3po_dagster.storage.fingerprint import file_sha256
-from m3po_dagster.storage.manifest import FORMAT, FileEntry, Manifest, TableEntry
+from m3po_dagster.storage.manifest import FORMAT, FileEntry, Manifest, TableEntry, seal_of
 from m3po_dagster.storage.names import ArtifactKey
 
 if TYPE_CHECKING:
     from m3po_dagster.storage.bucket_folder import Disk
 
 MANIFEST = "manifest.json"
+_CHUNK = 1 << 22
 _LOG = logging.getLogger(__name__)
 
 
@@ -62,7 +66,7 @@ class Artifact:
     def table(self, name: str = "data", columns: list[str] | None = None) -> pa.Table:
         """A table, or some of its columns, verified against the manifest's content hashes.
 
-        Raises StoreError when there is no such table or column, or when the file is damaged.
+        Raises StoreError when there is no such table or column, Damaged when its file is not what was committed.
         """
         entry = self.manifest.tables.get(name)
         if entry is None:
@@ -73,7 +77,7 @@ class Artifact:
             raise StoreError(f"{self.key}: table {name!r} has no columns {unknown}: it has {list(entry.columns)}")
         path = self._at(f"{name}.parquet")
         try:
-            with self._disk.open(path, entry.bytes) as file:
+            with unreadable_disk(self._disk.where(path)), self._disk.open(path, entry.bytes) as file:
                 # From a bucket, what lies close together comes in one request.
                 table = pq.ParquetFile(file, pre_buffer=self._disk.keeps_whole).read(wanted).select(wanted)
             different = [
@@ -82,18 +86,20 @@ class Artifact:
                 if digest != entry.columns[column].hash
             ]
             reason = f"columns {different} are not what was committed" if different else ""
+        except MemoryError:
+            raise
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error)
         if reason:
-            where = self._disk.where(path)
-            raise StoreError(f"{where} can't be read or is damaged ({reason}): remove its folder, then run again")
+            raise Damaged(self._disk.where(path), self.key, reason)
         return table
 
     def path(self, name: str) -> Path:
         """Local path of a file, a folder of files or a table's Parquet file, to be read only.
 
-        What lies in a bucket is copied first, unless it was before. Raises StoreError when there is no such file, or
-        when it is damaged.
+        What lies in a bucket is copied first, unless it was before. Files are verified against the manifest's hashes, a
+        table that was not copied now when `table` reads it. Raises StoreError when there is no such file, Damaged when
+        one is not what was committed.
         """
         known = {f"{table}.parquet": entry for table, entry in self.manifest.tables.items()} | self.manifest.files
         wanted = {path: entry for path, entry in known.items() if path == name or path.startswith(f"{name}/")}
@@ -105,7 +111,55 @@ class Artifact:
     def _provide(self, path: str, entry: TableEntry | FileEntry) -> None:
         # Of a table that was copied before, the columns that `table` reads come from the bucket and are verified then.
         is_file = isinstance(entry, FileEntry)
-        self._disk.provide(self._at(path), entry.bytes, partial(_as_listed, entry), always_check=is_file)
+        where = self._disk.where(self._at(path))
+        try:
+            whole = self._disk.provide(self._at(path), entry.bytes, partial(_as_listed, entry), always_check=is_file)
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise Damaged(where, self.key, "it is missing") from error
+            raise
+        if not whole:
+            raise Damaged(where, self.key, "its bytes are not what was committed")
+
+    def check_file(self, path: str) -> None:
+        """Raises Damaged when a file of the manifest is not what was committed, StoreError when it can't be read."""
+        where, entry = self.where(path), self.manifest.files[path]
+        digest = hashlib.sha256()
+        try:
+            with unreadable_disk(where), self._disk.open(self._at(path), entry.bytes) as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+        except FileNotFoundError as error:
+            raise Damaged(where, self.key, "it is missing") from error
+        except OSError as error:  # shorter than it was
+            raise Damaged(where, self.key, str(error)) from error
+        if digest.hexdigest() != entry.sha256:
+            raise Damaged(where, self.key, "its bytes are not what was committed")
+
+    def check_content(self) -> None:
+        """Reads all that was committed, a column at a time. Raises Damaged for the first that differs, StoreError."""
+        for name, entry in self.manifest.tables.items():
+            for column in entry.columns:
+                self.table(name, [column])
+        for path in self.manifest.files:
+            self.check_file(path)
+
+
+@contextmanager
+def unreadable_disk(path: str) -> Iterator[None]:
+    """Turns what the disk refuses into a StoreError: that a file can't be read now doesn't say that it is damaged.
+
+    What pyarrow finds wrong in a file's bytes is an OSError too, without the system's number.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        with explained("read", path):
+            raise
 
 
 def _as_listed(entry: TableEntry | FileEntry, path: Path) -> bool:
@@ -126,13 +180,24 @@ def load(disk: "Disk", key: ArtifactKey) -> Artifact | None:
     logged as a warning with its path and reason, and its fingerprint can be made anew. A manifest of a later format
     raises StoreError: what a newer version made is not this version's to redo.
     """
+    artifact, reason = look(disk, key)
+    if reason:
+        path = disk.where(f"{key.folder}/{MANIFEST}")
+        _LOG.warning("%s does not count as committed: %s; it is made again when it is needed", path, reason)
+    return artifact
+
+
+def look(disk: "Disk", key: ArtifactKey) -> tuple[Artifact | None, str]:
+    """As `load`, with the reason why a manifest that is there does not count; nothing is logged."""
     path = f"{key.folder}/{MANIFEST}"
     with explained("read", disk.where(path)):
         text = disk.read(path)
     if text is None:
-        return None
+        return None, ""
     try:
         fields = json.loads(text)
+        if isinstance(fields, dict) and "seal" in fields and fields["seal"] != seal_of(fields):
+            return None, "its content is not what was written"
         version = fields.get("format") if isinstance(fields, dict) else None
         if isinstance(version, int) and version > FORMAT:
             raise StoreError(
@@ -140,10 +205,12 @@ def load(disk: "Disk", key: ArtifactKey) -> Artifact | None:
             )
         manifest = Manifest.model_validate(fields)
     except (ValueError, ValidationError) as error:
-        return _damaged(disk, path, f"it is not a manifest ({error})")
+        return None, f"it is not a manifest ({error})"
+    if manifest.format >= 2 and not manifest.seal:
+        return None, "it has no seal"
     found = ArtifactKey(manifest.asset, manifest.partition, manifest.fingerprint)
     if found != key:
-        return _damaged(disk, path, f"it is the manifest of {found}")
+        return None, f"it is the manifest of {found}"
     sizes = {f"{name}.parquet": entry.bytes for name, entry in manifest.tables.items()}
     sizes |= {name: entry.bytes for name, entry in manifest.files.items()}
     artifact = Artifact(key, manifest, disk)
@@ -151,9 +218,5 @@ def load(disk: "Disk", key: ArtifactKey) -> Artifact | None:
         actual = disk.size(artifact._at(name))
         if actual != size:
             there = "is missing" if actual is None else f"has {actual} bytes"
-            return _damaged(disk, path, f"{name} {there}, {size} bytes were committed")
-    return artifact
-
-
-def _damaged(disk: "Disk", path: str, reason: str) -> None:
-    _LOG.warning("%s does not count as committed: %s; it is made again when it is needed", disk.where(path), reason)
+            return None, f"{name} {there}, {size} bytes were committed"
+    return artifact, ""

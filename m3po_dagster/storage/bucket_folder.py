@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from errno import ENOENT
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -137,23 +138,25 @@ class BucketFolder:
         """A file of `size` bytes to read columns from. What it reads raises FileNotFoundError, StoreError."""
         return RangeReader(self._bucket, path, size)
 
-    def provide(self, path: str, size: int, whole: Callable[[Path], bool], always_check: bool) -> None:
+    def provide(self, path: str, size: int, whole: Callable[[Path], bool], always_check: bool) -> bool:
         """See to it that `local(path)` has the file: copied, found `whole`, and only then under its name.
 
-        A copy made before is used again if it has the size, and with `always_check` if it is still whole.
-        Raises StoreError when it can't be had, or is not whole.
+        Gives whether it is whole. A copy made before is used again if it has the size, and with `always_check` if it
+        is still whole. Raises StoreError when it can't be had.
         """
         target = self.local(path)
         if target.is_file() and target.stat().st_size == size and (not always_check or whole(target)):
-            return
+            return True
         unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         with explained("copy a file of the bucket to", target):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._bucket.download(path, unfinished)
+                if self._bucket.fetch(path, unfinished) is None:
+                    raise FileNotFoundError(ENOENT, "it is not there", self.where(path))
                 if not whole(unfinished):
-                    raise StoreError(f"{self.where(path)} is damaged: remove its folder, then run again")
+                    return False
                 os.replace(unfinished, target)
+                return True
             finally:
                 unfinished.unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileInfo
 
-from m3po_dagster.storage.artifact import MANIFEST, Artifact, load
+from m3po_dagster.storage.artifact import MANIFEST, Artifact, load, look, unreadable_disk
 from m3po_dagster.storage.check import check
 from m3po_dagster.storage.content import column_hashes, combined_hash, table_hash
 from m3po_dagster.storage.errors import StoreError, explained
@@ -31,6 +31,7 @@ from m3po_dagster.storage.manifest import (
     surroundings,
 )
 from m3po_dagster.storage.names import ArtifactKey, check_name
+from m3po_dagster.storage.quarantine import set_aside, whole_artifact
 from m3po_dagster.storage.tables import TableSchema
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 ROW_GROUP = 16_384
 PARTS = "parts"
 _PLAN = "plan.json"
+UNFINISHED = (PARTS, SCRATCH, _PLAN)
+"""What one attempt leaves to the next."""
 _PART = re.compile(rf"({ATTEMPT}/)?{PARTS}/\d{{5}}\.parquet")
 _HASH = b"m3po.hash"
 _LOG = logging.getLogger(__name__)
@@ -72,12 +75,13 @@ class Draft:
         self._place = "/".join(part for part in (self._folder, self._lock.attempt) if part)
         try:
             files = self._disk.files(self._folder)
-            self.committed = load(self._disk, self.key)
+            self.committed, reason = look(self._disk, self.key)
+            if reason:
+                # A manifest that doesn't count must not come to count once the files it lists are written anew.
+                self._lock.check()
+                set_aside(self._disk, self.key, whole_artifact(self._disk, self.key, UNFINISHED), reason)
+                files = self._disk.files(self._folder)
             if not self.committed:
-                if MANIFEST in files:
-                    # One that doesn't count must not come to count once the files it lists are written anew.
-                    self._lock.check()
-                    self._disk.remove(f"{self._folder}/{MANIFEST}")
                 self._find_parts(files)
         except BaseException:
             self._release()
@@ -111,16 +115,21 @@ class Draft:
         self._parts = {_index_of(path): path for path in self._found}
 
     def _whole(self, path: str) -> bool:
-        """Whether a part reads back with the hash it was written with; one that doesn't is removed."""
+        """Whether a part reads back with the hash it was written with; one that doesn't is set aside."""
         try:
-            table = self._read(path)
+            with unreadable_disk(self._disk.where(path)):
+                table = self._read(path)
             whole = (table.schema.metadata or {}).get(_HASH) == table_hash(table).encode()
             reason = "its content is not what was written"
+        except MemoryError:
+            raise
+        except FileNotFoundError:
+            return False  # its writer, alive after all, has tidied up
         except (pa.ArrowException, OSError, ValueError, TypeError) as error:
             whole, reason = False, str(error)
         if not whole:
             _LOG.warning("%s is damaged (%s): this part is made again", self._disk.where(path), reason)
-            self._disk.remove(path)
+            set_aside(self._disk, self.key, [path.removeprefix(f"{self._folder}/")], reason)
         return whole
 
     def _read(self, path: str) -> pa.Table:
@@ -250,7 +259,7 @@ class Draft:
             metadata=extra,
             attempt=self._lock.attempt,
             **surroundings(),
-        )
+        ).sealed()
         self._scratch.close()
         self._lock.check()
         artifact = Artifact(self.key, manifest, self._disk)

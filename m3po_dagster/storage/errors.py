@@ -13,6 +13,17 @@ class StoreError(RuntimeError):
     """The store can't do what was asked; the message names the path and what to do."""
 
 
+class Damaged(StoreError):
+    """A committed artifact is not what was committed; `key` names it as (asset, partition, fingerprint)."""
+
+    def __init__(self, path: str | Path, key: tuple[str, str, str], reason: str) -> None:
+        super().__init__(
+            f"{path} can't be read or is damaged ({reason}): `m3po run` sets it aside when it needs it, and makes it "
+            "again; `m3po doctor store --repair` sets aside all that is damaged"
+        )
+        self.key, self.reason = key, reason
+
+
 class SchemaError(StoreError):
     """A table doesn't have the columns, types, values or keys its schema promises."""
 

@@ -140,8 +140,13 @@ class LocalFolder:
         """A file of `size` bytes to read columns from. Raises OSError."""
         return self.filesystem.open_input_file(path)
 
-    def provide(self, path: str, size: int, whole: Callable[[Path], bool], always_check: bool) -> None:
-        """See to it that `local(path)` has the file: it has."""
+    def provide(self, path: str, size: int, whole: Callable[[Path], bool], always_check: bool) -> bool:
+        """See to it that `local(path)` has the file, and with `always_check` that it is `whole`; whether it is.
+
+        Raises StoreError when it can't be read.
+        """
+        with explained("read", self.local(path)):
+            return not always_check or whole(self.local(path))
 
     def write(self, path: str, fill: Callable[[BinaryIO], object]) -> int:
         """Write a file all at once: `fill` writes it, then it is on disk and under its name, or it is not there.
@@ -212,6 +217,12 @@ class LocalFolder:
         with explained("make the folder", path):
             path.mkdir(parents=True, exist_ok=True)
         yield path
+
+    def move(self, path: str, to: str) -> None:
+        """Move a file, or a folder with all it holds, to a name that is not taken. Raises StoreError."""
+        with explained("move", self.local(path)):
+            self.local(to).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self.local(path), self.local(to))
 
     def remove_empty(self, path: str) -> None:
         """Remove a folder, and the folders above it up to the root, as long as they are empty."""

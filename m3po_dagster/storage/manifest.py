@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from m3po_dagster.storage.fingerprint import canonical_json
 
-FORMAT = 1
+FORMAT = 2
+"""2: a manifest is sealed. Those of format 1 are read as they are."""
 ATTEMPT = "attempt-[0-9a-f]{16}"
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "open_clip_torch", "dagster", "pyarrow", "m3po-dagster")
 
@@ -79,6 +80,7 @@ class Manifest(_Record):
         description="folder that holds its tables and files beside the manifest; empty, and left out, where they lie "
         "right beside it. In a bucket every attempt at an artifact writes into a folder of its own",
     )
+    seal: str = Field("", description="hash of all the other fields, which tells a damaged manifest")
 
     @field_validator("files", "tables")
     @classmethod
@@ -101,6 +103,16 @@ class Manifest(_Record):
     def fields(self) -> dict[str, Any]:
         """Its fields as its JSON has them."""
         return self.model_dump(mode="json", exclude=set() if self.attempt else {"attempt"})
+
+    def sealed(self) -> "Manifest":
+        """The same with its seal."""
+        return self.model_copy(update={"seal": seal_of(self.fields())})
+
+
+def seal_of(fields: Mapping[str, Any]) -> str:
+    """sha256 (hex) of a manifest's fields as its JSON has them, without the seal."""
+    others = {name: value for name, value in fields.items() if name != "seal"}
+    return hashlib.sha256(canonical_json(others).encode()).hexdigest()
 
 
 def content_version(tables: Mapping[str, str], files: Mapping[str, str]) -> str:

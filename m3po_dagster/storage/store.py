@@ -6,17 +6,19 @@
 In a bucket, all but the manifest and the lock lies in a folder of the attempt that wrote it, which the manifest names.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from m3po_dagster.storage.artifact import MANIFEST, Artifact, load
 from m3po_dagster.storage.bucket_folder import BucketFolder, Disk
 from m3po_dagster.storage.collect import DraftInfo, Removal, collect, draft_info
-from m3po_dagster.storage.draft import Draft
+from m3po_dagster.storage.draft import UNFINISHED, Draft
 from m3po_dagster.storage.errors import StoreError
 from m3po_dagster.storage.filesystem import LocalFolder
 from m3po_dagster.storage.names import ArtifactKey, check_name, parse_folder
+from m3po_dagster.storage.quarantine import SetAside, damage, quarantined, set_aside, whole_artifact
 from m3po_dagster.storage.s3 import is_s3
+from m3po_dagster.storage.survey import Survey, survey
 
 _SHORTEST_PREFIX = 4
 
@@ -74,6 +76,32 @@ class ArtifactStore:
     def open(self, asset: str, partition: str, fingerprint: str) -> Draft:
         """A draft to write under an exclusive lock, as a context manager; entering it raises Busy when it is taken."""
         return Draft(self._disk, ArtifactKey(asset, partition, fingerprint))
+
+    def quarantine(self, asset: str, partition: str, fingerprint: str) -> str | None:
+        """Sets a committed artifact aside when, read in full under its lock, it turns out to be damaged.
+
+        Gives the folder it lies in now, or None when it is whole or gone. What is set aside counts as never made.
+        Raises Busy when somebody else holds it, StoreError.
+        """
+        key = ArtifactKey(asset, partition, fingerprint)
+        lock = self._disk.lock(key.folder)
+        try:
+            reason = damage(self._disk, key)
+            if not reason:
+                return None
+            place = set_aside(self._disk, key, whole_artifact(self._disk, key, UNFINISHED), reason)
+            return self._disk.where(place)
+        finally:
+            lock.release()
+            self._disk.remove_empty(key.folder)
+
+    def survey(self, content: bool, advance: Callable[[int, int], None] = lambda done, of: None) -> Survey:
+        """Looks at everything in the store, and with `content` reads and hashes all of it. Changes nothing."""
+        return survey(self._disk, self._keys(), content, advance)
+
+    def quarantined(self) -> list[SetAside]:
+        """All that was set aside and not removed since."""
+        return quarantined(self._disk)
 
     def drafts(self, asset: str | None = None) -> Iterator[DraftInfo]:
         """Every folder that is not committed: work under way, or left behind by a crash."""

@@ -1,6 +1,7 @@
 """Work in parts: whatever the order and the interruptions, the table is the same and nothing is asked twice."""
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3po_dagster.assets import parts
-from m3po_dagster.assets.parts import PartWriter, in_parts
+from m3po_dagster.assets.parts import PLAN, PartWriter, in_parts
 from m3po_dagster.graph import Part
 from m3po_dagster.materialise import Work
 from m3po_dagster.storage.errors import StoreError
@@ -47,14 +48,14 @@ class Maker:
                 yield [{"prompt_id": prompt_id, "k": k} for k in range(2)]
 
 
-def attempt(root, prompts, make, seconds=60.0, again=lambda kept: ()) -> pa.Table | None:
+def attempt(root, prompts, make, seconds=60.0, again=lambda kept: (), together=1) -> pa.Table | None:
     """One run over the draft; None when it was interrupted."""
     study = STUDY.model_copy(update={"generation": STUDY.generation.model_copy(update={"part_seconds": seconds})})
     store = ArtifactStore(root)
     with store.open(*KEY) as draft:
         work = Work(PART, study, store, None, {}, {}, lambda line: None, draft)
         try:
-            return in_parts(work, {name: name for name in prompts}, make, SCHEMA, "making", again)
+            return in_parts(work, {name: name for name in prompts}, make, SCHEMA, "making", again, together)
         except Interrupted:
             return None
 
@@ -79,6 +80,24 @@ def test_any_order_and_any_interruptions_give_the_same_table(tmp_path_factory, o
     assert table["prompt_id"].to_pylist() == [name for name in prompts for _ in range(2)]
     # What an error or an interrupt finds finished is written: nothing is asked twice.
     assert sorted(asked) == prompts
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_what_is_computed_together_comes_into_one_part(tmp_path, together):
+    """A killed run then goes on with the same ones side by side as an undisturbed one has."""
+    prompts = [f"p{n:02}" for n in range(20)]
+
+    class Slow(Maker):
+        def __call__(self, some):
+            for rows in super().__call__(some):
+                time.sleep(0.003)
+                yield rows
+
+    attempt(tmp_path, prompts, Slow(prompts), seconds=0.001, together=together)
+    with ArtifactStore(tmp_path).open(*KEY) as draft:
+        sizes = [len(draft.read_part(number)["prompt_id"].unique()) for number in draft.parts(PLAN)]
+    assert sum(sizes) == 20 and len(sizes) > 3
+    assert {size % together for size in sizes[:-1]} == {0} and sizes[-1] % together == 20 % together
 
 
 def test_what_is_finished_is_written_while_nothing_else_comes(tmp_path):

@@ -309,3 +309,12 @@ def test_a_run_is_obsolete_only_once_an_input_has_other_content():
     assert obsolete(STUDY, world.heads, running) == []
     world.heads[pairs] = Head("made anew", "other content")
     assert obsolete(STUDY, world.heads, running) == [part]
+
+
+@pytest.mark.parametrize("how", ["failed", "interrupted", "obsolete"])
+def test_a_clock_that_was_set_back_makes_nothing_wait_for_days(how):
+    """The last run ended a day from now, as this clock has it: how long ago that was nobody knows."""
+    endings = history(*[how] * (2 if how == "failed" else 4), at=1e6 + 86400)
+    assert isinstance(decided(endings, now=1e6), Ask)
+    # However often: it is held all the same once too many runs failed.
+    assert isinstance(decided(history(*["failed"] * 3, at=1e6 + 86400), now=1e6), Held)

@@ -11,6 +11,7 @@ from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.storage.tables import ANSWERS
 from m3po_dagster.study import load_study
 from tests.lineage.lineage_world import Wanted, World
+from tests.rewritten import rewrite
 
 STUDY = """\
 name: small  # the name
@@ -121,7 +122,7 @@ def test_the_cost_is_that_of_the_trainings_in_the_store(path, monkeypatch):
     world.make(Wanted(seeds=(0, 1, 2)))
     for seed, seconds in enumerate((10.0, 20.0, 90.0)):
         (manifest,) = world.store.root.glob(f"adapter/m3po,{seed}/*/manifest.json")
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"seconds": seconds}))
+        rewrite(manifest, seconds=seconds)
     words = "to train: 2 adapters by dpo, about {} s with their answers: 2 x {} s, the median of 3 in the store"
     assert words.format(40, 20) in call(path, "sweep", "--alpha", "0.25,1", "--dry-run").stdout
     # Two benchmarks of one adapter, one of another: 7 and 3 seconds, and the base model's own, which are nobody's.
@@ -140,8 +141,7 @@ def answers(store: ArtifactStore, seed: int | None, number: int, seconds: float)
         inputs = {"adapter": {**adapter.key._asdict(), "data_version": adapter.data_version}}
     with store.open(*part, f"{number:064}") as draft:
         kept = draft.commit({"data": (ANSWERS.schema.empty_table(), ANSWERS)}, code_version="1", inputs=inputs)
-    manifest = kept.folder / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"seconds": seconds}))
+    rewrite(kept.folder / "manifest.json", seconds=seconds)
 
 
 def test_remove_gives_the_file_back(path):

@@ -6,16 +6,33 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running server: the URL of its empty database, and how to restart it."""
+
+    url: str
+    stop: Callable[[], None]
+    start: Callable[[], None]
+
+
 @contextmanager
 def postgres() -> Iterator[str]:
     """The URL of an empty database. Skips the test without Postgres, unless M3PO_REQUIRE_POSTGRES is set."""
+    with postgres_server() as server:
+        yield server.url
+
+
+@contextmanager
+def postgres_server() -> Iterator[Server]:
+    """The same with the server in hand; `stop` breaks off every connection, as a restart does."""
     folder = programs()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -33,9 +50,14 @@ def postgres() -> Iterator[str]:
 
     run("initdb", "-U", "m3po", "-A", "trust")
     options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={data} -c fsync=off"
-    run("pg_ctl", "-w", "-l", str(data / "log"), "-o", options, "start")
+
+    def start() -> None:
+        run("pg_ctl", "-w", "-l", str(data / "log"), "-o", options, "start")
+
+    start()
     try:
-        yield f"postgresql+psycopg2://m3po@127.0.0.1:{port}/postgres"
+        url = f"postgresql+psycopg2://m3po@127.0.0.1:{port}/postgres"
+        yield Server(url, lambda: run("pg_ctl", "-w", "-m", "fast", "stop"), start)
     finally:
         run("pg_ctl", "-m", "immediate", "stop")
         shutil.rmtree(data)

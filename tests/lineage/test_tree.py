@@ -1,7 +1,6 @@
 """The tree of inputs: back to the dataset, with what happened to the artifacts since."""
 
 import io
-import json
 
 import pytest
 from rich.console import Console
@@ -10,6 +9,7 @@ from m3po_dagster.lineage import render
 from m3po_dagster.lineage.manifests import Manifests
 from m3po_dagster.lineage.tree import each, trace
 from m3po_dagster.storage.errors import StoreError
+from tests.rewritten import rewrite
 
 
 def remove(artifact) -> None:
@@ -56,9 +56,8 @@ def test_other_content_under_the_same_fingerprint_is_remarked(world, wanted):
 def test_a_manifest_that_leads_to_itself_is_an_error(world, wanted):
     made = world.make(wanted)
     path = made["candidates", "s0"].folder / "manifest.json"
-    manifest = json.loads(path.read_text())
     loop = {**made["mas_table", "s0"].key._asdict(), "data_version": "x"}
-    path.write_text(json.dumps({**manifest, "inputs": {"loop": loop}}))
+    rewrite(path, inputs={"loop": loop})
     with pytest.raises(StoreError, match="input of itself"):
         trace(Manifests(world.store), made["mas_table", "s0"])
 

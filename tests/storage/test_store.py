@@ -13,8 +13,10 @@ from store_samples import NUMBERS, PARTS, commit, key, numbers, reference, write
 from m3po_dagster.storage.content import table_hash
 from m3po_dagster.storage.errors import Busy, SchemaError, StoreError
 from m3po_dagster.storage.fingerprint import file_sha256
+from m3po_dagster.storage.manifest import FORMAT
 from m3po_dagster.storage.store import ArtifactStore
 from m3po_dagster.storage.tables import FILTERED_INSTRUCTIONS
+from tests.rewritten import rewrite
 
 
 @pytest.fixture
@@ -207,7 +209,7 @@ def test_a_commit_that_is_not_whole_is_none_and_is_made_again(store, caplog, how
     elif how == "field missing":
         manifest.write_text(json.dumps({name: value for name, value in fields.items() if name != "tables"}))
     elif how == "of another":
-        manifest.write_text(json.dumps({**fields, "partition": "m3po|s1"}))
+        rewrite(manifest, partition="m3po|s1")
     elif how == "table gone":
         table.unlink()
     else:
@@ -255,7 +257,7 @@ def test_no_flipped_byte_changes_a_part(store):
 
 def test_what_a_newer_version_wrote_is_left_alone(store):
     manifest = commit(store).folder / "manifest.json"
-    manifest.write_text(json.dumps({"format": 2}))
+    manifest.write_text(json.dumps({"format": FORMAT + 1}))
     with pytest.raises(StoreError, match="upgrade"):
         store.find(*key())
     with pytest.raises(StoreError, match="upgrade"), store.open(*key()):
@@ -317,9 +319,8 @@ def test_prefixes_find_one_artifact_or_say_why_not(store):
         store.resolve(first.fingerprint[:3])
     twin = store.root / "numbers" / "m3po,s1" / first.fingerprint
     twin.parent.mkdir()
-    fields = json.loads((first.folder / "manifest.json").read_text())
     os.rename(first.folder, twin)
-    (twin / "manifest.json").write_text(json.dumps({**fields, "partition": "m3po|s1"}))
+    rewrite(twin / "manifest.json", partition="m3po|s1")
     with store.open("numbers", "m3po|s0", first.fingerprint) as draft:
         draft.commit({"data": (numbers(1), NUMBERS)}, code_version="1")
     with pytest.raises(StoreError, match=r"fits 2 artifacts: numbers\[m3po\|s0\] .*, numbers\[m3po\|s1\]"):

@@ -1,5 +1,8 @@
 """The embedded judge: its rules against an exact reading, its committed model against floor figures."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
 
@@ -322,3 +325,30 @@ def test_the_build_reaches_the_figures_again():
     ).input_ids
     logits = model.encode_image(pixels, normalize=True) @ model.encode_text(captions, normalize=True).T
     assert (logits.argmax(dim=1) == kinds).float().mean() > 0.9
+
+
+def test_a_score_is_the_same_number_in_every_process():
+    """Python orders a set of names differently in each; the last digit of a sum must not depend on it."""
+    work = (
+        "import numpy as np\n"
+        "from m3po_dagster.world.language import claims, parse_question\n"
+        "from m3po_dagster.world.scene_reading import NOTHING, SceneReading\n"
+        "from m3po_dagster.world.scenes import THINGS\n"
+        "rng, question = np.random.default_rng(0), parse_question('Describe the image.')\n"
+        "for _ in range(60):\n"
+        "    named = rng.choice(len(THINGS), size=4, replace=False)\n"
+        "    doubts = 0.1 * rng.dirichlet(np.ones(NOTHING + 1), size=4)\n"
+        "    reading = SceneReading(0.9 * np.eye(NOTHING + 1)[named] + doubts)\n"
+        "    print(reading.aspects(question, claims(' '.join(f'There is a {THINGS[i]}.' for i in named))))\n"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", work],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "123"
+    }
+    assert len(said) == 1 and len(said.pop().splitlines()) == 60

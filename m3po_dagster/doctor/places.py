@@ -1,0 +1,76 @@
+"""Where results and the event log go: room, rights, locks that hold, a clock that agrees."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from m3po_dagster.doctor.findings import Finding, note, ok, problem
+
+GIB = 2**30
+LEAST_FREE, LOW_FREE = 0.5 * GIB, 5 * GIB
+MOST_SECONDS_APART = 5.0
+
+
+def check_places(store: str, home: Path) -> Iterator[Finding]:
+    """The store's folder (a bucket is its service's affair) and DAGSTER_HOME."""
+    places = {"DAGSTER_HOME": home} if "://" in store else {"store": Path(store), "DAGSTER_HOME": home}
+    for name, folder in places.items():
+        there = _nearest(folder)
+        yield _room(name, folder, there)
+        yield from _rights(name, there)
+
+
+def check_event_log() -> Finding:
+    """Whether Dagster's event log answers."""
+    from m3po_dagster.cli.event_log import EventLogError, opened_event_log
+
+    try:
+        with opened_event_log() as instance:
+            return ok("event log", f"{type(instance.event_log_storage).__name__} answers")
+    except EventLogError as error:
+        return problem("event log", str(error), "Mend dagster.yaml or start its database")
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the one above it that is there: what will be made is made in it."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def _room(name: str, folder: Path, there: Path) -> Finding:
+    usage = shutil.disk_usage(there)
+    what = f"{folder}: {usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free"
+    if usage.free < LEAST_FREE:
+        return problem(name, what, "Free some space, or choose another place")
+    if usage.free < LOW_FREE:
+        return note(name, what, "A training's checkpoints or a 7B model merged with an adapter need more")
+    return ok(name, what)
+
+
+def _rights(name: str, there: Path) -> Iterator[Finding]:
+    """Writes a file, locks it twice, and compares its time with this machine's."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".m3po-doctor-") as file:
+            file.write(b"x")
+            file.flush()
+            os.fsync(file.fileno())
+            apart = os.fstat(file.fileno()).st_mtime - time.time()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with open(file.name, "rb") as other:
+                try:
+                    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held = False
+                except BlockingIOError:
+                    held = True
+    except OSError as error:
+        yield problem(name, f"{there} can't be written or locked: {error.strerror}", "Give this user write access")
+        return
+    if not held:
+        yield problem(name, f"locks don't hold in {there}: two runs would write one result", "Use a local disk")
+    if abs(apart) > MOST_SECONDS_APART:
+        what = f"the clock of {there} is {apart:+.0f} s from this machine's"
+        yield note(name, what, "Set both by NTP: ages of drafts and caches are told wrongly")
