@@ -73,9 +73,7 @@ class Artifact:
             raise StoreError(f"{self.key}: table {name!r} has no columns {unknown}: it has {list(entry.columns)}")
         path = self._at(f"{name}.parquet")
         try:
-            with self._disk.open(path, entry.bytes) as file:
-                # From a bucket, what lies close together comes in one request.
-                table = pq.ParquetFile(file, pre_buffer=self._disk.keeps_whole).read(wanted).select(wanted)
+            table = self._disk.columns(path, entry.bytes, wanted).select(wanted)
             different = [
                 column
                 for column, digest in zip(wanted, column_hashes(table), strict=True)

@@ -8,13 +8,14 @@ of all attempts the one whose manifest comes first counts, by a conditional writ
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
+import pyarrow as pa
 from pyarrow.fs import FileInfo, FileType
 
 from m3po_dagster.storage import lease
@@ -22,7 +23,7 @@ from m3po_dagster.storage.cache_folder import cache_folder
 from m3po_dagster.storage.errors import StoreError, explained
 from m3po_dagster.storage.filesystem import LOCK, SCRATCH, Answer, Item, LocalFolder
 from m3po_dagster.storage.names import parse_folder
-from m3po_dagster.storage.range_reader import RangeReader
+from m3po_dagster.storage.range_reader import read_columns
 from m3po_dagster.storage.s3 import Bucket, Listed
 from m3po_dagster.storage.scratch import kept_scratch
 from m3po_dagster.storage.staging import Staging
@@ -133,9 +134,9 @@ class BucketFolder:
         found = self._bucket.get(path)
         return None if found is None else found[0]
 
-    def open(self, path: str, size: int) -> RangeReader:
-        """A file of `size` bytes to read columns from. What it reads raises FileNotFoundError, StoreError."""
-        return RangeReader(self._bucket, path, size)
+    def columns(self, path: str, size: int, names: Sequence[str]) -> pa.Table:
+        """Columns of a Parquet file of `size` bytes. Raises as `read_columns`."""
+        return read_columns(self._bucket, path, size, names)
 
     def provide(self, path: str, size: int, whole: Callable[[Path], bool], always_check: bool) -> None:
         """See to it that `local(path)` has the file: copied, found `whole`, and only then under its name.
