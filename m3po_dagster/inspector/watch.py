@@ -175,7 +175,7 @@ class Watch:
                     built = build_fronts(shard, list(lacking.values()))
                 except pa.ArrowException as error:
                     read = ", ".join(
-                        str(item.path("data.parquet")) for item in (shard.candidates, shard.mas, shard.logprobs)
+                        item.where("data.parquet") for item in (shard.candidates, shard.mas, shard.logprobs)
                     )
                     raise ValueError(f"one of {read} is damaged ({error}): run `m3po doctor store --repair`") from None
                 for name, front in zip(lacking, built, strict=True):

@@ -5,10 +5,11 @@ lease, which can run out while its holder sleeps: so every attempt at an artifac
 of all attempts the one whose manifest comes first counts, by a conditional write.
 """
 
+import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from errno import ENOENT
@@ -16,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
+import pyarrow as pa
 from pyarrow.fs import FileInfo, FileType
 
 from m3po_dagster.storage import lease
@@ -23,13 +25,14 @@ from m3po_dagster.storage.cache_folder import cache_folder
 from m3po_dagster.storage.errors import StoreError, explained
 from m3po_dagster.storage.filesystem import LOCK, SCRATCH, Answer, Item, LocalFolder
 from m3po_dagster.storage.names import parse_folder
-from m3po_dagster.storage.range_reader import RangeReader
+from m3po_dagster.storage.range_reader import RangeReader, read_columns
 from m3po_dagster.storage.s3 import Bucket, Listed
 from m3po_dagster.storage.scratch import kept_scratch
 from m3po_dagster.storage.staging import Staging
 
 LEASE_SECONDS = lease.SECONDS
 _AT_ONCE = 16
+_CHUNK = 8 << 20
 _FEW = 8
 """Up to so many files are looked at one by one; beyond it a listing takes fewer requests."""
 _LOOKED_AT = 1000
@@ -134,9 +137,17 @@ class BucketFolder:
         found = self._bucket.get(path)
         return None if found is None else found[0]
 
-    def open(self, path: str, size: int) -> RangeReader:
-        """A file of `size` bytes to read columns from. What it reads raises FileNotFoundError, StoreError."""
-        return RangeReader(self._bucket, path, size)
+    def columns(self, path: str, size: int, names: Sequence[str]) -> pa.Table:
+        """Columns of a Parquet file of `size` bytes. Raises as `read_columns`."""
+        return read_columns(self._bucket, path, size, names)
+
+    def sha256(self, path: str, size: int) -> str:
+        """sha256 (hex) of a file of `size` bytes, of the object itself. Raises FileNotFoundError, StoreError."""
+        digest = hashlib.sha256()
+        with RangeReader(self._bucket, path, size) as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
 
     def provide(self, path: str, size: int, whole: Callable[[Path], bool], always_check: bool) -> bool:
         """See to it that `local(path)` has the file: copied, found `whole`, and only then under its name.

@@ -289,13 +289,14 @@ class Draft:
     def _commit_folder(self, name: str) -> list[tuple[str, FileEntry]]:
         entries = []
         folder = self._folders[name]
-        for file in sorted(folder.rglob("*")):
+        for relative in sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*")):
+            file = folder / relative
             if file.is_symlink():
                 raise StoreError(f"{file} is a link: an artifact holds its own files")
             if file.is_file():
-                path = f"{name}/{file.relative_to(folder).as_posix()}"
-                self._disk.take_in(f"{self._place}/{path}")
-                entries.append((path, FileEntry(bytes=file.stat().st_size, sha256=file_sha256(file))))
+                self._disk.take_in(f"{self._place}/{name}/{relative}")
+                entry = FileEntry(bytes=file.stat().st_size, sha256=file_sha256(file))
+                entries.append((f"{name}/{relative}", entry))
         return entries
 
     def _write_table(self, path: str, table: pa.Table) -> int:

@@ -10,15 +10,17 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs as arrow_fs
 
 from m3po_dagster.storage.errors import Busy, StoreError, explained
+from m3po_dagster.storage.fingerprint import file_sha256
 
 LOCK = "lock"
 SCRATCH = "scratch"
@@ -136,9 +138,14 @@ class LocalFolder:
         with self.filesystem.open_input_stream(path) as file:
             return file.read()
 
-    def open(self, path: str, size: int) -> pa.NativeFile:
-        """A file of `size` bytes to read columns from. Raises OSError."""
-        return self.filesystem.open_input_file(path)
+    def columns(self, path: str, size: int, names: Sequence[str]) -> pa.Table:
+        """Columns of a Parquet file. Raises OSError, pa.ArrowException."""
+        with self.filesystem.open_input_file(path) as file:
+            return pq.ParquetFile(file).read(names)
+
+    def sha256(self, path: str, size: int) -> str:
+        """sha256 (hex) of a file. Raises OSError."""
+        return file_sha256(self.local(path))
 
     def provide(self, path: str, size: int, whole: Callable[[Path], bool], always_check: bool) -> bool:
         """See to it that `local(path)` has the file, and with `always_check` that it is `whole`; whether it is.

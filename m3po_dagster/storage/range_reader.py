@@ -1,24 +1,56 @@
-"""An object of a bucket as a file to read columns from: only what is asked for is fetched."""
+"""Columns of a Parquet file in a bucket: its end, then the stretches that hold them, several at a time."""
 
 import io
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from m3po_dagster.storage.s3 import Bucket
 
 _TAIL = 256 << 10
 """Bytes of the end that come with the first look at it: a Parquet file's list of contents, all of a small one."""
+_GAP, _LONGEST = 64 << 10, 32 << 20
+"""Bytes between two stretches that are fetched along rather than asked for around, and of the longest stretch."""
+_AT_ONCE = 16
+
+
+def read_columns(bucket: Bucket, key: str, size: int, columns: Sequence[str]) -> pa.Table:
+    """Some columns of the Parquet file of `size` bytes at `key`.
+
+    It waits for a service that restarts, as every request of a `Bucket` does. Raises FileNotFoundError where the object
+    is gone or shorter, pa.ArrowException or OSError where it is no such file, StoreError where the service can't be
+    asked.
+    """
+    file = RangeReader(bucket, key, size)
+    # In this thread alone: Arrow's own would call Python, which must not happen while a process ends.
+    parquet = pq.ParquetFile(file, pre_buffer=False)
+    file.fetch(_places(parquet.metadata, frozenset(columns)))
+    return parquet.read(columns, use_threads=False)
+
+
+def _places(metadata: pq.FileMetaData, columns: frozenset[str]) -> list[tuple[int, int]]:
+    """Where the columns lie: the beginning and the end of each stretch."""
+    found = []
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for number in range(row_group.num_columns):
+            column = row_group.column(number)
+            if column.path_in_schema.split(".")[0] in columns:
+                first = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+                found.append((first, first + column.total_compressed_size))
+    return found
 
 
 class RangeReader(io.RawIOBase):
-    """A seekable file over one object whose size is known, which spares a request.
-
-    It waits for a service that restarts, as every request of a `Bucket` does. Reading raises FileNotFoundError where
-    the object is gone or shorter than `size`, StoreError where the service can't be asked.
-    """
+    """A seekable file over one object whose size is known, which spares a request."""
 
     def __init__(self, bucket: Bucket, key: str, size: int) -> None:
         super().__init__()
         self._bucket, self._key, self._size = bucket, key, size
-        self._place, self._tail = 0, b""
+        self._place = 0
+        self._held: list[tuple[int, bytes]] = []
 
     def readable(self) -> bool:
         """It can be read."""
@@ -45,14 +77,37 @@ class RangeReader(io.RawIOBase):
             return b""
         start = self._place
         self._place += length
-        tail = max(0, self._size - _TAIL)
-        if start >= tail:
-            self._tail = self._tail or self._fetched(tail, self._size - tail)
-            return self._tail[start - tail : start - tail + length]
-        return self._fetched(start, length)
+        held = self._found(start, length)
+        if held is None:
+            tail = max(0, self._size - _TAIL)
+            self.fetch([(tail, self._size) if start >= tail else (start, start + length)])
+            held = self._found(start, length)
+        return held
 
-    def _fetched(self, start: int, length: int) -> bytes:
-        found = self._bucket.get_range(self._key, start, length)
+    def fetch(self, places: Iterable[tuple[int, int]]) -> None:
+        """Hold what lies between each beginning and end, as far as it is not held yet."""
+        missing = sorted(place for place in places if self._found(place[0], place[1] - place[0]) is None)
+        stretches: list[tuple[int, int]] = []
+        for start, end in missing:
+            if stretches and start - stretches[-1][1] <= _GAP and end - stretches[-1][0] <= _LONGEST:
+                stretches[-1] = (stretches[-1][0], max(end, stretches[-1][1]))
+            else:
+                stretches.append((start, end))
+        if len(stretches) == 1:
+            self._held += [self._fetched(stretches[0])]
+        elif stretches:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                self._held += pool.map(self._fetched, stretches)
+
+    def _found(self, start: int, length: int) -> bytes | None:
+        for begin, content in self._held:
+            if begin <= start and start + length <= begin + len(content):
+                return content[start - begin : start - begin + length]
+        return None
+
+    def _fetched(self, stretch: tuple[int, int]) -> tuple[int, bytes]:
+        start, end = stretch
+        found = self._bucket.get_range(self._key, start, end - start)
         if found is None:
             raise FileNotFoundError(f"{self._bucket.where(self._key)} is not there with its {self._size} bytes")
-        return found
+        return start, found

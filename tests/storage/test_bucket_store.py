@@ -5,6 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from store_samples import NUMBERS, PARTS, ROWS, commit, key, numbers, write_in_parts
@@ -103,7 +104,8 @@ def test_requests_of_a_commit(store):
 def test_requests_of_reading(store):
     rows = 300_000
     names = [f"{row:06d}" for row in range(rows)]
-    table = pa.table({"name": names, "value": [row / 7 for row in range(rows)]}, schema=NUMBERS.schema)
+    values = np.random.default_rng(0).random(rows)  # which no compression shortens
+    table = pa.table({"name": names, "value": values}, schema=NUMBERS.schema)
     with store.open(*key()) as draft:
         draft.commit({"data": (table, NUMBERS)}, code_version="1")
     small = commit(store, code="2")
@@ -115,7 +117,8 @@ def test_requests_of_reading(store):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Bucket, "get_range", lambda *at: sent.append(at[-1]) or fetch(*at))
         assert found.table(columns=["name"]).num_rows == rows
-        assert sum(sent) < found.manifest.tables["data"].bytes * 0.75
+        # The end, and the column's piece of each group of rows; what lies between them stays where it is.
+        assert len(sent) <= 1 + -(-rows // 16_384) and sum(sent) < found.manifest.tables["data"].bytes * 0.5
     with counted(store) as requests:
         assert found.table().equals(table)
     assert requests == {"GetObject": 2}, "the end, then all before it in one stretch"
