@@ -7,6 +7,7 @@ import typer
 import yaml
 
 from m3po_dagster.cli.store import console
+from m3po_dagster.cost.figures import shown
 
 if TYPE_CHECKING:
     from m3po_dagster.cost.estimate import Workload
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from m3po_dagster.study import Study
 
 SHOWN = 8
-SMALLEST = 0.01
 LONGEST = 300
 
 
@@ -149,28 +149,28 @@ def _cost(cost: dict) -> None:
     hours = cost["GPU-hours"]
     typer.echo(f"\nestimate for {cost['of']}, low to high")
     rows = [
-        ("candidates", _range(cost["candidates"])),
-        ("tokens", f"{_range(cost['generated tokens'])} generated, {_range(cost['tokens read for sampling'])} read"),
+        ("candidates", shown(cost["candidates"])),
+        ("tokens", f"{shown(cost['generated tokens'])} generated, {shown(cost['tokens read for sampling'])} read"),
     ]
     for judge in cost["judges"]:
-        price = "" if judge["cost"] is None else f", cost {_range(judge['cost'])}"
+        price = "" if judge["cost"] is None else f", cost {shown(judge['cost'])}"
         rows.append(
             (
                 judge["name"],
-                f"{_range(judge['requests'])} requests of up to {judge['group size']} answers, tokens "
-                f"{_range(judge['prompt tokens'])} in, {_range(judge['completion tokens'])} out{price}",
+                f"{shown(judge['requests'])} requests of up to {judge['group size']} answers, tokens "
+                f"{shown(judge['prompt tokens'])} in, {shown(judge['completion tokens'])} out{price}",
             )
         )
     for scorer in cost["scorers"]:
-        counts = [f"{_range(value)} {what}" for what, value in scorer.items() if isinstance(value, list)]
+        counts = [f"{shown(value)} {what}" for what, value in scorer.items() if isinstance(value, list)]
         rows.append((f"scorer {scorer['name']}", f"{', '.join(counts)} ({scorer['kind']})"))
-    rows.append(("GPU-hours sampling", _range(hours["sampling"])))
+    rows.append(("GPU-hours sampling", shown(hours["sampling"])))
     if any(hours["scoring log-probs"]):
-        rows.append(("GPU-hours scoring log-probs", _range(hours["scoring log-probs"])))
+        rows.append(("GPU-hours scoring log-probs", shown(hours["scoring log-probs"])))
     for recipe, one in hours["training"].items():
-        rows.append((f"GPU-hours {recipe}", f"{_range(one['a run'])} a run, runs: {one['runs']}"))
-    rows.append(("GPU-hours in all", _range(hours["total"])))
-    rows += [("disk", ", ".join(f"{name} {_range(size)} GB" for name, size in cost["disk in GB"].items()))]
+        rows.append((f"GPU-hours {recipe}", f"{shown(one['a run'])} a run, runs: {one['runs']}"))
+    rows.append(("GPU-hours in all", shown(hours["total"])))
+    rows += [("disk", ", ".join(f"{name} {shown(size)} GB" for name, size in cost["disk in GB"].items()))]
     _table(rows)
     typer.echo("\nassumed")
     _table(cost["assumptions"].items())
@@ -217,17 +217,3 @@ def _cut(text: str) -> str:
 
 def _number(counted: dict) -> str:
     return f"{'' if counted['exact'] else 'about '}{counted['number']:,}"
-
-
-def _range(value: list[float]) -> str:
-    low, high = (_short(end) for end in value)
-    return low if low == high else f"{low} to {high}"
-
-
-def _short(value: float) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if value >= size:
-            return f"{value / size:.3g} {letter}"
-    if 0 < value < SMALLEST:
-        return f"under {SMALLEST}"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

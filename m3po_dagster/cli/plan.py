@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -90,8 +91,8 @@ def plan(
 
 def _number(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KM]?)", text.upper())
-    number = float(match[1]) * _UNITS[match[2]] if match else 0
-    if number < 1 or not number.is_integer():
+    number = Decimal(match[1]) * _UNITS[match[2]] if match else Decimal(0)
+    if number < 1 or number % 1:
         fail(f"{text!r} is no number of prompts: write 4000, 150K or 10M")
     return int(number)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 
 from m3po_dagster.cost.assumptions import Range
+from m3po_dagster.cost.figures import shown
 from m3po_dagster.cost.scale import JudgeLoad, Scale
 from m3po_dagster.cost.told import ends, rounded
 
@@ -25,10 +26,10 @@ def table(rows: Sequence[Mapping]) -> Iterator[tuple[str, list[str]]]:
     """The rows a person reads: a label, and a cell for each size. `rows`: `told.facts` and `scale_facts` of each."""
 
     def line(label: str, name: str, unit: str = "") -> tuple[str, list[str]]:
-        return f"{label}{', ' + unit if unit else ''}", [_cell(row[name]) for row in rows]
+        return f"{label}{', ' + unit if unit else ''}", [shown(row[name]) for row in rows]
 
     def hours(label: str, name: str) -> tuple[str, list[str]]:
-        return f"{label}, GPU-hours", [_cell(row["GPU-hours"][name]) for row in rows]
+        return f"{label}, GPU-hours", [shown(row["GPU-hours"][name]) for row in rows]
 
     yield line("candidates", "candidates")
     yield line("tokens generated", "generated tokens")
@@ -36,7 +37,7 @@ def table(rows: Sequence[Mapping]) -> Iterator[tuple[str, list[str]]]:
     if any(any(row["GPU-hours"]["scoring log-probs"]) for row in rows):
         yield hours("log-probs again", "scoring log-probs")
     for recipe, one in rows[0]["GPU-hours"]["training"].items():
-        cells = [_cell(row["GPU-hours"]["training"][recipe]["all"]) for row in rows]
+        cells = [shown(row["GPU-hours"]["training"][recipe]["all"]) for row in rows]
         yield f"training {recipe}, {one['runs']} runs, GPU-hours", cells
     yield hours("all", "total")
     if rows[0]["gpu_money"] is not None:
@@ -70,27 +71,13 @@ def _judges(rows: Sequence[Mapping]) -> Iterator[tuple[str, list[str]]]:
             ("tokens in", "prompt tokens"),
             ("tokens out", "completion tokens"),
         ):
-            yield f"{judge['name']}, {label}", [_cell(row["judges"][number][name]) for row in rows]
+            yield f"{judge['name']}, {label}", [shown(row["judges"][number][name]) for row in rows]
         if judge["cost"] is not None:
-            yield f"{judge['name']}, money", [_cell(row["judges"][number]["cost"]) for row in rows]
+            yield f"{judge['name']}, money", [shown(row["judges"][number]["cost"]) for row in rows]
     for number, judge in enumerate(rows[0]["loads"]):
         for label, name in (
             ("requests a second to keep pace", "requests_a_second"),
             ("ledger, GB", "ledger_gb"),
             ("ledger's index in memory, GB", "index_gb"),
         ):
-            yield f"{judge['name']}, {label}", [_cell(row["loads"][number][name]) for row in rows]
-
-
-def _cell(value: float | Sequence[float]) -> str:
-    if isinstance(value, int | float):
-        return _short(value)
-    low, high = (_short(end) for end in value)
-    return low if low == high else f"{low} to {high}"
-
-
-def _short(value: float) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {letter}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            yield f"{judge['name']}, {label}", [shown(row["loads"][number][name]) for row in rows]

@@ -50,7 +50,6 @@ class Scale:
     reads: Range
     request_money: Range
     loads: tuple[JudgeLoad, ...]
-    judge_money: Range | None
     event_log_gb: float
     inspector_gb: Range
     inspector_minutes: Range
@@ -123,7 +122,6 @@ def scaled(
             for one in cost.judges
             if plan.judges
         ),
-        judge_money=_added(cost),
         event_log_gb=_event_log(shards, recipes, measured),
         inspector_gb=candidates * (measured.inspector_memory * GB),
         inspector_minutes=candidates * (measured.inspector_us / 60e6),
@@ -136,12 +134,6 @@ def scaled(
 def _pairs_and_prompts(prompts: int, recipes: int, assumed: Assumptions, measured: Measured) -> Range:
     pairs = assumed.pair_share * (prompts * recipes * measured.pair_bytes)
     return (pairs + exactly(prompts * measured.filtered_bytes)) * GB
-
-
-def _added(cost: Cost) -> Range | None:
-    """What all judges with prices cost; None without any."""
-    costs = [one.cost for one in cost.judges if one.cost is not None]
-    return sum(costs, exactly(0)) if costs else None
 
 
 def _event_log(shards: int, recipes: int, measured: Measured) -> float:

@@ -21,9 +21,9 @@ def planned(*arguments: str) -> dict:
 
 
 def test_sizes_are_the_ones_asked_for_and_candidates_n_times_them():
-    found = planned("4k", "1.5M")
-    assert [row["prompts"] for row in found["sizes"]] == [4_000, 1_500_000]
-    assert [row["candidates"] for row in found["sizes"]] == [[128_000] * 2, [48_000_000] * 2]
+    found = planned("4k", "2.3K", "1.5M")
+    assert [row["prompts"] for row in found["sizes"]] == [4_000, 2_300, 1_500_000]
+    assert [row["candidates"] for row in found["sizes"]] == [[128_000] * 2, [73_600] * 2, [48_000_000] * 2]
     assert len(planned()["sizes"]) == 3
 
 
@@ -60,6 +60,7 @@ def test_the_table_names_every_measured_figure_and_what_a_size_runs_into():
     [
         (("many",), "'many' is no number of prompts"),
         (("0",), "is no number of prompts"),
+        (("1.2345K",), "is no number of prompts"),
         (("--assume", "cards"), "write NAME=NUMBER"),
         (("--assume", "karten=8"), "there is no assumption 'karten'"),
         (("--assume", "cards=1..2"), "cards is one number"),
