@@ -4,6 +4,7 @@ transformers imports such code from the model's folder or from the hub, with all
 hub is therefore named with the commit that was read: a branch or a tag can be moved to other code tomorrow.
 """
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -15,6 +16,9 @@ TRUST_REMOTE_CODE = (
 )
 """What a study's reference says of the setting."""
 
+_CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+_ELSEWHERE = "--"
+"""Between the name of another repository and the class that is taken from it."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOG = logging.getLogger(__name__)
 
@@ -32,12 +36,30 @@ def check_pinned(model: str, revision: str | None, trust_remote_code: bool) -> N
 def loading_from(who: str, model: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
     """What `from_pretrained` is told of where a model comes from; `who` names in the log the setting that trusts it.
 
-    Said in either case, since transformers would ask on a terminal what it isn't told.
+    Said in either case, since transformers would ask on a terminal what it isn't told. Raises ValueError where a
+    trusted model takes code from another repository: neither its commit nor its content was named.
     """
     if trust_remote_code:
+        _refuse_code_elsewhere(who, model, revision)
         files = sorted(path.name for path in Path(model).glob("*.py")) if Path(model).is_dir() else []
         what = f"the Python code in {', '.join(files)}" if files else "Python code"
         _LOG.warning(
             "%s: trust_remote_code is on: %s of %s may be run, with all rights of this process", who, what, model
         )
     return {"revision": revision, "trust_remote_code": trust_remote_code}
+
+
+def _refuse_code_elsewhere(who: str, model: str, revision: str | None) -> None:
+    from transformers.utils import cached_file
+
+    for name in _CONFIGS:
+        try:
+            config = json.loads(Path(cached_file(model, name, revision=revision)).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # Missing or broken: loading says so where it is needed.
+        named = json.dumps(config.get("auto_map")) if isinstance(config, dict) else ""
+        if _ELSEWHERE in named:
+            raise ValueError(
+                f"{who}: {name} of {model!r} takes code from another repository ({named[:200]}), which no revision "
+                "pins: copy that code into a folder of the model, read it, and name the folder"
+            )

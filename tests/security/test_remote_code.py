@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hostile_models import with_own_model
+from hostile_models import edited, with_own_model
 from tiny_llava import tiny_llava, tiny_prompts
 
 from m3po_dagster.cost.assumptions import Assumptions
@@ -115,6 +115,17 @@ def test_code_from_the_hub_is_pinned_by_a_commit(revision):
         HfClipScorerSettings(model="owner/model", revision=revision, trust_remote_code=True)
     assert ModelSettings(path="owner/model", revision=COMMIT, trust_remote_code=True).trust_remote_code
     assert not ModelSettings(path="owner/model", revision=revision).trust_remote_code
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "processor_config.json"])
+def test_trust_does_not_reach_code_of_another_repository(own, marker, name):
+    auto_map = {"AutoConfig": "somebody/else--own.OwnConfig"}
+    edited(own / name, auto_map=auto_map)
+    with pytest.raises(
+        ValueError, match=rf"model: {name} of '{own}' takes code from another repository .*somebody/else"
+    ):
+        load_model(ModelSettings(path=str(own), device="cpu", trust_remote_code=True))
+    assert not marker.exists()
 
 
 def test_trust_is_part_of_what_a_model_is_and_its_absence_is_not(own):

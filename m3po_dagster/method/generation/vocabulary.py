@@ -94,7 +94,10 @@ class Vocabulary:
 
 
 def load_vocabulary(model: ModelSettings) -> Vocabulary:
-    """Loads the processor and the configuration of a model. Raises FileNotFoundError when they can't be found."""
+    """Loads the processor and the configuration of a model.
+
+    Raises FileNotFoundError when they can't be found, ValueError as `loading_from`.
+    """
     repair_torchvision()
     from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
