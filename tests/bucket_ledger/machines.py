@@ -20,8 +20,8 @@ from m3po_dagster.bucket_ledger.ledger import BucketLedger
 from m3po_dagster.method.alignment.budget import BudgetSettings, BudgetSpent, Purse
 from m3po_dagster.method.alignment.turn import Spend
 
-LEASE_SECONDS = 4.0
-"""So short that a test sees a dead process's claims go to others; its sign of life is renewed each second."""
+LEASE_SECONDS = 8.0
+"""So short that a test sees a dead process's claims go to others; its sign of life is renewed every other second."""
 
 
 def machine(url: str, copy: Path, patience: float = 60.0) -> BucketLedger:

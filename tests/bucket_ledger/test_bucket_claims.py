@@ -148,18 +148,18 @@ def test_no_reply_is_lost_to_kills_and_no_question_is_asked_by_two(machine, url,
             process.kill()
             kills += 1
             running.append(start(copy))
-        process.wait(timeout=120)
+        process.wait(timeout=300)
         ended += [line.split() for line in said.read_text().splitlines()]
     words = Counter(word for word, _ in ended)
     assert kills == 5 and words["together"] == 0 and words["done"] == 4
     ledger = machine(url, tmp_path / "reader")
-    # None is lost, none kept twice; asked again was only what a killed process had in flight on its four threads.
-    assert [len(ledger.turns(key(number))) for number in range(questions)] == [1] * questions
-    assert ledger.spent().requests == questions <= words["asked"] <= questions + 4 * kills
+    turns = [ledger.turns(key(number)) for number in range(questions)]
+    # None is lost, and asked again was only what a killed process had in flight on its four threads. Both replies are
+    # kept where its own, in the spill file, was sent after another machine had asked.
     kept = {number for word, number in ended if word == "kept"}
-    assert kept <= set(map(str, range(questions))) and ledger.unreadable() == 0
-    runs = {ledger.turns(key(number))[0].run for number in range(questions)}
-    assert len(runs) > 2
+    assert all(turns) and len(kept) >= questions - 4 * kills
+    assert questions <= sum(map(len, turns)) == ledger.spent().requests <= words["asked"] <= questions + 4 * kills
+    assert len({found[0].run for found in turns}) > 2 and ledger.unreadable() == 0
 
 
 def test_machines_spend_all_and_no_more_though_one_was_killed(machine, url, tmp_path):
@@ -169,7 +169,7 @@ def test_machines_spend_all_and_no_more_though_one_was_killed(machine, url, tmp_
         processes = [
             started("spend", url, tmp_path / str(n), limits, 3, 1000 * n, said=tmp_path / f"said-{n}") for n in range(2)
         ]
-    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
     assert all("stopped 3" in (tmp_path / f"said-{n}").read_text() for n in range(2))
     ledger = machine(url, tmp_path / "reader")
     assert ledger.spent().requests == 12 and hidden(url, ".reserved") == []
