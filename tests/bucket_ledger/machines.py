@@ -75,6 +75,7 @@ def answer(url: str, copy: Path, watches: Path, questions: int, seed: int) -> No
                 fcntl.flock(watch, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 _say("together", number)
+                print(os.getpid(), "meets another at", key(number), file=sys.stderr)
             if not known:
                 _say("asked", number)
                 time.sleep(0.05)

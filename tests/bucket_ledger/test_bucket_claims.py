@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import machines
@@ -22,8 +23,14 @@ from m3po_dagster.storage.s3 import Bucket
 pytestmark = pytest.mark.slow
 
 
+@cache
+def bucket(url: str) -> Bucket:
+    """A look from outside; a new client each time takes its time."""
+    return Bucket(url)
+
+
 def hidden(url: str, folder: str) -> list[str]:
-    return [found.key for found in Bucket(url).list(f"{folder}/")]
+    return [found.key for found in bucket(url).list(f"{folder}/")]
 
 
 def purse(ledger, limits: dict) -> Purse:
@@ -75,11 +82,11 @@ def test_a_process_that_was_away_for_long_comes_back_as_another(machine, url, tm
         first = away._holder.id()
         die(away)
         with other.asking(key(1)):
-            theirs = Bucket(url).get(f".claims/{key(1)}")[0]
+            theirs = bucket(url).get(f".claims/{key(1)}")[0]
             with away.asking(key(2)):
                 assert away._holder.id() != first
             away._claims._give_back(f".claims/{key(1)}", '"an ETag of long ago"')
-            assert Bucket(url).get(f".claims/{key(1)}")[0] == theirs
+            assert bucket(url).get(f".claims/{key(1)}")[0] == theirs
 
 
 def test_a_claim_that_could_not_be_given_back_is_no_bar_to_its_own_process(machine, url, tmp_path, monkeypatch):
