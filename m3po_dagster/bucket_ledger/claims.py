@@ -70,7 +70,10 @@ class BucketClaims:
         who = holder_of(found[0])
         if who != me and self._holder.is_alive(who):
             return None
-        return self._bucket.put_if_match(name, body, found[1].etag)
+        etag = self._bucket.put_if_match(name, body, found[1].etag)
+        if etag and who != me:
+            _LOG.warning("took over %s from %s, which is gone or gives no sign of life", self._bucket.where(name), who)
+        return etag
 
     def _give_back(self, name: str, etag: str) -> None:
         """Free a claim, and those that could not be freed before. What was asked is kept: a failure raises nothing."""

@@ -1,14 +1,18 @@
 """This process as others at the same ledger see it: an object kept fresh for as long as it lives."""
 
+import logging
 import secrets
 import socket
 import threading
+import time
 
 from m3po_dagster.storage.lease import Lease
 from m3po_dagster.storage.s3 import Bucket
 
 FOLDER = ".holders"
 """Inside the ledger: an object a process at work on it."""
+_LOOK_AGAIN_SECONDS = 0.5
+_LOG = logging.getLogger(__name__)
 
 
 class Holder:
@@ -27,6 +31,8 @@ class Holder:
         Raises StoreError.
         """
         with self._lock:
+            if self._lease is not None and self._lease.lost:
+                _LOG.warning("%s gave no sign of life for %.0f s: others may ask what it asks", self._id, self.seconds)
             if self._lease is None or self._lease.lost:
                 self._drop()
                 name = f"{socket.gethostname()}-{secrets.token_hex(8)}"
@@ -36,6 +42,10 @@ class Holder:
     def is_alive(self, other: str) -> bool:
         """Whether the process of that name gave a sign of life lately, by the service's clock. Raises StoreError."""
         seen = self._bucket.look(f"{FOLDER}/{other}")
+        if seen is None:
+            # Services that only resemble Amazon's may answer so while they replace an object.
+            time.sleep(_LOOK_AGAIN_SECONDS)
+            seen = self._bucket.look(f"{FOLDER}/{other}")
         return seen is not None and seen.age <= self.seconds
 
     def close(self) -> None:

@@ -20,8 +20,8 @@ from m3po_dagster.bucket_ledger.ledger import BucketLedger
 from m3po_dagster.method.alignment.budget import BudgetSettings, BudgetSpent, Purse
 from m3po_dagster.method.alignment.turn import Spend
 
-LEASE_SECONDS = 4.0
-"""So short that a test sees a dead process's claims go to others; its sign of life is renewed each second."""
+LEASE_SECONDS = 8.0
+"""So short that a test sees a dead process's claims go to others; its sign of life is renewed every other second."""
 
 
 def machine(url: str, copy: Path, patience: float = 60.0) -> BucketLedger:
@@ -75,6 +75,7 @@ def answer(url: str, copy: Path, watches: Path, questions: int, seed: int) -> No
                 fcntl.flock(watch, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 _say("together", number)
+                print(os.getpid(), "meets another at", key(number), file=sys.stderr)
             if not known:
                 _say("asked", number)
                 time.sleep(0.05)

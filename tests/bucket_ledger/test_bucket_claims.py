@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import machines
@@ -22,8 +23,14 @@ from m3po_dagster.storage.s3 import Bucket
 pytestmark = pytest.mark.slow
 
 
+@cache
+def bucket(url: str) -> Bucket:
+    """A look from outside; a new client each time takes its time."""
+    return Bucket(url)
+
+
 def hidden(url: str, folder: str) -> list[str]:
-    return [found.key for found in Bucket(url).list(f"{folder}/")]
+    return [found.key for found in bucket(url).list(f"{folder}/")]
 
 
 def purse(ledger, limits: dict) -> Purse:
@@ -75,11 +82,11 @@ def test_a_process_that_was_away_for_long_comes_back_as_another(machine, url, tm
         first = away._holder.id()
         die(away)
         with other.asking(key(1)):
-            theirs = Bucket(url).get(f".claims/{key(1)}")[0]
+            theirs = bucket(url).get(f".claims/{key(1)}")[0]
             with away.asking(key(2)):
                 assert away._holder.id() != first
             away._claims._give_back(f".claims/{key(1)}", '"an ETag of long ago"')
-            assert Bucket(url).get(f".claims/{key(1)}")[0] == theirs
+            assert bucket(url).get(f".claims/{key(1)}")[0] == theirs
 
 
 def test_a_claim_that_could_not_be_given_back_is_no_bar_to_its_own_process(machine, url, tmp_path, monkeypatch):
@@ -148,18 +155,18 @@ def test_no_reply_is_lost_to_kills_and_no_question_is_asked_by_two(machine, url,
             process.kill()
             kills += 1
             running.append(start(copy))
-        process.wait(timeout=120)
+        process.wait(timeout=300)
         ended += [line.split() for line in said.read_text().splitlines()]
     words = Counter(word for word, _ in ended)
     assert kills == 5 and words["together"] == 0 and words["done"] == 4
     ledger = machine(url, tmp_path / "reader")
-    # None is lost, none kept twice; asked again was only what a killed process had in flight on its four threads.
-    assert [len(ledger.turns(key(number))) for number in range(questions)] == [1] * questions
-    assert ledger.spent().requests == questions <= words["asked"] <= questions + 4 * kills
+    turns = [ledger.turns(key(number)) for number in range(questions)]
+    # None is lost, and asked again was only what a killed process had in flight on its four threads. Both replies are
+    # kept where its own, in the spill file, was sent after another machine had asked.
     kept = {number for word, number in ended if word == "kept"}
-    assert kept <= set(map(str, range(questions))) and ledger.unreadable() == 0
-    runs = {ledger.turns(key(number))[0].run for number in range(questions)}
-    assert len(runs) > 2
+    assert all(turns) and len(kept) >= questions - 4 * kills
+    assert questions <= sum(map(len, turns)) == ledger.spent().requests <= words["asked"] <= questions + 4 * kills
+    assert len({found[0].run for found in turns}) > 2 and ledger.unreadable() == 0
 
 
 def test_machines_spend_all_and_no_more_though_one_was_killed(machine, url, tmp_path):
@@ -169,7 +176,7 @@ def test_machines_spend_all_and_no_more_though_one_was_killed(machine, url, tmp_
         processes = [
             started("spend", url, tmp_path / str(n), limits, 3, 1000 * n, said=tmp_path / f"said-{n}") for n in range(2)
         ]
-    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
     assert all("stopped 3" in (tmp_path / f"said-{n}").read_text() for n in range(2))
     ledger = machine(url, tmp_path / "reader")
     assert ledger.spent().requests == 12 and hidden(url, ".reserved") == []

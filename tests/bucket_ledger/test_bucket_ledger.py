@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,18 @@ from m3po_dagster.storage.s3 import Bucket
 pytestmark = pytest.mark.slow
 
 
+@cache
+def bucket(url: str) -> Bucket:
+    """A look from outside; a new client each time takes its time."""
+    return Bucket(url)
+
+
 def objects(url: str, hidden: bool = False) -> list[str]:
-    return [found.key for found in Bucket(url).list() if found.key.startswith(".") == hidden]
+    return [found.key for found in bucket(url).list() if found.key.startswith(".") == hidden]
 
 
 def content(url: str) -> bytes:
-    bucket = Bucket(url)
-    return b"".join(bucket.get(name)[0] for name in objects(url))
+    return b"".join(bucket(url).get(name)[0] for name in objects(url))
 
 
 def test_a_reply_is_in_the_bucket_when_add_returns_and_every_machine_finds_it(machine, url, tmp_path):
@@ -219,7 +225,7 @@ def test_what_a_killed_process_left_is_sent_up_to_the_torn_line_and_not_twice(ma
     spill.write_bytes(b"".join(lines) + turn(3).to_line()[:-5])
     if known:
         size = sum(map(len, lines[:known]))
-        Bucket(url).put(f"org-vlm/{spill.stem}.{0:010d}-{size:010d}.jsonl", b"".join(lines[:known]))
+        bucket(url).put(f"org-vlm/{spill.stem}.{0:010d}-{size:010d}.jsonl", b"".join(lines[:known]))
     ledger = machine(url, tmp_path / "copy")
     assert ledger.spent().requests == 3 and not spill.exists() and ledger.unreadable() == 0
     assert content(url) == b"".join(lines)
@@ -268,7 +274,7 @@ def test_a_ledger_of_a_folder_copied_into_the_bucket_is_read_as_it_is(machine, u
         plain.add(turn(number))
     plain.add(turn(9, model="other"))
     for path in (tmp_path / "plain").rglob("*.jsonl"):
-        Bucket(url).upload(path, str(path.relative_to(tmp_path / "plain")))
+        bucket(url).upload(path, str(path.relative_to(tmp_path / "plain")))
     ledger = machine(url, tmp_path / "copy")
     assert ledger.totals() == plain.totals() and ledger.turns(key(3)) == (turn(3),)
 
@@ -276,7 +282,7 @@ def test_a_ledger_of_a_folder_copied_into_the_bucket_is_read_as_it_is(machine, u
 def test_an_object_that_is_not_what_was_written_is_named(machine, url, tmp_path):
     machine(url, tmp_path / "one").add(turn(1))
     (name,) = objects(url)
-    Bucket(url).put(name, turn(1).to_line()[:-7])
+    bucket(url).put(name, turn(1).to_line()[:-7])
     with pytest.raises(LedgerError, match=f"{name} has .* bytes where its name says .*: it is not what was written"):
         machine(url, tmp_path / "other").spent()
 
@@ -285,7 +291,7 @@ def test_an_object_that_is_missing_is_named(machine, url, tmp_path):
     ledger = machine(url, tmp_path / "one")
     for number in range(3):
         ledger.add(turn(number))
-    Bucket(url).remove(objects(url)[1])
+    bucket(url).remove(objects(url)[1])
     size = len(turn(0).to_line())
     with pytest.raises(LedgerError, match=rf"that holds byte {size} of org-vlm/.* is missing: bring it back"):
         machine(url, tmp_path / "other").spent()

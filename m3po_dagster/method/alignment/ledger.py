@@ -103,7 +103,9 @@ class Ledger:
         """
         with self._lock:
             name = _folder_name(turn.model)
-            writer = self._writers.get(name) or self._writers.setdefault(name, self._writer(name))
+            if name not in self._writers:
+                self._writers[name] = self._writer(name)
+            writer = self._writers[name]
         with self.explained("keep a reply in", name):
             writer.add(turn.to_line())
 
