@@ -2,8 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ from m3po_dagster.export.images import ExportedImage, ImageProblem, read_image
 from m3po_dagster.export.made import ShardPairs
 from m3po_dagster.image_files import ImageOutsideRoot
 from m3po_dagster.method.prompt import Message
+from m3po_dagster.s3_files.ahead import ahead
 from m3po_dagster.storage.artifact import Artifact
 
 NO_REJECTED = "it has no rejected answer"
@@ -95,36 +98,51 @@ def records_of(shard: ShardPairs, images: DatasetImages, tally: Tally) -> Iterat
         "prompt_id",
         {row["prompt_id"] for row in rows},
     )
-    for row in rows:
-        if row["rejected_id"] is None:
-            tally.drop(NO_REJECTED, row["pair_id"])
-            yield None
-            continue
-        prompt, chosen, rejected = prompts[row["prompt_id"]], answers[row["chosen_id"]], answers[row["rejected_id"]]
-        try:
-            path = images.locate(prompt["source"], prompt["image_uri"])
-            image = read_image(path, prompt["image_sha256"])
-        except ImageOutsideRoot as error:
-            raise ExportError(
-                f"the image of prompt {row['prompt_id']} can't be found: {error}; name the study that the pairs were "
-                "made by with --study"
-            ) from None
-        except ImageProblem as problem:
-            tally.drop(str(problem), row["pair_id"])
-            yield None
-            continue
-        yield PairRecord(
-            row=row,
-            messages=tuple(Message(turn["role"], turn["text"]) for turn in prompt["messages"]),
-            chosen=chosen["text"],
-            rejected=rejected["text"],
-            chosen_ids=chosen["token_ids"],
-            rejected_ids=rejected["token_ids"],
-            source=prompt["source"],
-            source_id=prompt["source_id"],
-            image_name=prompt["image_name"] or prompt["image_uri"],
-            image=image,
-        )
+    with ahead(_image_files(prompts.values(), images)):
+        yield from (_record(row, prompts, answers, images, tally) for row in rows)
+
+
+def _image_files(prompts: Iterable[Mapping[str, Any]], images: DatasetImages) -> Iterator[Path]:
+    """Where the images lie; what has no place is told of when its pair is written."""
+    for prompt in prompts:
+        with suppress(ImageOutsideRoot):
+            yield images.locate(prompt["source"], prompt["image_uri"])
+
+
+def _record(
+    row: dict[str, Any],
+    prompts: Mapping[str, dict[str, Any]],
+    answers: Mapping[str, dict[str, Any]],
+    images: DatasetImages,
+    tally: Tally,
+) -> PairRecord | None:
+    if row["rejected_id"] is None:
+        tally.drop(NO_REJECTED, row["pair_id"])
+        return None
+    prompt, chosen, rejected = prompts[row["prompt_id"]], answers[row["chosen_id"]], answers[row["rejected_id"]]
+    try:
+        path = images.locate(prompt["source"], prompt["image_uri"])
+        image = read_image(path, prompt["image_sha256"])
+    except ImageOutsideRoot as error:
+        raise ExportError(
+            f"the image of prompt {row['prompt_id']} can't be found: {error}; name the study that the pairs were "
+            "made by with --study"
+        ) from None
+    except ImageProblem as problem:
+        tally.drop(str(problem), row["pair_id"])
+        return None
+    return PairRecord(
+        row=row,
+        messages=tuple(Message(turn["role"], turn["text"]) for turn in prompt["messages"]),
+        chosen=chosen["text"],
+        rejected=rejected["text"],
+        chosen_ids=chosen["token_ids"],
+        rejected_ids=rejected["token_ids"],
+        source=prompt["source"],
+        source_id=prompt["source_id"],
+        image_name=prompt["image_name"] or prompt["image_uri"],
+        image=image,
+    )
 
 
 def _answers_of(rows: list[dict[str, Any]]) -> set[str]:

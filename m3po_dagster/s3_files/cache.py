@@ -66,7 +66,7 @@ class ObjectCache:
 
     def copy(self, path: "S3Path") -> Path:
         """The object's copy on this machine. Raises FileNotFoundError where there is none; StoreError."""
-        for plan in self.plans:
+        for plan in tuple(self.plans):
             plan.reached(path)
             # What was fetched ahead is what is wanted, however long ago that was.
             if (there := plan.fetched.get(path)) is not None and self.copies.use(there):

@@ -186,13 +186,15 @@ class Bucket:
 
         def read() -> Seen:
             answer = self.client.get_object(**self._at(key))
-            seen, body = _seen(answer), answer["Body"]
-            if seen.size > _IN_ONE_PIECE:
-                body.close()
+            seen, body, before = _seen(answer), answer["Body"], None
+            if seen.size <= _IN_ONE_PIECE:
+                with body, target.open("wb") as file:
+                    file.writelines(body.iter_chunks(_CHUNK))
+                return seen
+            body.close()
+            while before is None or before.etag != seen.etag:  # else parts of two versions, or of one unknown
                 self.client.download_file(self.name, self._full(key), str(target))
-                return _seen(self.client.head_object(**self._at(key)))
-            with body, target.open("wb") as file:
-                file.writelines(body.iter_chunks(_CHUNK))
+                before, seen = seen, _seen(self.client.head_object(**self._at(key)))
             return seen
 
         return self._ask("read", key, read, _MISSING)

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.s3_files.uploads import BUCKET
+from tests.s3_files.uploads import BUCKET, be_impatient
 from tests.s3_server import s3_server
 
 
@@ -27,4 +27,4 @@ def nobody(own_cache, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr("m3po_dagster.storage.s3._ATTEMPTS", 1)
-    monkeypatch.setattr("m3po_dagster.storage.s3.Bucket.__init__.__defaults__", (0.1,))
+    be_impatient(monkeypatch)

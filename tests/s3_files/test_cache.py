@@ -101,6 +101,22 @@ def test_a_large_object_comes_in_parts_and_whole(root, server):
         assert asked["GetObject"] > 2
 
 
+def test_a_large_object_that_is_replaced_while_it_is_read_is_read_as_one_version(root, server, tmp_path, monkeypatch):
+    old, new = (bytes([letter]) * (17 << 20) for letter in b"on")
+    put(server, root / "large.tar", old)
+    client = object_cache().bucket(BUCKET).client
+    download, left = client.download_file, iter([new])
+
+    def replaced(*where):
+        download(*where)
+        if content := next(left, None):
+            put(server, root / "large.tar", content)
+
+    monkeypatch.setattr(client, "download_file", replaced)
+    seen = object_cache().bucket(BUCKET).fetch((root / "large.tar").key, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == new and seen.etag == f'"{hashlib.md5(new).hexdigest()}"'
+
+
 def test_a_folder_is_listed_as_one_on_this_machine_is(root, server):
     for name in ("sub/b.png", "sub/deep/c.png", ".m3po/unpacked/d.png", "sub/.hidden.png", "empty/"):
         server.client().put_object(Bucket=BUCKET, Key=f"{root.key}/{name}", Body=b"1")

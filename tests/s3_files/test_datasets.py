@@ -19,7 +19,7 @@ from m3po_dagster.storage.file_facts import FileFacts
 from m3po_dagster.storage.fingerprint import file_sha256
 from tests.datasets.dataset_files import dataset, picture, record, rows_of
 from tests.datasets.sources import FORMATS, MAX_RECORD_BYTES, PAIRS, Pair, source, write
-from tests.s3_files.uploads import BUCKET, requests, uploaded
+from tests.s3_files.uploads import BUCKET, be_impatient, requests, uploaded
 
 pytestmark = pytest.mark.slow
 IMAGES = 12
@@ -116,7 +116,7 @@ def test_what_a_study_names_and_is_not_there_is_no_empty_dataset(remote):
 
 
 def test_an_outage_ends_the_reading_and_drops_no_record(remote, monkeypatch):
-    monkeypatch.setattr("m3po_dagster.storage.s3.Bucket.__init__.__defaults__", (0.1,))
+    be_impatient(monkeypatch)
     remote.sources["toy"].path.read_bytes()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     monkeypatch.setenv("M3PO_CACHE_GB", "1")

@@ -3,10 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+
+import pytest
 
 from m3po_dagster.s3_files.cache import ObjectCache, object_cache
 from m3po_dagster.s3_files.path import as_path
+from m3po_dagster.storage.s3 import Bucket
 from tests.s3_server import S3Server
 
 BUCKET = "data"
@@ -20,6 +24,11 @@ def uploaded(server: S3Server, folder: Path, prefix: str) -> Path:
             key = f"{prefix}/{file.relative_to(folder).as_posix()}"
             client.put_object(Bucket=BUCKET, Key=key, Body=file.read_bytes())
     return as_path(f"s3://{BUCKET}/{prefix}")
+
+
+def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that does not answer is not waited for."""
+    monkeypatch.setattr("m3po_dagster.s3_files.cache.Bucket", partial(Bucket, patience=0.1))
 
 
 @contextmanager
