@@ -148,10 +148,14 @@ def test_nothing_was_sampled_twice_but_the_part_under_way(lost_node):
     sampled = {item.key.partition: item for item in lost_node.project.store.list("candidates")}
     interrupted = lost_node.draft.parent.name
     for shard, artifact in sampled.items():
-        prompts = set(artifact.table()["prompt_id"].to_pylist())
+        tokens = Counter()
+        for row in artifact.table(columns=["prompt_id", "n_tokens", "multiplicity"]).to_pylist():
+            tokens[row["prompt_id"]] += row["n_tokens"] * row["multiplicity"]
         before = lost_node.kept if shard == interrupted else set()
-        assert before < prompts
-        assert artifact.manifest.metadata["this run"]["prompts"] == len(prompts - before), shard
+        asked = {prompt: number for prompt, number in tokens.items() if prompt not in before}
+        assert before < set(tokens)
+        did = artifact.manifest.metadata["this run"]
+        assert (did["prompts"], did["tokens"]) == (len(asked), sum(asked.values())), shard
     assert lost_node.kept
 
 
