@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.events import RunFailureReason
 from dagster._core.execution.api import execute_run_iterator
 
 from m3po_dagster import run_tags
@@ -56,18 +56,17 @@ class ClusterRunner:
             job_code_origin=self.job.get_python_origin(),
         )
         told: set[str] = set()
-        try:
-            for event in execute_run_iterator(self.job, run, self.instance):
-                if event.is_step_start:
-                    starting([_name(event)], "")
-                if event.is_step_success or event.is_step_failure or event.is_step_up_for_retry:
-                    ended = list(self._ended(run.run_id, event.step_key, told))
-                    yield from ended
-                    # A step fails for its runs, of which enough was said, or by itself, as one whose node is lost does.
-                    if event.is_step_failure and not any(outcome.error for outcome in ended):
-                        yield Outcome((_name(event),), "", 0.0, (), (), sentence(event), run.run_id)
-        except DagsterExecutionInterruptedError:
-            raise KeyboardInterrupt from None
+        for event in execute_run_iterator(self.job, run, self.instance):
+            if event.is_step_start:
+                starting([_name(event)], "")
+            if event.is_step_success or event.is_step_failure or event.is_step_up_for_retry:
+                ended = list(self._ended(run.run_id, event.step_key, told))
+                yield from ended
+                # A step fails for its runs, of which enough was said, or by itself, as one whose node is lost does.
+                if event.is_step_failure and not any(outcome.error for outcome in ended):
+                    yield Outcome((_name(event),), "", 0.0, (), (), sentence(event), run.run_id)
+            if _is_interruption(event):
+                raise KeyboardInterrupt
 
     def _ended(self, run_id: str, step_key: str, told: set[str]) -> Iterator[Outcome]:
         """The runs that a step started and that have ended, oldest first, those in `told` left out."""
@@ -91,3 +90,10 @@ class ClusterRunner:
 def _name(event: dg.DagsterEvent) -> str:
     """How a step is called in its job: `sample[0_s0]`."""
     return event.step_key.removeprefix(f"{NODE}.")
+
+
+def _is_interruption(event: dg.DagsterEvent) -> bool:
+    """Whether a run ended because it was told to, here or in the web interface; its steps were told too."""
+    if event.event_type == dg.DagsterEventType.RUN_FAILURE:
+        return event.job_failure_data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION
+    return event.event_type == dg.DagsterEventType.RUN_CANCELED

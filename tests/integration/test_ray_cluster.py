@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from m3po_dagster import run_tags
+from m3po_dagster.automation.active_runs import at_work
 from m3po_dagster.graph import STAGES, all_parts
 from tests.integration.conftest import Project
 from tests.integration.daemon import M3PO, objects
@@ -69,6 +71,22 @@ def materialised_alone(cluster: RayCluster, environment: dict, asset: str, parti
     return cluster.jobs()
 
 
+def deployed(folder: Path, study: dict) -> tuple[Project, dict[str, str]]:
+    """A project, and the environment of a code location whose deployment is a Ray cluster."""
+    (folder / "project").mkdir()
+    project = Project(folder / "project")
+    project.write(study)
+    deployment = {"executor": "ray", "groups": GROUPS, "steps": {"default": SLOT}}
+    (folder / "deployment.yaml").write_text(yaml.safe_dump(deployment))
+    return project, {
+        **project.environment(),
+        "M3PO_DEPLOYMENT": str(folder / "deployment.yaml"),
+        "PYTHONPATH": ROOT,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
 @dataclass
 class LostNode:
     """What is left of a study that a cluster ran while a node was lost."""
@@ -95,19 +113,7 @@ class LostNode:
 @pytest.fixture(scope="module")
 def lost_node(tmp_path_factory, small_study) -> LostNode:
     """`m3po run` on a cluster of two nodes, one of which is killed with a shard half sampled; then one asset alone."""
-    folder = tmp_path_factory.mktemp("cluster")
-    (folder / "project").mkdir()
-    project = Project(folder / "project")
-    project.write(study_of(small_study))
-    deployment = {"executor": "ray", "groups": GROUPS, "steps": {"default": SLOT}}
-    (folder / "deployment.yaml").write_text(yaml.safe_dump(deployment))
-    environment = {
-        **project.environment(),
-        "M3PO_DEPLOYMENT": str(folder / "deployment.yaml"),
-        "PYTHONPATH": ROOT,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
+    project, environment = deployed(tmp_path_factory.mktemp("cluster"), study_of(small_study))
     with ray_cluster(2, environment) as cluster:
         environment["RAY_ADDRESS"] = cluster.address
         command = cluster.inside([M3PO, "run"])
@@ -119,7 +125,7 @@ def lost_node(tmp_path_factory, small_study) -> LostNode:
             draft, pid = found
             cluster.kill_node(cluster.node_of(pid))
             kept = prompts_in_parts(draft)
-            said = run.communicate(timeout=1000)[1]
+            said = run.communicate(timeout=1500)[1]
         finally:
             run.kill()
         assert run.returncode == 0, said
@@ -148,10 +154,14 @@ def test_nothing_was_sampled_twice_but_the_part_under_way(lost_node):
     sampled = {item.key.partition: item for item in lost_node.project.store.list("candidates")}
     interrupted = lost_node.draft.parent.name
     for shard, artifact in sampled.items():
-        prompts = set(artifact.table()["prompt_id"].to_pylist())
+        tokens = Counter()
+        for row in artifact.table(columns=["prompt_id", "n_tokens", "multiplicity"]).to_pylist():
+            tokens[row["prompt_id"]] += row["n_tokens"] * row["multiplicity"]
         before = lost_node.kept if shard == interrupted else set()
-        assert before < prompts
-        assert artifact.manifest.metadata["this run"]["prompts"] == len(prompts - before), shard
+        asked = {prompt: number for prompt, number in tokens.items() if prompt not in before}
+        assert before < set(tokens)
+        did = artifact.manifest.metadata["this run"]
+        assert (did["prompts"], did["tokens"]) == (len(asked), sum(asked.values())), shard
     assert lost_node.kept
 
 
@@ -182,3 +192,25 @@ def test_the_tables_are_those_of_one_machine(lost_node, tmp_path, small_study):
     here.write(study_of(small_study))
     assert [outcome.error for outcome in here.run() if outcome.error] == []
     assert_same_tables(lost_node.project, here)
+
+
+def test_an_interrupt_ends_the_jobs_on_the_cluster_too(tmp_path, small_study):
+    project, environment = deployed(tmp_path, study_of(small_study))
+    with ray_cluster(1, environment) as cluster:
+        environment["RAY_ADDRESS"] = cluster.address
+        command = cluster.inside([M3PO, "run"])
+        run = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        try:
+            while half_sampled(project) is None:
+                assert run.poll() is None, run.stderr.read()
+                time.sleep(0.01)
+            run.send_signal(signal.SIGINT)
+            said = run.communicate(timeout=300)[1]
+        finally:
+            run.kill()
+        jobs = cluster.jobs()
+    assert run.returncode == 130 and "finished work is kept" in said
+    assert {job["status"] for job in jobs if ".sample[" in job["step"]} <= {"STOPPED", "FAILED"}, jobs
+    with project.instance() as instance:
+        # A step that has no time to say how its run ended leaves it to whoever looks next.
+        assert at_work(instance) == {} and all(run.is_finished for run in instance.get_runs())
