@@ -21,7 +21,7 @@ from tests.docker import compose_file, dockerfile
 from tests.docker.processes import Database, Network, Service
 from tests.integration.conftest import WEIGHTS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first one waits for 2 GB of packages
 DOCKER = compose_file.DOCKER
 INSIDE = "/srv/m3po"
 NAMES = ("postgres", "s3", "bucket", "code", "webserver", "daemon")
