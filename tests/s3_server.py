@@ -53,6 +53,7 @@ class S3Server:
         command += [f"-{name}.port.grpc={port}" for name, port in zip(("master", "volume", "filer"), grpc, strict=True)]
         command += ["-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={self.folder / 's3.json'}"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # else both take fixed ports
+        command += ["-master.telemetry=false"]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
         deadline = time.monotonic() + _READY_SECONDS

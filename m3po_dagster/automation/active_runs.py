@@ -30,13 +30,15 @@ CLOCK_SECONDS = 60.0
 def at_work(instance: dg.DagsterInstance, report: bool = True) -> dict[Part, list[DagsterRun]]:
     """The parts that a run will make or is making, with the runs.
 
-    A run whose process is gone, killed without a word, counts no more; with `report` it is put down as failed. Runs
-    that make none of the graph's assets are not this project's to judge.
+    A run whose process is gone, killed without a word, counts no more; with `report` it is put down as failed, and so
+    is a named job's, which makes no asset itself but holds a place in a pool. Other runs are not this project's to
+    judge.
     """
     found: dict[Part, list[DagsterRun]] = {}
     for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE)):
         parts = _planned(instance, run)
-        if parts and run.status in BEGUN and process_gone(instance, run):
+        ours = parts or run_tags.STUDY in run.tags
+        if ours and run.status in BEGUN and process_gone(instance, run):
             if report:
                 put_down(instance, run)
             continue

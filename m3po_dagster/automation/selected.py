@@ -9,7 +9,9 @@ from pydantic import Field
 
 from m3po_dagster import run_tags
 from m3po_dagster.automation.active_runs import BEGUN, put_down
+from m3po_dagster.automation.machine import this_machine
 from m3po_dagster.current import held_heads
+from m3po_dagster.deployment import current_deployment
 from m3po_dagster.graph import label, standings
 from m3po_dagster.resources.generator import times_loaded
 from m3po_dagster.resources.study import StoreResource, StudyResource
@@ -47,6 +49,8 @@ def run_selection(
     loaded = study.load()
     refuse_unknown(selection, loaded)
     tags = {run_tags.STUDY: loaded.name}
+    if not current_deployment().clustered:  # in a cluster this is the step's machine, not the run's
+        tags[run_tags.MACHINE] = this_machine()
     tags |= {
         run_tags.of_dimension(kind): names[0] for kind, names in chosen(owed or selection).items() if len(names) == 1
     }

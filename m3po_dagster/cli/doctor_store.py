@@ -44,7 +44,7 @@ def check(
         found = check_store(store, heads, not quick, repair, advance)
     survey = found.survey
     facts = {
-        "store": str(store.root),
+        "store": store.location,
         "hashed": not quick,
         "whole": len(survey.whole),
         "bytes": survey.bytes,
@@ -57,12 +57,12 @@ def check(
     }
     if not as_json:
         how = "sizes compared" if quick else "every byte hashed"
-        typer.echo(f"{store.root}: {len(survey.whole)} artifacts whole ({how}), {decimal(survey.bytes)}")
+        typer.echo(f"{store.location}: {len(survey.whole)} artifacts whole ({how}), {decimal(survey.bytes)}")
         typer.echo("made with " + ", ".join(_versions(name, found) for name, found in survey.libraries.items()))
         if found.quarantine:
             size = decimal(sum(aside.bytes for aside in found.quarantine))
             typer.echo(
-                f"set aside: {len(found.quarantine)}, {size}, in {store.root / '.quarantine'}: remove that folder once "
+                f"set aside: {len(found.quarantine)}, {size}, in {store.location}/.quarantine: remove that folder once "
                 "you have looked"
             )
     report(found.findings, facts, as_json)

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -9,19 +10,47 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m3po_dagster.doctor.findings import Finding, note, ok, problem
+from m3po_dagster.storage.cache_folder import caches
+from m3po_dagster.storage.errors import StoreError
+from m3po_dagster.storage.s3 import Bucket, is_s3
 
 GIB = 2**30
 LEAST_FREE, LOW_FREE = 0.5 * GIB, 5 * GIB
 MOST_SECONDS_APART = 5.0
+_PATIENCE = 10.0
 
 
 def check_places(store: str, home: Path) -> Iterator[Finding]:
-    """The store's folder (a bucket is its service's affair) and DAGSTER_HOME."""
-    places = {"DAGSTER_HOME": home} if "://" in store else {"store": Path(store), "DAGSTER_HOME": home}
+    """The store's folder or bucket, this machine's copies of what lies in buckets, and DAGSTER_HOME."""
+    places = {"store": Path(store), "DAGSTER_HOME": home}
+    if is_s3(store):
+        yield check_bucket(store)
+        places = {"copies": caches(), "DAGSTER_HOME": home}
     for name, folder in places.items():
         there = _nearest(folder)
         yield _room(name, folder, there)
         yield from _rights(name, there)
+
+
+def check_bucket(url: str) -> Finding:
+    """Writes, reads and removes an object, and sees that the service keeps the conditions that commits rest on."""
+    probe = f".m3po-doctor-{secrets.token_hex(8)}"
+    try:
+        bucket = Bucket(url, patience=_PATIENCE)
+        etag = bucket.put_if_absent(probe, b"1")
+        try:
+            twice = bucket.put_if_absent(probe, b"2") is not None
+            stale = bucket.put_if_match(probe, b"3", '"0123456789abcdef0123456789abcdef"') is not None
+            kept = bucket.get(probe)
+        finally:
+            bucket.remove(probe)
+        there = next(bucket.list(probe), None)
+    except StoreError as error:
+        return problem("store", str(error), "Mend the credentials, the bucket or its service")
+    if etag is None or twice or stale or kept is None or kept[0] != b"1" or there is not None:
+        what = f"{url} does not keep conditional writes: two runs could commit one result"
+        return problem("store", what, "Use a service that keeps If-None-Match and If-Match")
+    return ok("store", f"{bucket.url}: read, written, removed; conditional writes are kept")
 
 
 def check_event_log() -> Finding:

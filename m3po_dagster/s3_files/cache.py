@@ -16,7 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m3po_dagster.s3_files.copies import Copies, cache_bytes, cache_folder
+from m3po_dagster.s3_files.copies import Copies, cache_bytes
+from m3po_dagster.storage.cache_folder import caches
 from m3po_dagster.storage.errors import StoreError
 from m3po_dagster.storage.s3 import SCHEME, Bucket, Seen
 
@@ -206,7 +207,7 @@ def _ns(time: datetime) -> int:
 
 def object_cache() -> ObjectCache:
     """This process's cache, in the folder and of the size that the environment names. Raises StoreError."""
-    return _cache_of(os.getpid(), cache_folder(), cache_bytes())
+    return _cache_of(os.getpid(), caches(), cache_bytes())
 
 
 @lru_cache(maxsize=4)

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from m3po_dagster.storage.errors import StoreError
 
-CACHE, CACHE_GB = "M3PO_CACHE", "M3PO_CACHE_GB"
+CACHE_GB = "M3PO_CACHE_GB"
 DEFAULT_GB = 50.0
 _PARTIAL = ".partial"
 _LEFT_ALONE_SECONDS = 3600
@@ -28,13 +28,6 @@ _IN_USE_SECONDS = 60
 _SHARE_KEPT, _SHARE_WRITTEN = 0.9, 0.05
 _NO_LETTERS = re.compile(r"[^A-Za-z0-9]")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")
-
-
-def cache_folder() -> Path:
-    """Where this machine keeps copies: M3PO_CACHE, else m3po in the user's folder of caches."""
-    named = os.environ.get(CACHE)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named).absolute() if named else Path(home, "m3po")
 
 
 def cache_bytes() -> int:
@@ -159,5 +152,5 @@ class Copies:
         except OSError as error:
             raise StoreError(
                 f"can't keep a copy of {url} in {self._folder}: {error.strerror or error}; free some space, give write "
-                f"access, or name another folder with {CACHE}"
+                f"access, or name another folder with M3PO_CACHE"
             ) from error

@@ -125,6 +125,15 @@ def test_a_run_in_the_former_container_of_that_name_is_gone(instance, named):
     assert same_machine(f"elsewhere {boot} {space}") is True, "a name changes nothing about process ids"
 
 
+def test_a_named_jobs_run_whose_process_is_gone_gives_its_place_back(instance, ended):
+    tags = {run_tags.STUDY: "small"}
+    gone = started(instance, somebody_elses, ended, this_machine(), **tags)
+    lives = started(instance, somebody_elses, os.getppid(), this_machine(), **tags)
+    assert at_work(instance) == {}
+    assert instance.get_run_by_id(gone).status == DagsterRunStatus.FAILURE
+    assert instance.get_run_by_id(lives).status == DagsterRunStatus.STARTED
+
+
 def test_runs_of_others_are_not_judged(instance, ended):
     run_id = started(instance, somebody_elses, ended, this_machine())
     assert at_work(instance) == {}

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from m3po_dagster.doctor import devices, packages
 from m3po_dagster.doctor.endpoints import check_endpoints
 from m3po_dagster.doctor.models import check_models, weights_of
+from m3po_dagster.doctor.findings import ok
 from m3po_dagster.doctor.places import check_places
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.study import load_study
@@ -139,8 +140,10 @@ def test_places_have_room_rights_locks_and_the_same_clock(tmp_path, monkeypatch)
     places = (str(tmp_path / "store" / "not yet made"), tmp_path / "home")
     assert {finding.level for finding in check_places(*places)} <= {"ok", "note"}
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+    monkeypatch.setattr("m3po_dagster.doctor.places.check_bucket", lambda url: ok("store", url))
+    monkeypatch.setenv("M3PO_CACHE", str(tmp_path / "copies"))
     bucket = [finding.about for finding in check_places("s3://bucket/prefix", tmp_path)]
-    assert set(bucket) == {"DAGSTER_HOME"}
+    assert set(bucket) == {"store", "copies", "DAGSTER_HOME"}
 
     usage = type("Usage", (), {"total": 2**40, "free": 2**20})
     with monkeypatch.context() as patch:

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from m3po_dagster.s3_files import copies
-from m3po_dagster.s3_files.copies import Copies, cache_bytes, cache_folder
+from m3po_dagster.s3_files.copies import Copies, cache_bytes
+from m3po_dagster.storage.cache_folder import caches
 from m3po_dagster.storage.errors import StoreError
 
 AN_HOUR_AGO = time.time() - 3600
@@ -125,11 +126,11 @@ def test_a_full_disk_says_what_to_do(tmp_path):
 def test_the_environment_says_where_and_how_much(tmp_path, monkeypatch):
     monkeypatch.setenv("M3PO_CACHE", str(tmp_path))
     monkeypatch.setenv("M3PO_CACHE_GB", "0.5")
-    assert (cache_folder(), cache_bytes()) == (tmp_path, 500_000_000)
+    assert (caches(), cache_bytes()) == (tmp_path, 500_000_000)
     monkeypatch.delenv("M3PO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     monkeypatch.delenv("M3PO_CACHE_GB")
-    assert (cache_folder(), cache_bytes()) == (tmp_path / "user" / "m3po", 50_000_000_000)
+    assert (caches(), cache_bytes()) == (tmp_path / "user" / "m3po", 50_000_000_000)
     for wrong in ("lots", "0", "-1", "inf", "nan"):
         monkeypatch.setenv("M3PO_CACHE_GB", wrong)
         with pytest.raises(StoreError, match="M3PO_CACHE_GB"):
