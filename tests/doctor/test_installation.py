@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from m3po_dagster.doctor import devices, packages
 from m3po_dagster.doctor.endpoints import check_endpoints
-from m3po_dagster.doctor.models import check_models, weights_of
 from m3po_dagster.doctor.findings import ok
+from m3po_dagster.doctor.models import check_models, weights_of
 from m3po_dagster.doctor.places import check_places
 from m3po_dagster.method.generation.settings import ModelSettings
 from m3po_dagster.study import load_study
