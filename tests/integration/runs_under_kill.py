@@ -53,19 +53,25 @@ class Killing:
         """What is being made: the folders that hold a lock, as asset[partition]."""
         return sorted(f"{path.parts[-4]}[{path.parts[-3]}]" for path in self.root.glob("[!.]*/*/*/lock"))
 
+    def _manifests(self) -> int:
+        return sum(1 for _ in self.root.glob("[!.]*/*/*/manifest.json"))
+
     def once(self, part: tuple[str, str, float] | None) -> bool:
         """One run; killed while `part` is made, or at any moment without one. Whether it ended by itself."""
         self.anywhere += part is None
         shell = part is None and self.anywhere % SHELL_EVERY == 0
         process = self._shell() if shell else self._forked()
         try:
+            # Not past the next commit: how far a run comes must not depend on how fast the machine is.
             if part is None:
-                self._wait(process, self.rng.uniform(0, MOST_SECONDS * (4 if shell else 1)), lambda: False)
+                before = self._manifests()
+                seconds = self.rng.uniform(0, MOST_SECONDS * (4 if shell else 1))
+                self._wait(process, seconds, lambda: self._manifests() > before)
             else:
                 asset, folder, seconds = part
                 place = self.root / asset / folder
                 self._wait(process, 600, lambda: any(place.glob("*/lock")) or any(place.glob("*/manifest.json")))
-                self._wait(process, self.rng.uniform(0, seconds), lambda: False)
+                self._wait(process, self.rng.uniform(0, seconds), lambda: any(place.glob("*/manifest.json")))
             alive = process.poll() is None
             if alive:
                 process.send_signal(signal.SIGSTOP)
