@@ -11,6 +11,8 @@ from m3po_dagster.storage.lease import Lease
 from m3po_dagster.storage.s3 import Bucket
 from tests.s3_server import s3_server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
