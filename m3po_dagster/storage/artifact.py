@@ -70,7 +70,7 @@ class Artifact:
         except MemoryError:
             raise
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            reason = str(error)
+            reason = " ".join(str(error).split())
         if reason:
             raise Damaged(self._disk.local(path), self.key, reason)
         return table
