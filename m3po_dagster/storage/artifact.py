@@ -86,7 +86,7 @@ class Artifact:
         except MemoryError:
             raise
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            reason = str(error)
+            reason = " ".join(str(error).split())
         if reason:
             raise Damaged(self._disk.where(path), self.key, reason)
         return table

@@ -11,6 +11,7 @@ from m3po_dagster.storage.artifact import Artifact
 from m3po_dagster.storage.errors import Damaged
 from tests.integration.damaging import damage
 from tests.integration.test_bad_input import m3po
+from tests.integration.test_kill_loop import contents_of, results_of
 
 
 def heads_of(project) -> dict:
@@ -23,7 +24,7 @@ def current(project, asset: str, partition: str) -> Artifact:
 
 
 def test_a_damaged_input_is_set_aside_made_again_and_the_step_with_it(copy_of_made):
-    project, before = copy_of_made, heads_of(copy_of_made)
+    project, before = copy_of_made, results_of(copy_of_made)
     damage(current(project, "candidates", "s0"), "text")
     shutil.rmtree(current(project, "mas_table", "s0").folder)
     outcomes = project.run()
@@ -32,14 +33,14 @@ def test_a_damaged_input_is_set_aside_made_again_and_the_step_with_it(copy_of_ma
     assert "met a damaged candidates[s0]" in met.error and "It was set aside in" in met.error
     assert [outcome.error for outcome in after if outcome.error] == []
     assert after[0].assets[:2] == ("candidates", "mas_table") and after[0].partition == "s0"
-    assert heads_of(project) == before and project.unsettled() == []
+    assert results_of(project) == before and project.unsettled() == []
     (aside,) = project.store.quarantined()
-    assert "candidates/s0" in aside.folder and "columns" in aside.reason
+    assert "candidates/s0" in aside.folder and aside.reason in met.error
 
 
 def test_a_steps_own_damaged_result_is_made_again_at_once(copy_of_made):
     """It is found when a run describes what it reuses, as a run from the web page does."""
-    project, before = copy_of_made, heads_of(copy_of_made)
+    project, before = copy_of_made, results_of(copy_of_made)
     damage(current(project, "preference_pairs", "m3po|s0"))
     with project.instance() as instance:
         from m3po_dagster.resources.study import StoreResource
@@ -49,11 +50,11 @@ def test_a_steps_own_damaged_result_is_made_again_at_once(copy_of_made):
         outcome = runner._run(["preference_pairs"], "m3po|s0")
     assert outcome.error is None and outcome.reused == () and outcome.lost == ()
     assert len(project.store.quarantined()) == 1
-    assert heads_of(project) == before and project.unsettled() == []
+    assert results_of(project) == before and project.unsettled() == []
 
 
 def test_a_damaged_manifest_that_was_whole_when_it_was_looked_at_is_met_by_the_step(copy_of_made):
-    project, before = copy_of_made, heads_of(copy_of_made)
+    project, before = copy_of_made, results_of(copy_of_made)
     project.unsettled()  # what was found whole is only looked for after this
     path = current(project, "candidates", "s1").folder / "manifest.json"
     path.write_bytes(path.read_bytes().replace(b'"created"', b'"crested"'))
@@ -61,15 +62,15 @@ def test_a_damaged_manifest_that_was_whole_when_it_was_looked_at_is_met_by_the_s
     outcomes = project.run(Selection(assets=("candidates", "mas_table", "logprob_table")))
     assert outcomes[0].lost == ("candidates[s1]",) and "no longer holds candidates[s1]" in outcomes[0].error
     assert [outcome.error for outcome in outcomes[1:] if outcome.error] == []
-    assert heads_of(project) == before
+    assert results_of(project) == before
     assert len(project.store.quarantined()) == 1
 
 
 @pytest.mark.slow
 def test_all_of_a_store_damaged_is_found_and_made_again(copy_of_made):
     """Each stage meets the damage of the one before; what nobody had to read, the doctor finds."""
-    project, before = copy_of_made, heads_of(copy_of_made)
-    contents = {one.key: one.data_version for one in project.store.list()}
+    project = copy_of_made
+    contents, results = contents_of(project), results_of(project)
     for artifact in list(project.store.list()):
         damage(artifact)
     shutil.rmtree(project.folder / "store" / "leaderboard")
@@ -82,16 +83,15 @@ def test_all_of_a_store_damaged_is_found_and_made_again(copy_of_made):
     done = m3po(project, "doctor", "store", "--repair", "--json")
     found = json.loads(done.stdout)
     assert found["damaged"] == len(found["set aside now"]) > 0
-    assert done.returncode == 1, "what is gone is a problem until a run has made it again"
+    assert done.returncode == 0, done.stderr
     done = m3po(project, "run")
     assert done.returncode == 0, done.stderr[-3000:]
     done = m3po(project, "doctor", "store", "--json")
     found = json.loads(done.stdout)
-    assert done.returncode == 0 and found["damaged"] == 0 and found["whole"] == len(contents)
-    assert heads_of(project) == before and project.unsettled() == []
-    assert {one.key: one.data_version for one in project.store.list()} == contents
-    everything = {key[0] for key in contents}
-    assert {aside.folder.split("/")[1] for aside in project.store.quarantined()} == everything - {"leaderboard"}
+    assert done.returncode == 0 and found["damaged"] == 0 and found["whole"] == len(contents) + 1
+    assert results_of(project) == results and project.unsettled() == []
+    assert contents_of(project) == contents
+    assert {aside.folder.split("/")[1] for aside in project.store.quarantined()} == {key.asset for key in contents}
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from m3po_dagster.runner import Selection
 from tests.integration.conftest import Project
 from tests.integration.runs_under_kill import COMMAND
 from tests.integration.test_bad_input import m3po
-from tests.integration.test_kill_loop import heads_of, materialisations
+from tests.integration.test_kill_loop import materialisations, results_of
 
 UP_TO_CANDIDATES = ("source_dataset", "base_model", "sampling_scorer", "benchmark_data", "filtered_instructions",
                     "candidates")  # fmt: skip
@@ -39,7 +39,7 @@ def wait_until(holds, process: subprocess.Popen, seconds: float = 240) -> None:
 
 def same_results(project: Project, made: Project) -> None:
     """Fingerprint and data version of every part are an undisturbed run's."""
-    assert heads_of(project) == heads_of(made) and project.unsettled() == []
+    assert results_of(project) == results_of(made) and project.unsettled() == []
     assert project.store.quarantined() == []
     assert max(materialisations(project).values()) == 1
 
@@ -112,7 +112,7 @@ def test_two_whole_runs_at_once_make_each_part_once(fresh, made):
         _, errors = run.communicate(timeout=500)
         assert run.returncode == 0, errors[-3000:]
     same_results(fresh, made)
-    assert {part for part, times in materialisations(fresh).items() if times == 1} == set(heads_of(made))
+    assert {part for part, times in materialisations(fresh).items() if times == 1} == set(results_of(made))
     # An adapter and the answers are no parts, but as dear: each is one object, made from one place.
     ours, theirs = (Counter(one.key for one in project.store.list()) for project in (fresh, made))
     assert ours == theirs
@@ -196,5 +196,5 @@ def test_a_clock_that_jumps_changes_nothing(fresh, made):
     # Files that seem to come from the future are read again until the clock has passed them, never trusted wrongly.
     done = m3po(fresh, "run")
     assert done.returncode == 0 and "Everything is up to date" in done.stdout
-    current = {(*part, head.fingerprint) for part, head in heads_of(fresh).items()}
+    current = {(*part, fingerprint) for part, (fingerprint, _) in results_of(fresh).items()}
     assert fresh.store.gc(current) == [], "what is in use is not old enough for anybody"

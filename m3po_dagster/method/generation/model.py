@@ -105,7 +105,8 @@ def load_model(settings: ModelSettings, adapter: Path | None = None) -> LoadedMo
     _ask_for_nothing_else(model, eos, processor.tokenizer.pad_token_id)
     dtype = str(model.config.dtype).removeprefix("torch.")
     loaded = LoadedModel(
-        model=model.eval(),
+        # Without gradients from the start, as an adapter that was put over it leaves it: torch rounds otherwise with.
+        model=model.eval().requires_grad_(False),
         processor=processor,
         precision=precision(dtype, settings),
         suppressed=suppressed(model.config, processor, eos),
