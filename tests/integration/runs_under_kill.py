@@ -3,9 +3,10 @@
     python runs_under_kill.py PARTS SEED      with M3PO_STUDY, M3PO_STORE and DAGSTER_HOME set
 
 PARTS is a JSON list of [asset, partition, seconds], what an undisturbed run makes in the order it makes it. One kill is
-aimed at each: somewhere within half as long as it took then, from when its lock is seen. After every second follows one at
-any moment. Everything is imported before the processes are forked, but for some that are started as a shell starts
-them. Prints each kill with what was being made, and whether something committed was ever written again.
+aimed at each: somewhere within half as long as it took then, from when its lock is seen; what there is but one of is
+killed at its very start before. After every second follows a kill at any moment. Everything is imported before the
+processes are forked, but for some that are started as a shell starts them. Prints each kill with what was being made,
+and whether something committed was ever written again.
 """
 
 import fcntl
