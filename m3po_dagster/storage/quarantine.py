@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from m3po_dagster.storage.artifact import MANIFEST, look
+from m3po_dagster.storage.artifact import MANIFEST, cut_short, look
 from m3po_dagster.storage.errors import Damaged, StoreError
 from m3po_dagster.storage.filesystem import LOCK
 from m3po_dagster.storage.names import ArtifactKey
@@ -71,6 +71,8 @@ def damage(disk: "Disk", key: ArtifactKey) -> str:
     """What is wrong with a committed artifact, read in full; empty when it is whole or there is none."""
     artifact, reason = look(disk, key)
     if artifact is not None:
+        if reason := cut_short(artifact, disk.size):
+            return reason
         try:
             artifact.check_content()
         except Damaged as error:

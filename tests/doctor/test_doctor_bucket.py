@@ -37,7 +37,7 @@ def test_a_bucket_that_can_not_be_written_is_told(server, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["data.parquet", "files/note.txt"])
-@pytest.mark.parametrize("how", ["cut", "gone"])
+@pytest.mark.parametrize("how", ["cut", "grown", "gone"])
 def test_sizes_are_compared_in_a_bucket_too(store, name, how):
     artifact, other = commit(store), commit(store, "more")
     heads = {(one.key.asset, one.key.partition): Head(one.fingerprint, one.data_version) for one in (artifact, other)}
@@ -46,10 +46,11 @@ def test_sizes_are_compared_in_a_bucket_too(store, name, how):
     assert [finding.level for finding in sound.findings] == ["ok"] and len(sound.survey.whole) == 2
     assert requests["GetObject"] == 2 and not requests["HeadObject"], "the manifests alone are read"
     bucket, at = Bucket(store.location), f"{artifact.key.folder}/{artifact.manifest.attempt}/{name}"
-    if how == "cut":
-        bucket.put(at, bucket.get(at)[0][:-1])
-    else:
+    was = bucket.get(at)[0]
+    if how == "gone":
         bucket.remove(at)
+    else:
+        bucket.put(at, was[:-1] if how == "cut" else was + b"x")
     found = check_store(store, heads, False, False, lambda done, of: None)
     (reason,) = found.survey.damaged.values()
     assert name in reason and ("is missing" if how == "gone" else "bytes were committed") in reason
