@@ -266,25 +266,34 @@ def _prepare(context: dg.AssetExecutionContext, part: Part, study: StudyResource
 
 
 def _undamaged(
-    attempt: Callable[[], _Made], part: Part, store: StoreResource, log: Callable[[str], None], own_again: bool = True
+    attempt: Callable[[], _Made], part: Part, store: StoreResource, log: Callable[[str], None], again: bool = True
 ) -> _Made:
     """What `attempt` gives. An object that it finds damaged is set aside.
 
-    The step's own result is made again at once, but only once: a disk may spoil whatever is written. For another's,
-    raises dg.Failure that says so, for it is due again.
+    The step's own result is made again at once, but only once: a disk may spoil whatever is written. So is the attempt
+    where the object, read again in full, is whole. For another's, raises dg.Failure that says so, for it is due again.
     """
     try:
         return attempt()
     except Damaged as damaged:
-        lost, became = ArtifactKey(*damaged.key), "is gone"
+        lost, opened, place, whole = ArtifactKey(*damaged.key), store.open(), None, False
         try:
-            if place := store.open().quarantine(*lost):
+            if place := opened.quarantine(*lost):
                 became = f"was set aside in {place}"
+            else:
+                whole = opened.find(*lost) is not None
+                became = "is whole, read again in full" if whole else "is gone"
         except Busy as busy:
-            place, became = None, f"was left where it is ({busy})"
+            became = f"was left where it is ({busy})"
         log(f"{damaged}; it {became}")
-        if own_again and place and lost[:2] == part:
-            return _undamaged(attempt, part, store, log, own_again=False)
+        if again and (whole or (place and lost[:2] == part)):
+            return _undamaged(attempt, part, store, log, again=False)
+        if whole:
+            raise dg.Failure(
+                f"{label(part)} met a damaged {lost}: {damaged.reason}. But it {became}: check this machine's memory "
+                "and its way to the store, then run again.",
+                allow_retries=False,
+            ) from damaged
         raise dg.Failure(
             f"{label(part)} met a damaged {lost}: {damaged.reason}. It {became}, and is made again by what makes it; "
             "`m3po run` does it.",

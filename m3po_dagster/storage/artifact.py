@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -204,12 +204,22 @@ def look(disk: "Disk", key: ArtifactKey) -> tuple[Artifact | None, str]:
     found = ArtifactKey(manifest.asset, manifest.partition, manifest.fingerprint)
     if found != key:
         return None, f"it is the manifest of {found}"
-    sizes = {f"{name}.parquet": entry.bytes for name, entry in manifest.tables.items()}
-    sizes |= {name: entry.bytes for name, entry in manifest.files.items()}
     artifact = Artifact(key, manifest, disk)
-    for name, size in () if disk.keeps_whole else sizes.items():
-        actual = disk.size(artifact._at(name))
+    if not disk.keeps_whole and (reason := cut_short(artifact, disk.size)):
+        return None, reason
+    return artifact, ""
+
+
+def cut_short(artifact: Artifact, size_of: Callable[[str], int | None]) -> str:
+    """The first file that is not there with its committed size; empty when all are.
+
+    `size_of` gives the bytes of a path in the store, None when it is not there.
+    """
+    sizes = {f"{name}.parquet": entry.bytes for name, entry in artifact.manifest.tables.items()}
+    sizes |= {name: entry.bytes for name, entry in artifact.manifest.files.items()}
+    for name, size in sizes.items():
+        actual = size_of(artifact._at(name))
         if actual != size:
             there = "is missing" if actual is None else f"has {actual} bytes"
-            return None, f"{name} {there}, {size} bytes were committed"
-    return artifact, ""
+            return f"{name} {there}, {size} bytes were committed"
+    return ""

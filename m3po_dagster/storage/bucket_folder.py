@@ -6,9 +6,12 @@ of all attempts the one whose manifest comes first counts, by a conditional writ
 """
 
 import hashlib
+import logging
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
@@ -23,9 +26,9 @@ from pyarrow.fs import FileInfo, FileType
 from m3po_dagster.storage import lease
 from m3po_dagster.storage.cache_folder import cache_folder
 from m3po_dagster.storage.errors import StoreError, explained
-from m3po_dagster.storage.filesystem import LOCK, SCRATCH, Answer, Item, LocalFolder
+from m3po_dagster.storage.filesystem import LOCK, SCRATCH, Answer, Item, LocalFolder, Lock
 from m3po_dagster.storage.names import parse_folder
-from m3po_dagster.storage.range_reader import RangeReader, read_columns
+from m3po_dagster.storage.range_reader import read_columns
 from m3po_dagster.storage.s3 import Bucket, Listed
 from m3po_dagster.storage.scratch import kept_scratch
 from m3po_dagster.storage.staging import Staging
@@ -37,6 +40,11 @@ _FEW = 8
 """Up to so many files are looked at one by one; beyond it a listing takes fewer requests."""
 _LOOKED_AT = 1000
 """Objects of a folder that must all be none of the store's for it to be none of its assets: one listing's page."""
+_HALF_A_COPY = re.compile(r"\..+\.[0-9a-fA-F]{8}")
+"""The name of a copy that is still being made, or that a killed process left."""
+_NOBODYS_SECONDS = 3600
+"""A copy that nothing was added to for so long is made by nobody any more."""
+_LOG = logging.getLogger(__name__)
 
 
 class BucketLock:
@@ -57,8 +65,12 @@ class BucketLock:
 
     def release(self) -> None:
         """Give the lock back, and the room that the attempt took on this machine."""
-        self._staging.remove()
-        self._lease.release()
+        try:
+            self._staging.remove()
+        except OSError as error:
+            _LOG.warning("the room of %s on this machine is not given back: %s", self.attempt, error)
+        finally:
+            self._lease.release()
 
 
 class BucketFolder:
@@ -144,9 +156,11 @@ class BucketFolder:
     def sha256(self, path: str, size: int) -> str:
         """sha256 (hex) of a file of `size` bytes, of the object itself. Raises FileNotFoundError, StoreError."""
         digest = hashlib.sha256()
-        with RangeReader(self._bucket, path, size) as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        for start in range(0, size, _CHUNK):
+            chunk = self._bucket.get_range(path, start, min(_CHUNK, size - start))
+            if chunk is None:
+                raise FileNotFoundError(f"{self.where(path)} is not there with its {size} bytes")
+            digest.update(chunk)
         return digest.hexdigest()
 
     def provide(self, path: str, size: int, whole: Callable[[Path], bool], always_check: bool) -> bool:
@@ -229,16 +243,21 @@ class BucketFolder:
         """Remove a file; nothing happens when it is not there."""
         self._bucket.remove(path)
 
-    def clear(self, folder: str, keep: Collection[str]) -> None:
-        """Remove all that is in a folder but the files `keep`, by their paths relative to it, and stale copies."""
-        names = [name for name in self.files(folder) if name not in keep]
+    def clear(self, folder: str, keep: Collection[str], seen: Collection[str]) -> None:
+        """Remove the files `seen` in a folder but those to `keep`, by their paths relative to it, and copies of them.
+
+        What came there since stays: it may be another writer's, should the lock have been lost in this moment.
+        """
+        names = [name for name in seen if name not in keep]
         self._bucket.remove_all(f"{folder}/{name}" for name in names)
         for name in names:
             self.local(f"{folder}/{name}").unlink(missing_ok=True)
+        _sweep(self.local(folder))
 
     def remove_empty(self, path: str) -> None:
         """Remove the folders of copies that are left empty, on this machine: a bucket has no folders."""
         folder = self.local(path)
+        _sweep(folder)
         with suppress(OSError):
             for below, _, _ in os.walk(folder, topdown=False):
                 os.rmdir(below)
@@ -249,8 +268,22 @@ class BucketFolder:
         """Lock a folder. Raises Busy, with who holds it, at once when somebody else does."""
         return BucketLock(self._bucket, folder, self._drafts)
 
+    def busy(self, folder: str) -> bool:
+        """Whether somebody alive holds the lock on a folder; nothing is written."""
+        return lease.held(self._bucket, f"{folder}/{LOCK}", LEASE_SECONDS)
+
 
 Disk: TypeAlias = LocalFolder | BucketFolder
+DiskLock: TypeAlias = Lock | BucketLock
+
+
+def _sweep(copies: Path) -> None:
+    """Remove what processes that were killed while they copied a file left below a folder."""
+    for path in copies.rglob(".*"):
+        with suppress(OSError):  # another process was faster
+            old = time.time() - path.lstat().st_mtime > _NOBODYS_SECONDS
+            if old and _HALF_A_COPY.fullmatch(path.name) and path.is_file():
+                path.unlink()
 
 
 def _artifact_of(found: Listed) -> tuple[str, str, str] | None:

@@ -1,9 +1,9 @@
 """Garbage collection: what may go, what must stay, and the removal itself."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from m3po_dagster.storage.artifact import MANIFEST, Artifact, load
 from m3po_dagster.storage.draft import listed, part_of
@@ -12,7 +12,7 @@ from m3po_dagster.storage.filesystem import LOCK
 from m3po_dagster.storage.names import ArtifactKey
 
 if TYPE_CHECKING:
-    from m3po_dagster.storage.bucket_folder import Disk
+    from m3po_dagster.storage.bucket_folder import Disk, DiskLock
 
 ADAPTER_ASSETS = ("adapter", "lora_adapter")
 
@@ -65,50 +65,80 @@ def collect(
     """Remove what `reachable` doesn't name and drafts nobody works on, if older than `older_than` seconds.
 
     Young ones stay because a run commits an artifact before Dagster hears of it. A folder that somebody holds is
-    left alone. The manifest goes first: an artifact half removed is no artifact.
+    left alone. The manifest goes first: an artifact half removed is no artifact. What is removed was judged under the
+    folder's lock; a dry run takes none, and writes nothing. Raises StoreError when a lock was lost in the middle.
     """
     artifacts = dict(zip(keys, disk.map(lambda key: load(disk, key), keys), strict=True))
     needed = reachable((artifact for artifact in artifacts.values() if artifact), keep)
     before = time.time() - older_than
     removals = []
-    found = disk.map(lambda item: _removal(disk, *item, needed, before), artifacts.items())
-    for (key, artifact), removal in zip(artifacts.items(), found, strict=True):
-        if removal is None:
+    found = disk.map(lambda item: _judged(disk, *item, needed, before), artifacts.items())
+    for (key, artifact), verdict in zip(artifacts.items(), found, strict=True):
+        if verdict is None:
             continue
-        try:
-            lock = disk.lock(key.folder)
-        except Busy:
-            continue
-        try:
-            now = load(disk, key)
-            if (now is None) != (artifact is None):
-                continue  # it was committed, or removed, since it was looked at
+        if dry_run:
+            removal = None if disk.busy(key.folder) else verdict.removal
+        else:
+            removal = _collected(disk, key, artifact, needed, before)
+        if removal:
             removals.append(removal)
-            if not dry_run:
-                _remove(disk, key, now if key in needed else None)
-        finally:
-            lock.release()
-        disk.remove_empty(key.folder)
     return removals
 
 
-def _removal(
+class _Verdict(NamedTuple):
+    """What goes of a folder, all but the files `keep`; and the files that were `seen` when this was found."""
+
+    removal: Removal
+    keep: Collection[str]
+    seen: Collection[str]
+
+
+def _judged(
     disk: "Disk", key: ArtifactKey, artifact: Artifact | None, needed: set[ArtifactKey], before: float
-) -> Removal | None:
+) -> _Verdict | None:
+    """What may go of the folder of `key`, None when nothing may. The lock in it counts neither as size nor as work."""
+    files = {name: info for name, info in disk.files(key.folder).items() if name != LOCK}
+    size = sum(info.size for info in files.values())
     if artifact is None:
-        draft = draft_info(disk, key)
-        return Removal(key, draft.bytes, "abandoned draft") if draft.modified < before else None
+        if max((info.mtime_ns / 1e9 for info in files.values()), default=0.0) >= before:
+            return None
+        return _Verdict(Removal(key, size, "abandoned draft"), {LOCK}, files)
     if artifact.manifest.created.timestamp() >= before:
         return None
     if key not in needed:
-        size = sum(info.size for info in disk.files(key.folder).values())
-        return Removal(key, size, "neither current nor needed by what is kept or by an adapter")
-    files = disk.files(key.folder)
-    size = sum(files[name].size for name in files.keys() - listed(artifact.manifest))
-    return Removal(key, size, "leftovers of its making") if size else None
+        return _Verdict(
+            Removal(key, size, "neither current nor needed by what is kept or by an adapter"), {LOCK}, files
+        )
+    keep = listed(artifact.manifest)
+    size = sum(files[name].size for name in files.keys() - keep)
+    return _Verdict(Removal(key, size, "leftovers of its making"), keep, files) if size else None
 
 
-def _remove(disk: "Disk", key: ArtifactKey, kept: Artifact | None) -> None:
-    if not kept:
+def _collected(
+    disk: "Disk", key: ArtifactKey, looked_at: Artifact | None, needed: set[ArtifactKey], before: float
+) -> Removal | None:
+    """Removes what may go of a folder, judged anew under its lock; None when that is nothing, or somebody holds it."""
+    try:
+        lock = disk.lock(key.folder)
+    except Busy:
+        return None
+    try:
+        now = load(disk, key)
+        # One that was committed, or removed, since it was looked at is for the next collection.
+        same = (now is None) == (looked_at is None)
+        verdict = _judged(disk, key, now, needed, before) if same else None
+        if verdict:
+            _remove(disk, lock, key, verdict)
+    finally:
+        lock.release()
+    disk.remove_empty(key.folder)
+    return verdict.removal if verdict else None
+
+
+def _remove(disk: "Disk", lock: "DiskLock", key: ArtifactKey, verdict: _Verdict) -> None:
+    """A collector that slept meanwhile, and lost its lock, must not touch what another writer put there since."""
+    if MANIFEST in verdict.seen and MANIFEST not in verdict.keep:
+        lock.check()
         disk.remove(f"{key.folder}/{MANIFEST}")
-    disk.clear(key.folder, keep=listed(kept.manifest) if kept else {LOCK})
+    lock.check()
+    disk.clear(key.folder, verdict.keep, verdict.seen)

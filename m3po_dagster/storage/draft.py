@@ -78,8 +78,7 @@ class Draft:
             self.committed, reason = look(self._disk, self.key)
             if reason:
                 # A manifest that doesn't count must not come to count once the files it lists are written anew.
-                self._lock.check()
-                set_aside(self._disk, self.key, whole_artifact(self._disk, self.key, UNFINISHED), reason)
+                set_aside(self._disk, self._lock, self.key, whole_artifact(self._disk, self.key, UNFINISHED), reason)
                 files = self._disk.files(self._folder)
             if not self.committed:
                 self._find_parts(files)
@@ -129,7 +128,7 @@ class Draft:
             whole, reason = False, str(error)
         if not whole:
             _LOG.warning("%s is damaged (%s): this part is made again", self._disk.where(path), reason)
-            set_aside(self._disk, self.key, [path.removeprefix(f"{self._folder}/")], reason)
+            set_aside(self._disk, self._lock, self.key, [path.removeprefix(f"{self._folder}/")], reason)
         return whole
 
     def _read(self, path: str) -> pa.Table:
@@ -308,8 +307,9 @@ class Draft:
     def _tidy(self, manifest: Manifest) -> None:
         """Remove what the manifest doesn't list; the artifact is committed whether this succeeds or not."""
         try:
+            files = self._disk.files(self._folder)
             self._lock.check()
-            self._disk.clear(self._folder, keep=listed(manifest))
+            self._disk.clear(self._folder, keep=listed(manifest), seen=files)
         except StoreError as error:
             _LOG.warning("%s is committed; its parts stay behind until the next gc: %s", self.key, error)
 

@@ -205,8 +205,11 @@ class LocalFolder:
             else:
                 target.unlink(missing_ok=True)
 
-    def clear(self, folder: str, keep: Collection[str]) -> None:
-        """Remove all that is in a folder but the files `keep`, by their paths relative to it."""
+    def clear(self, folder: str, keep: Collection[str], seen: Collection[str]) -> None:
+        """Remove all that is in a folder but the files `keep`, by their paths relative to it.
+
+        For the lock's holder: nobody else writes there, so that what wasn't `seen` is a link or an empty folder.
+        """
         top = self.local(folder)
         with explained("remove", top):
             for path, folders, files in os.walk(top, topdown=False):
@@ -272,6 +275,16 @@ class LocalFolder:
             raise
         os.close(descriptor)
         return None
+
+    def busy(self, folder: str) -> bool:
+        """Whether somebody holds the lock on a folder; nothing is written."""
+        path = self.local(folder) / LOCK
+        with explained("look at", path), contextlib.suppress(FileNotFoundError), open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     @staticmethod
     def _same_file(path: Path, descriptor: int) -> bool:

@@ -14,7 +14,7 @@ import time
 from datetime import UTC, datetime
 
 from m3po_dagster.storage.errors import Busy, StoreError
-from m3po_dagster.storage.s3 import Bucket
+from m3po_dagster.storage.s3 import Bucket, Seen
 
 SECONDS = 60.0
 """How long a lease outlives the last sign of its holder."""
@@ -76,8 +76,8 @@ class Lease:
             raise Busy(self._bucket.where(self._key), None, None, None)
         text, seen = found
         holder = _holder(text)
-        left = float(holder.get("seconds", self._seconds))
-        if seen.age > left and (etag := self._bucket.put_if_match(self._key, self._text(), seen.etag)):
+        stale = _stale(holder, seen, self._seconds)
+        if stale and (etag := self._bucket.put_if_match(self._key, self._text(), seen.etag)):
             _LOG.warning("took over %s from process %s", self._bucket.where(self._key), holder.get("pid"))
             return etag
         raise Busy(self._bucket.where(self._key), holder.get("pid"), holder.get("host"), holder.get("since"))
@@ -103,6 +103,17 @@ class Lease:
             if self._etag is not None:
                 self._etag = self._bucket.put_if_match(self._key, self._text(), self._etag)
                 self._kept = asked
+
+
+def held(bucket: Bucket, key: str, seconds: float = SECONDS) -> bool:
+    """Whether somebody alive holds the lease at `key`; nothing is written. Raises StoreError."""
+    found = bucket.get(key)
+    return found is not None and not _stale(_holder(found[0]), found[1], seconds)
+
+
+def _stale(holder: dict, seen: Seen, seconds: float) -> bool:
+    """Whether a lease was left alone for longer than it may be: than its holder wrote, or else `seconds`."""
+    return seen.age > float(holder.get("seconds", seconds))
 
 
 def _elapsed() -> float:

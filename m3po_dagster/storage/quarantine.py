@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from m3po_dagster.storage.artifact import MANIFEST, look
+from m3po_dagster.storage.artifact import MANIFEST, cut_short, look
 from m3po_dagster.storage.errors import Damaged, StoreError
 from m3po_dagster.storage.filesystem import LOCK
 from m3po_dagster.storage.names import ArtifactKey
 
 if TYPE_CHECKING:
-    from m3po_dagster.storage.bucket_folder import Disk
+    from m3po_dagster.storage.bucket_folder import Disk, DiskLock
 
 QUARANTINE = ".quarantine"
 REASON = "reason.json"
@@ -37,11 +37,13 @@ class SetAside:
     bytes: int
 
 
-def set_aside(disk: "Disk", key: ArtifactKey, names: Iterable[str], reason: str) -> str:
+def set_aside(disk: "Disk", lock: "DiskLock", key: ArtifactKey, names: Iterable[str], reason: str) -> str:
     """Moves `names`, paths in the folder of `key`, into the quarantine, and gives their new folder in the store.
 
-    For the holder of the folder's lock. What is moved first stops counting first. Raises StoreError.
+    For the holder of the folder's `lock`. What is moved first stops counting first. Raises StoreError, also when the
+    lock was lost meanwhile: what lies there now may be another writer's.
     """
+    lock.check()
     now = datetime.now(UTC)
     place = f"{QUARANTINE}/{key.folder}/{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     names = list(names)
@@ -53,6 +55,7 @@ def set_aside(disk: "Disk", key: ArtifactKey, names: Iterable[str], reason: str)
         # A full disk keeps no reason, but moving takes no space.
         _LOG.warning("the reason is not kept: %s", error)
     for name in names:
+        lock.check()
         disk.move(f"{key.folder}/{name}", f"{place}/{name}")
     _LOG.warning("%s is damaged (%s) and was set aside in %s", key, reason, disk.where(place))
     return place
@@ -68,6 +71,8 @@ def damage(disk: "Disk", key: ArtifactKey) -> str:
     """What is wrong with a committed artifact, read in full; empty when it is whole or there is none."""
     artifact, reason = look(disk, key)
     if artifact is not None:
+        if reason := cut_short(artifact, disk.size):
+            return reason
         try:
             artifact.check_content()
         except Damaged as error:

@@ -26,9 +26,11 @@ class Staging:
 
     def remove(self) -> None:
         """Remove the folder with all it holds."""
-        with _alone(self._root):
-            _removed(self._folder, self._root)
-            os.close(self._descriptor)
+        try:
+            with _alone(self._root):
+                _removed(self._folder, self._root)
+        finally:
+            os.close(self._descriptor)  # what is left, if anything, is nobody's then, and the next writer sweeps it
 
 
 @contextmanager

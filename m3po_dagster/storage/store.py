@@ -86,10 +86,11 @@ class ArtifactStore:
         key = ArtifactKey(asset, partition, fingerprint)
         lock = self._disk.lock(key.folder)
         try:
+            there = whole_artifact(self._disk, key, UNFINISHED)  # before all is read, which takes long
             reason = damage(self._disk, key)
             if not reason:
                 return None
-            place = set_aside(self._disk, key, whole_artifact(self._disk, key, UNFINISHED), reason)
+            place = set_aside(self._disk, lock, key, there, reason)
             return self._disk.where(place)
         finally:
             lock.release()

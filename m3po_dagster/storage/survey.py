@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from m3po_dagster.storage.artifact import Artifact, look
+from m3po_dagster.storage.artifact import Artifact, cut_short, look
 from m3po_dagster.storage.collect import DraftInfo, draft_info
 from m3po_dagster.storage.draft import listed
 from m3po_dagster.storage.errors import Damaged, StoreError
@@ -72,9 +72,14 @@ def _look_at(disk: "Disk", key: ArtifactKey, content: bool, found: Survey) -> No
         elif artifact is None:
             found.drafts.append(draft_info(disk, key))
         else:
+            files = disk.files(key.folder)
+            sizes = {f"{key.folder}/{name}": info.size for name, info in files.items()}
+            if disk.keeps_whole and (reason := cut_short(artifact, sizes.get)):  # else `look` has compared them
+                found.damaged[key] = reason
+                return
             if content:
                 artifact.check_content()
-            if names := sorted(set(disk.files(key.folder)) - listed(artifact.manifest)):
+            if names := sorted(set(files) - listed(artifact.manifest)):
                 found.leftovers[key] = names
             found.whole.append(artifact)
     except Damaged as error:

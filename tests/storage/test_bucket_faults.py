@@ -21,26 +21,17 @@ from m3po_dagster.storage.draft import Draft
 from m3po_dagster.storage.errors import Busy, StoreError
 from m3po_dagster.storage.s3 import Bucket
 from m3po_dagster.storage.store import ArtifactStore
-from tests.s3_server import s3_server
 
 pytestmark = pytest.mark.slow
 LEASE_SECONDS = 3
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with s3_server(tmp_path_factory.mktemp("s3")) as running:
-        running.bucket("faults")
-        yield running
-
-
 @pytest.fixture
-def url(server, request, tmp_path, monkeypatch) -> str:
-    """A prefix of this test's own, and a cache of its own on this machine."""
-    monkeypatch.setenv("M3PO_CACHE", str(tmp_path / "cache"))
+def url(url, monkeypatch) -> str:
+    """Leases that run out soon, and requests that are repeated often."""
     monkeypatch.setattr(bucket_folder, "LEASE_SECONDS", LEASE_SECONDS)
     monkeypatch.setattr(s3, "_LONGEST_PAUSE", 1)
-    return f"s3://faults/{request.node.name.replace('[', '-').replace(']', '').replace(' ', '-')}"
+    return url
 
 
 def writer(url: str, log: Path, stop: str = "") -> subprocess.Popen:

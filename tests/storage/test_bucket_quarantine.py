@@ -7,23 +7,9 @@ from store_samples import NUMBERS, commit, key, numbers
 from m3po_dagster.storage.errors import Damaged
 from m3po_dagster.storage.s3 import Bucket
 from m3po_dagster.storage.store import ArtifactStore
-from tests.s3_server import s3_server
 
 pytestmark = pytest.mark.slow
 FOLDER = f"numbers/m3po,s0/{key()[2]}"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with s3_server(tmp_path_factory.mktemp("s3")) as running:
-        running.bucket("store")
-        yield running
-
-
-@pytest.fixture
-def store(server, request, tmp_path, monkeypatch) -> ArtifactStore:
-    monkeypatch.setenv("M3PO_CACHE", str(tmp_path / "cache"))
-    return ArtifactStore(f"s3://store/{request.node.name.replace('[', '-').replace(']', '').replace(' ', '-')}")
 
 
 def spoil(store: ArtifactStore, name: str, how: str) -> None:

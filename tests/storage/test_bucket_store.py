@@ -15,28 +15,8 @@ from m3po_dagster.storage.errors import Busy, StoreError
 from m3po_dagster.storage.s3 import Bucket
 from m3po_dagster.storage.store import ArtifactStore
 from tests.s3_requests import counted
-from tests.s3_server import s3_server
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with s3_server(tmp_path_factory.mktemp("s3")) as running:
-        running.bucket("store")
-        yield running
-
-
-@pytest.fixture
-def url(server, request, tmp_path, monkeypatch) -> str:
-    """A prefix of this test's own, and a cache of its own on this machine."""
-    monkeypatch.setenv("M3PO_CACHE", str(tmp_path / "cache"))
-    return f"s3://store/{request.node.name.replace('[', '-').replace(']', '').replace(' ', '-')}"
-
-
-@pytest.fixture
-def store(url) -> ArtifactStore:
-    return ArtifactStore(url)
 
 
 def objects(url: str) -> list[str]:

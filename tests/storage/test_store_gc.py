@@ -83,6 +83,34 @@ def test_a_draft_counts_by_its_last_change(store):
     assert list(store.drafts()) == [] and not part.parent.parent.exists()
 
 
+def test_a_draft_that_somebody_worked_on_since_it_was_looked_at_stays(store, monkeypatch):
+    with store.open(*key()) as draft:
+        draft.write_part(0, numbers(0), NUMBERS)
+    part = store.root / "numbers" / "m3po,s0" / key()[2] / "parts" / "00000.parquet"
+    os.utime(part, (time.time() - 7200, time.time() - 7200))
+    assert [removal.key for removal in store.gc(set(), older_than=3600)] == [key()]
+    lock = store._disk.lock
+
+    def worked_on(folder: str):
+        monkeypatch.undo()
+        with store.open(*key()) as again:
+            again.write_part(1, numbers(1), NUMBERS)
+        return lock(folder)
+
+    monkeypatch.setattr(store._disk, "lock", worked_on)
+    assert store.gc(set(), dry_run=False, older_than=3600) == []
+    with store.open(*key()) as draft:
+        assert draft.parts() == [0, 1]
+
+
+def test_a_dry_run_writes_nothing_and_leaves_out_what_somebody_holds(store, monkeypatch):
+    old = commit(store, code="old")
+    with store.open(*key(code="busy")) as busy:
+        busy.write_part(0, numbers(0), NUMBERS)
+        monkeypatch.setattr(store._disk, "lock", None)  # any call of it fails
+        assert [removal.key for removal in store.gc(set(), older_than=0)] == [old.key]
+
+
 def test_leftovers_of_a_killed_commit_go_and_the_artifact_stays(store):
     artifact = commit(store)
     (artifact.folder / "parts").mkdir()
