@@ -5,7 +5,7 @@ there are told one by one.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableRepository
@@ -14,7 +14,7 @@ from dagster._core.execution.api import execute_run_iterator
 
 from m3po_dagster import run_tags
 from m3po_dagster.automation.machine import this_machine
-from m3po_dagster.runner import EVERYTHING, Outcome, Selection, outcome_of, sentence
+from m3po_dagster.runner import Outcome, Selection, Starting, outcome_of, sentence
 from m3po_dagster.study import Study
 
 JOB, NODE = "everything", "bring_up_to_date"
@@ -30,12 +30,7 @@ class ClusterRunner:
         self.tags = {run_tags.STUDY: study.name, run_tags.MACHINE: this_machine()}
         self.instance, self.log_level = instance, log_level
 
-    def bring_up_to_date(
-        self,
-        selection: Selection = EVERYTHING,
-        starting: Callable[[Sequence[str], str], None] = lambda *_: None,
-        ask_judge: bool = False,
-    ) -> Iterator[Outcome]:
+    def bring_up_to_date(self, selection: Selection, starting: Starting, ask_judge: bool) -> Iterator[Outcome]:
         """Runs what is due, yielding the outcome of each run when the step that started it ends.
 
         `starting` is called with the name of each step when it begins; the rest as `Runner.bring_up_to_date`.

@@ -61,6 +61,7 @@ class Selection:
 
 
 EVERYTHING = Selection()
+Starting = Callable[[Sequence[str], str], None]
 
 MOST_LOSSES = 2
 """How often a part may turn out to be damaged in one go before it is given up: a disk may spoil all that is written."""
@@ -112,7 +113,7 @@ class Runner:
     def bring_up_to_date(
         self,
         selection: Selection = EVERYTHING,
-        starting: Callable[[Sequence[str], str], None] = lambda *_: None,
+        starting: Starting = lambda *_: None,
         ask_judge: bool = False,
     ) -> Iterator[Outcome]:
         """Runs what is due, yielding each run's outcome. What hangs on a failed run is left as it is.

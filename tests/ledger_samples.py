@@ -8,7 +8,9 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from m3po_dagster.method.alignment.budget import BudgetSettings, BudgetSpent, Purse
@@ -45,30 +47,36 @@ def turn(number: int, place: int = 0, **changed) -> Turn:
     return Turn(**{**values, **changed})
 
 
-def _say(*words: object) -> None:
+def say(*words: object) -> None:
+    """Print a line in one write: several threads and processes share the output."""
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
-def answer(folder: Path, questions: int, seed: int) -> None:
-    """Answer each question that has no reply yet, in an order of its own, and say what it does.
+@contextmanager
+def watched(file: Path, number: int) -> Iterator[None]:
+    """Say so where another process is at the same question too: by a lock of another kind than the ledger's."""
+    with open(file, "ab") as watch:
+        try:
+            fcntl.flock(watch, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("together", number)
+            print(os.getpid(), "meets another at", key(number), file=sys.stderr)
+        yield
 
-    That nobody else is at the same question is watched by a lock of another kind than the ledger's.
-    """
+
+def answer(folder: Path, questions: int, seed: int) -> None:
+    """Answer each question that has no reply yet, in an order of its own, and say what it does."""
     ledger = Ledger(folder)
     order = list(range(questions))
     random.Random(seed).shuffle(order)
     for number in order:
-        with ledger.asking(key(number)) as known, open(folder.parent / f"watch-{number}", "ab") as watch:
-            try:
-                fcntl.flock(watch, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _say("together", number)
+        with ledger.asking(key(number)) as known, watched(folder.parent / f"watch-{number}", number):
             if not known:
-                _say("asked", number)
+                say("asked", number)
                 time.sleep(0.004)
                 ledger.add(turn(number, run=str(os.getpid()), reply="x" * random.Random(number).randrange(20_000)))
-                _say("kept", number)
-    _say("done", 0)
+                say("kept", number)
+    say("done", 0)
 
 
 def cross(folder: Path) -> None:
@@ -77,12 +85,12 @@ def cross(folder: Path) -> None:
 
     def want() -> None:
         with ledger.asking(key(1)):
-            _say("got", 1)
+            say("got", 1)
 
     other = threading.Thread(target=want)
     with ledger.asking(key(2)):
         other.start()
-        _say("holds", 2)
+        say("holds", 2)
         sys.stdin.readline()
     other.join()
 
@@ -91,7 +99,7 @@ def spend(folder: Path, budget: str, threads: int, expected: float, seconds: flo
     """Ask ever new questions on several threads until the budget stops it; says how often it asked."""
     ledger = Ledger(folder)
     purse = Purse(ledger, BudgetSettings.model_validate_json(budget), "scenes", "r1")
-    _say("starts", 0)
+    say("starts", 0)
     # Far more than any budget here allows: a limit that does not hold is found, not waited for.
     asked = iter(range(os.getpid() * 1000, os.getpid() * 1000 + 500))
 
@@ -99,7 +107,7 @@ def spend(folder: Path, budget: str, threads: int, expected: float, seconds: flo
         for number in asked:
             try:
                 with purse.reserve(Spend(1, cost=expected)):
-                    _say("reserved", number)
+                    say("reserved", number)
                     time.sleep(seconds)
                     ledger.add(turn(number))
             except BudgetSpent:
@@ -107,7 +115,7 @@ def spend(folder: Path, budget: str, threads: int, expected: float, seconds: flo
         return 0
 
     with ThreadPoolExecutor(threads) as pool:
-        _say("stopped", sum(pool.map(work, range(threads))))
+        say("stopped", sum(pool.map(work, range(threads))))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ GIB = 2**30
 LEAST_FREE, LOW_FREE = 0.5 * GIB, 5 * GIB
 MOST_SECONDS_APART = 5.0
 _PATIENCE = 10.0
+_NEVER_WRITTEN = '"0123456789abcdef0123456789abcdef"'
 
 
 def check_places(store: str, home: Path) -> Iterator[Finding]:
@@ -39,18 +40,39 @@ def check_bucket(url: str) -> Finding:
         bucket = Bucket(url, patience=_PATIENCE)
         etag = bucket.put_if_absent(probe, b"1")
         try:
-            twice = bucket.put_if_absent(probe, b"2") is not None
-            stale = bucket.put_if_match(probe, b"3", '"0123456789abcdef0123456789abcdef"') is not None
-            kept = bucket.get(probe)
+            broken = _broken_condition(bucket, probe, etag)
         finally:
             bucket.remove(probe)
         there = next(bucket.list(probe), None)
     except StoreError as error:
         return problem("store", str(error), "Mend the credentials, the bucket or its service")
-    if etag is None or twice or stale or kept is None or kept[0] != b"1" or there is not None:
-        what = f"{url} does not keep conditional writes: two runs could commit one result"
+    if there is not None:
+        return problem("store", f"{bucket.where(probe)} was removed and is still there", "Use another service")
+    if broken is not None:
+        what = f"{url} does not keep conditional writes ({broken}): two runs could commit one result"
         return problem("store", what, "Use a service that keeps If-None-Match and If-Match")
     return ok("store", f"{bucket.url}: read, written, removed; conditional writes are kept")
+
+
+def _broken_condition(bucket: Bucket, probe: str, etag: str | None) -> str | None:
+    """The condition that the service gets wrong, by an object that was just written if it was absent."""
+
+    def holds(body: bytes | None) -> bool:
+        found = bucket.get(probe)
+        return (None if found is None else found[0]) == body
+
+    if etag is None or bucket.put_if_absent(probe, b"2") is not None or not holds(b"1"):
+        return "If-None-Match on PUT"
+    if bucket.put_if_match(probe, b"3", _NEVER_WRITTEN) is not None or not holds(b"1"):
+        return "If-Match on PUT"
+    if bucket.remove_if_match(probe, _NEVER_WRITTEN) or not holds(b"1"):
+        return "If-Match on DELETE"
+    later = bucket.put_if_match(probe, b"4", etag)
+    if later is None or not holds(b"4"):
+        return "If-Match on PUT"
+    if not bucket.remove_if_match(probe, later) or not holds(None):
+        return "If-Match on DELETE"
+    return None
 
 
 def check_event_log() -> Finding:

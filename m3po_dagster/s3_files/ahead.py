@@ -15,6 +15,7 @@ from typing import TypeVar
 from m3po_dagster.s3_files.cache import ObjectCache, object_cache
 from m3po_dagster.s3_files.path import S3Path
 from m3po_dagster.storage.errors import StoreError
+from m3po_dagster.storage.s3 import Seen
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -23,8 +24,9 @@ WINDOW, THREADS = 512, 24
 
 
 class Plan:
-    """Files in the order in which they will be asked for; threads fetch those of the window. `fetched`: file -> copy.
+    """Files in the order in which they will be asked for; threads fetch those of the window.
 
+    `fetched`: file -> its copy, and the object as it was when that was made.
     The window moves on as files are asked for, so that no more is fetched than a small cache can hold until it is read.
     """
 
@@ -33,7 +35,7 @@ class Plan:
         self._place = {file: place for place, file in enumerate(files)}
         self._queue: queue.SimpleQueue[S3Path | None] = queue.SimpleQueue()
         self._lock, self._next, self._threads = threading.Lock(), 0, min(THREADS, len(files))
-        self.fetched: dict[S3Path, Path] = {}
+        self.fetched: dict[S3Path, tuple[Path, Seen]] = {}
         # As daemons: a service that is away would keep the process from ending.
         for number in range(self._threads):
             threading.Thread(target=self._fetch, name=f"ahead {number}", daemon=True).start()

@@ -70,12 +70,14 @@ class ObjectCache:
         for plan in tuple(self.plans):
             plan.reached(path)
             # What was fetched ahead is what is wanted, however long ago that was.
-            if (there := plan.fetched.get(path)) is not None and self.copies.use(there):
-                return there
-        return self.fetch(path)
+            if (fetched := plan.fetched.get(path)) is not None:
+                if self.copies.use(fetched[0]):
+                    return fetched[0]
+                plan.fetched.pop(path, None)
+        return self.fetch(path)[0]
 
-    def fetch(self, path: "S3Path") -> Path:
-        """As `copy`, for who fetches ahead."""
+    def fetch(self, path: "S3Path") -> tuple[Path, Seen]:
+        """As `copy`, for who fetches ahead: the copy, and what was seen of the object when it was made."""
         # A second reader waits for the first one's copy.
         with self._turns[hash(path) % _TURNS]:
             known, seen = self._known(path)
@@ -84,7 +86,7 @@ class ObjectCache:
             if (known and seen is None) or not _may_be(path):
                 raise _missing(path)
             there = self.copies.find(str(path), seen.etag, seen.size) if seen else None
-            return there or self._download(path)
+            return (there, seen) if there else self._download(path)
 
     def survey(self, folder: "S3Path") -> None:
         """Remembers every object below a folder, and that there is no other. Raises StoreError."""
@@ -125,7 +127,10 @@ class ObjectCache:
         self._note(path, Seen(len(content), etag, now, now))
 
     def _known(self, path: "S3Path") -> tuple[bool, Seen | None]:
-        """Whether it is known how the object looks, and how."""
+        """Whether it is known how the object looks, and how: as the copy that `copy` gives, where there is one."""
+        for plan in tuple(self.plans):
+            if (fetched := plan.fetched.get(path)) is not None:
+                return True, fetched[1]
         now = time.monotonic()
         with self._lock:
             at, seen = self._looks.get(path, (None, None))
@@ -149,7 +154,7 @@ class ObjectCache:
             if len(self._looks) > _LOOKS_HELD:
                 self._looks.popitem(last=False)
 
-    def _download(self, path: "S3Path") -> Path:
+    def _download(self, path: "S3Path") -> tuple[Path, Seen]:
         url, bucket, before = str(path), self.bucket(path.bucket), None
         for _ in range(_READINGS):
             with self.copies.new(url) as file:
@@ -159,7 +164,7 @@ class ObjectCache:
                 if seen is not None and wrong in (None, before):
                     kept = self.copies.keep(file, url, seen.etag, _ns(seen.modified))
                     self._note(path, seen)
-                    return kept
+                    return kept, seen
             if seen is None:
                 raise _missing(path)
             before = wrong

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from m3po_dagster.storage.errors import StoreError
+from m3po_dagster.storage.s3_errors import MISSING, REFUSED, advice, code, no_bucket, passing
 
 SCHEME = "s3"
 Answer = TypeVar("Answer")
@@ -28,10 +29,6 @@ _LONGEST_PAUSE = 10
 _A_REQUEST = 1000
 _CONNECT_SECONDS, _READ_SECONDS = 10, 60
 _IN_ONE_PIECE, _CHUNK = 16 << 20, 1 << 18
-# Amazon answers 412 where the condition does not hold and 409 where another conditional write is under way.
-_REFUSED = {"PreconditionFailed", "ConditionalRequestConflict"}
-_MISSING = {"404", "NoSuchKey", "NotFound"}
-_DENIED = {"403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,7 @@ class Bucket:
         self._lock = threading.Lock()
         self._pid = 0
         self._client: Any = None
+        self._there = False  # not known yet
 
     @property
     def url(self) -> str:
@@ -133,7 +131,7 @@ class Bucket:
 
     def _put_on_condition(self, key: str, body: bytes, **condition: str) -> str | None:
         answer = self._ask(
-            "write", key, lambda: self.client.put_object(**self._at(key), Body=body, **condition), _REFUSED | _MISSING
+            "write", key, lambda: self.client.put_object(**self._at(key), Body=body, **condition), REFUSED | MISSING
         )
         if answer is not None:
             return answer["ETag"]
@@ -147,7 +145,7 @@ class Bucket:
             answer = self.client.get_object(**self._at(key))
             return answer["Body"].read(), _seen(answer)
 
-        return self._ask("read", key, read, _MISSING)
+        return self._ask("read", key, read, MISSING)
 
     def get_range(self, key: str, start: int, length: int) -> bytes | None:
         """`length` bytes (at least 1) of an object from `start`; None where it isn't there or is shorter."""
@@ -156,12 +154,21 @@ class Bucket:
         def read() -> bytes:
             return self.client.get_object(**self._at(key), Range=wanted)["Body"].read()
 
-        found = self._ask("read", key, read, _MISSING | {"InvalidRange", "416"})
+        found = self._ask("read", key, read, MISSING | {"InvalidRange", "416"})
         return found if found is not None and len(found) == length else None
 
     def look(self, key: str) -> Seen | None:
         """An object's description; None where there is none."""
-        return self._ask("look at", key, lambda: _seen(self.client.head_object(**self._at(key))), _MISSING)
+        seen = self._ask("look at", key, lambda: _seen(self.client.head_object(**self._at(key))), MISSING)
+        if seen is None:
+            self._see_bucket(key)
+        return seen
+
+    def _see_bucket(self, key: str) -> None:
+        """Raises StoreError where the bucket is not there: an answer without a body does not say what is missing."""
+        if self._there or self._ask("look at", "", lambda: self.client.head_bucket(Bucket=self.name), MISSING):
+            return
+        raise StoreError(f"can't look at {self.where(key)}: {no_bucket(self.name)}")
 
     def upload(self, source: Path, key: str) -> None:
         """Write a file, in several parts where it is large; the object is there whole or not at all."""
@@ -197,7 +204,7 @@ class Bucket:
                 before, seen = seen, _seen(self.client.head_object(**self._at(key)))
             return seen
 
-        return self._ask("read", key, read, _MISSING)
+        return self._ask("read", key, read, MISSING)
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Listed]:
         """Every object whose key begins with `prefix`, in the order of their keys, a request for each 1000.
@@ -258,7 +265,7 @@ class Bucket:
     def remove_if_match(self, key: str, etag: str) -> bool:
         """Remove an object only while it is the one of `etag`; whether it was."""
         answer = self._ask(
-            "remove", key, lambda: self.client.delete_object(**self._at(key), IfMatch=etag), _REFUSED | _MISSING
+            "remove", key, lambda: self.client.delete_object(**self._at(key), IfMatch=etag), REFUSED | MISSING
         )
         return answer is not None
 
@@ -278,49 +285,20 @@ class Bucket:
         from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
         patient = Retrying(
-            retry=retry_if_exception(_passing),
+            retry=retry_if_exception(passing),
             stop=stop_after_delay(self.patience),
             wait=wait_random_exponential(0.2, _LONGEST_PAUSE),
-            before_sleep=lambda _: _LOG.warning("%s does not answer; asking again", self.client.meta.endpoint_url),
+            before_sleep=lambda state: _LOG.warning("%s; asking again", state.outcome.exception()),
             reraise=True,
         )
         try:
-            return patient(call)
+            answer = patient(call)
+            self._there = True
+            return answer
         except (ClientError, BotoCoreError, Boto3Error) as error:
-            if _code(error) in none:
+            if code(error) in none:
                 return None
-            raise StoreError(f"can't {action} {self.where(key)}: {error}; {self._advice(error)}") from error
-
-    def _advice(self, error: Exception) -> str:
-        from botocore.exceptions import NoCredentialsError, PartialCredentialsError
-
-        code = _code(error)
-        if isinstance(error, NoCredentialsError | PartialCredentialsError):
-            return "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
-        if code in _DENIED:
-            return "check the credentials, and that they may list, read, write and delete there"
-        if code == "NoSuchBucket":
-            return f"make the bucket {self.name}, or name another"
-        if code in _MISSING:
-            return "it was removed: run again"
-        return "check the service and its endpoint (AWS_ENDPOINT_URL_S3), then run again: finished parts are kept"
-
-
-def _passing(error: BaseException) -> bool:
-    """Whether an error passes by itself: no connection, no answer in time, or an answer that says so."""
-    from boto3.exceptions import S3UploadFailedError
-    from botocore.exceptions import ConnectionError as NoConnection
-    from botocore.exceptions import HTTPClientError, IncompleteReadError, ResponseStreamingError
-
-    if isinstance(error, S3UploadFailedError):  # wraps what happened
-        return error.__context__ is not None and _passing(error.__context__)
-    status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    broken = NoConnection | HTTPClientError | IncompleteReadError | ResponseStreamingError
-    return isinstance(error, broken) or status >= 500 or status == 429
-
-
-def _code(error: Exception) -> str:
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+            raise StoreError(f"can't {action} {self.where(key)}: {error}; {advice(error, self.name)}") from error
 
 
 def _listed(found: dict, cut: int) -> Listed:

@@ -1,7 +1,6 @@
 """Several machines at one ledger in a bucket, as the tests need them; run as a script it is one of their processes."""
 
 import atexit
-import fcntl
 import os
 import random
 import subprocess
@@ -9,12 +8,13 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ledger_samples import key, turn
+from ledger_samples import key, say, turn, watched
+from s3_requests import counted
 
 from m3po_dagster.bucket_ledger.ledger import BucketLedger
 from m3po_dagster.method.alignment.budget import BudgetSettings, BudgetSpent, Purse
@@ -29,20 +29,9 @@ def machine(url: str, copy: Path, patience: float = 60.0) -> BucketLedger:
     return BucketLedger(url, copy, patience, LEASE_SECONDS)
 
 
-@contextmanager
-def requests_of(ledger: BucketLedger):
+def requests_of(ledger: BucketLedger) -> AbstractContextManager[Counter]:
     """Counts what is asked of the service, by the operation, while the block runs."""
-    counted: Counter[str] = Counter()
-
-    def count(event_name: str, **_: object) -> None:
-        counted[event_name.rpartition(".")[2]] += 1
-
-    events = ledger._bucket.client.meta.events
-    events.register("before-send.s3", count)
-    try:
-        yield counted
-    finally:
-        events.unregister("before-send.s3", count)
+    return counted(ledger._bucket)
 
 
 def die(ledger: BucketLedger) -> None:
@@ -56,35 +45,23 @@ def die(ledger: BucketLedger) -> None:
         writer._spill._close()
 
 
-def _say(*words: object) -> None:
-    os.write(1, (" ".join(map(str, words)) + "\n").encode())
-
-
 def answer(url: str, copy: Path, watches: Path, questions: int, seed: int) -> None:
-    """Answer each question that has no reply yet, on several threads, and say what it does.
-
-    That nobody else is at the same question is watched by a lock of another kind than the ledger's.
-    """
+    """Answer each question that has no reply yet, on several threads, and say what it does."""
     ledger = machine(url, copy)
     order = list(range(questions))
     random.Random(seed).shuffle(order)
 
     def one(number: int) -> None:
-        with ledger.asking(key(number)) as known, open(watches / str(number), "ab") as watch:
-            try:
-                fcntl.flock(watch, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _say("together", number)
-                print(os.getpid(), "meets another at", key(number), file=sys.stderr)
+        with ledger.asking(key(number)) as known, watched(watches / str(number), number):
             if not known:
-                _say("asked", number)
+                say("asked", number)
                 time.sleep(0.05)
                 ledger.add(turn(number, run=str(os.getpid())))
-                _say("kept", number)
+                say("kept", number)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, order))
-    _say("done", 0)
+    say("done", 0)
 
 
 def spend(url: str, copy: Path, limit: str, threads: int, first: int) -> None:
@@ -104,7 +81,7 @@ def spend(url: str, copy: Path, limit: str, threads: int, first: int) -> None:
         return 0
 
     with ThreadPoolExecutor(threads) as pool:
-        _say("stopped", sum(pool.map(work, range(threads))))
+        say("stopped", sum(pool.map(work, range(threads))))
 
 
 def hold(url: str, copy: Path, number: int, limit: str) -> None:
@@ -112,7 +89,7 @@ def hold(url: str, copy: Path, number: int, limit: str) -> None:
     ledger = machine(url, copy)
     purse = Purse(ledger, BudgetSettings.model_validate_json(limit), "scenes", "r1")
     with ledger.asking(key(number)), purse.reserve(Spend(12)):
-        _say("holds", number)
+        say("holds", number)
         time.sleep(600)
 
 

@@ -30,6 +30,29 @@ def test_a_service_that_ignores_conditions_is_told(server, monkeypatch):
     assert not list(Bucket("s3://store/here").list())
 
 
+def unconditional_delete(self, key: str, etag: str) -> bool:
+    self.remove(key)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("method", "instead", "told"),
+    [
+        ("put_if_absent", lambda self, key, body: self.put(key, body), "If-None-Match on PUT"),
+        ("put_if_match", lambda self, key, body, etag: self.put(key, body), "If-Match on PUT"),
+        ("put_if_match", lambda self, key, body, etag: None, "If-Match on PUT"),
+        ("remove_if_match", unconditional_delete, "If-Match on DELETE"),
+        ("remove_if_match", lambda self, key, etag: False, "If-Match on DELETE"),
+    ],
+    ids=["new ignored", "same ignored", "same refused", "delete ignored", "delete refused"],
+)
+def test_the_condition_that_is_not_kept_is_named(server, monkeypatch, method, instead, told):
+    monkeypatch.setattr(Bucket, method, instead)
+    found = check_bucket("s3://store/here")
+    assert found.level == "problem" and f"does not keep conditional writes ({told})" in found.what
+    assert not list(Bucket("s3://store/here").list())
+
+
 def test_a_bucket_that_can_not_be_written_is_told(server, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
     found = check_bucket("s3://store/here")

@@ -22,12 +22,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from ledger_samples import COST, key, turn
 
+from m3po_dagster.method.alignment import ledger_index
 from m3po_dagster.method.alignment.ledger import Ledger
 from m3po_dagster.method.alignment.ledger_errors import LedgerError
-from m3po_dagster.method.alignment.turn import Spend, Turn
+from m3po_dagster.method.alignment.ledger_index import LedgerIndex
+from m3po_dagster.method.alignment.turn import Spend, Turn, short
 from m3po_dagster.storage.store import ArtifactStore
 
-KEYS, LEDGERS = 3, 3
+KEYS, LEDGERS, FILES = 3, 3, 4
 
 
 class Interleaved(RuleBasedStateMachine):
@@ -244,6 +246,32 @@ def test_a_child_does_not_have_its_parents_question(tmp_path):
         ledger.add(turn(1))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     assert os.read(read, 1) == b"!"
+
+
+@pytest.mark.parametrize(("mirrored", "opens"), [(True, 0), (False, FILES)])
+def test_streams_that_lie_quiet_are_only_looked_at(tmp_path, monkeypatch, mirrored, opens):
+    """A copy's writer is elsewhere, so its lock tells nothing: nothing is opened to ask for it."""
+    for number in range(FILES):
+        file = tmp_path / "org-vlm" / f"{number}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(turn(number).to_line())
+    index, opened = LedgerIndex(tmp_path, mirrored), []
+    index.refresh()
+    for file in tmp_path.rglob("*.jsonl"):
+        os.utime(file, (1, 1))
+
+    def counted(path: Path, mode: str):
+        opened.append(path)
+        return open(path, mode)
+
+    monkeypatch.setattr(ledger_index, "open", counted, raising=False)
+    for _ in range(5):
+        index.refresh()
+    assert len(opened) == opens, "files of this machine are asked once whether their writer is gone"
+    with (tmp_path / "org-vlm" / "0.jsonl").open("ab") as grown:
+        grown.write(turn(FILES).to_line())
+    index.refresh()
+    assert len(list(index.lines(short(key(FILES))))) == mirrored
 
 
 def test_a_full_disk_says_so_and_leaves_whole_lines(tmp_path):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from botocore.response import StreamingBody
 
+from m3po_dagster.s3_files.ahead import ahead
 from m3po_dagster.s3_files.cache import ObjectCache, object_cache
 from m3po_dagster.s3_files.path import as_path
 from m3po_dagster.storage.errors import StoreError
@@ -86,6 +87,13 @@ def test_what_is_missing_is_missing_until_it_is_there(root, server):
     assert path.is_file() and path.read_bytes() == b"now"
 
 
+def test_in_a_missing_bucket_no_file_is_called_missing(server, own_cache):
+    path = as_path("s3://nowhere-to-be-found/a.png")
+    for ask in (path.is_file, path.exists, path.read_bytes, lambda: path.version):
+        with pytest.raises(StoreError, match="make the bucket nowhere-to-be-found"):
+            ask()
+
+
 def test_many_readers_of_one_object_share_one_request(root):
     path = root / "a.png"
     with requests() as asked, ThreadPoolExecutor(16) as pool:
@@ -98,7 +106,7 @@ def test_a_large_object_comes_in_parts_and_whole(root, server):
     put(server, root / "large.tar", content)
     with requests() as asked:
         assert (root / "large.tar").read_bytes() == content
-        assert asked["GetObject"] > 2
+    assert asked == {"GetObject": 1 + 3, "HeadObject": 2}
 
 
 def test_a_large_object_that_is_replaced_while_it_is_read_is_read_as_one_version(root, server, tmp_path, monkeypatch):
@@ -157,7 +165,8 @@ def test_an_object_is_written_once(root, server):
     with requests() as asked:
         path.write_once(b"mine")
         path.write_once(b"else")
-        assert path.read_bytes() == b"mine" and asked == {"HeadObject": 1, "PutObject": 1}
+        # Whether the bucket is there is asked once, as nothing was found in it yet.
+        assert path.read_bytes() == b"mine" and asked == {"HeadObject": 1, "HeadBucket": 1, "PutObject": 1}
     assert server.client().get_object(Bucket=BUCKET, Key=path.key)["Body"].read() == b"mine"
     late = root / "new" / "d.png"
     with ThreadPoolExecutor(8) as pool:
@@ -216,6 +225,34 @@ def test_a_hash_is_known_by_url_and_etag_without_any_copy(root, own_cache, serve
         assert facts.files_read == 2 and asked == {"HeadObject": 1, "GetObject": 1}
     with pytest.raises(FileNotFoundError):
         facts.sha256(root / "none.png")
+
+
+def test_a_hash_belongs_to_the_version_that_was_read_ahead(root, server, tmp_path, monkeypatch):
+    """The object changes after it was fetched: the hash of the copy is not remembered as that of the new one."""
+    facts, path = FileFacts(tmp_path / "facts.sqlite"), root / "a.png"
+    monkeypatch.setattr(object_cache(), "_fresh_seconds", 0.0)
+    with ahead([path]):
+        (plan,) = object_cache().plans
+        while path not in plan.fetched:
+            time.sleep(0.01)
+        put(server, path, b"other")
+        assert facts.sha256(path) == hashlib.sha256(b"first").hexdigest() and path.read_bytes() == b"first"
+    assert facts.sha256(path) == hashlib.sha256(b"other").hexdigest() and facts.files_read == 2
+
+
+def test_a_hash_is_of_the_new_version_once_the_copy_is_gone(root, own_cache, server, tmp_path, monkeypatch):
+    facts, path = FileFacts(tmp_path / "facts.sqlite"), root / "a.png"
+    monkeypatch.setattr(object_cache(), "_fresh_seconds", 0.0)
+    with ahead([path]):
+        (plan,) = object_cache().plans
+        while path not in plan.fetched:
+            time.sleep(0.01)
+        put(server, path, b"other")
+        for copy in own_cache.rglob("*.png"):
+            copy.unlink()
+        with pytest.raises(StoreError, match=r"a\.png changed while it was read"):
+            facts.sha256(path)
+        assert facts.sha256(path) == hashlib.sha256(b"other").hexdigest()
 
 
 def test_processes_with_hardly_any_room_read_what_is_there(root, server, own_cache, tmp_path):

@@ -1,8 +1,7 @@
 """Folders put into a bucket, and requests counted."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from m3po_dagster.s3_files.cache import ObjectCache, object_cache
 from m3po_dagster.s3_files.path import as_path
 from m3po_dagster.storage.s3 import Bucket
+from tests.s3_requests import counted
 from tests.s3_server import S3Server
 
 BUCKET = "data"
@@ -31,17 +31,6 @@ def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("m3po_dagster.s3_files.cache.Bucket", partial(Bucket, patience=0.1))
 
 
-@contextmanager
-def requests(cache: ObjectCache | None = None) -> Iterator[Counter]:
+def requests(cache: ObjectCache | None = None) -> AbstractContextManager[Counter]:
     """How often each operation is asked of the bucket in the block."""
-    asked: Counter = Counter()
-    events = (cache or object_cache()).bucket(BUCKET).client.meta.events
-
-    def count(model, **_):
-        asked[model.name] += 1
-
-    events.register("before-call.s3", count)
-    try:
-        yield asked
-    finally:
-        events.unregister("before-call.s3", count)
+    return counted((cache or object_cache()).bucket(BUCKET))

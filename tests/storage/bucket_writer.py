@@ -25,7 +25,7 @@ def main(url: str, log: str, lease_seconds: str, stop: str = "") -> None:
     """Write the artifact to its end."""
     bucket_folder.LEASE_SECONDS = float(lease_seconds)
     what, _, where = stop.partition(":")
-    store, waited = ArtifactStore(url), 0
+    store = ArtifactStore(url)
 
     def stopped_at(place: object) -> None:
         if where == str(place):
@@ -48,12 +48,11 @@ def main(url: str, log: str, lease_seconds: str, stop: str = "") -> None:
             told = {"hash": table_hash(artifact.table()), "attempt": artifact.manifest.attempt}
             break
         except Busy:
-            waited += 1
             time.sleep(0.05)
         except StoreError as error:
             told = {"error": str(error)}
             break
-    print(json.dumps({**told, "waited": waited}))
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

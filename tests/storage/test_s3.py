@@ -9,6 +9,8 @@ import pytest
 from m3po_dagster.storage.errors import Busy, StoreError
 from m3po_dagster.storage.lease import Lease
 from m3po_dagster.storage.s3 import Bucket
+from tests.s3_answers import answering
+from tests.s3_requests import counted
 from tests.s3_server import s3_server
 
 pytestmark = pytest.mark.slow
@@ -113,8 +115,41 @@ def test_a_url_with_credentials_is_refused_without_repeating_them():
 
 
 def test_a_missing_bucket_says_so(server):
-    with pytest.raises(StoreError, match="make the bucket nowhere-to-be-found"):
-        list(Bucket("s3://nowhere-to-be-found").list())
+    missing = Bucket("s3://nowhere-to-be-found")
+    for ask in (lambda: list(missing.list()), lambda: missing.look("x"), lambda: missing.get("x")):
+        with pytest.raises(StoreError, match="make the bucket nowhere-to-be-found"):
+            ask()
+
+
+def test_whether_the_bucket_is_there_is_asked_once(bucket):
+    with counted(bucket) as requests:
+        assert bucket.look("x") is None and bucket.look("y") is None
+    assert requests == {"HeadObject": 2, "HeadBucket": 1}
+
+
+def test_a_conflict_with_another_write_decides_nothing(bucket):
+    """Amazon answers so while another conditional write is under way, which may fail."""
+    with answering(bucket, 409, "ConditionalRequestConflict", times=1) as refused:
+        first = bucket.put_if_absent("x", b"1")
+    assert first and refused == ["PutObject"]
+    with answering(bucket, 409, "ConditionalRequestConflict", times=1):
+        assert bucket.put_if_absent("x", b"2") is None
+    with answering(bucket, 409, "ConditionalRequestConflict", times=1):
+        second = bucket.put_if_match("x", b"3", first)
+    assert second and bucket.get("x")[0] == b"3"
+    with answering(bucket, 409, "ConditionalRequestConflict", times=1) as refused:
+        assert bucket.remove_if_match("x", second)
+    assert bucket.get("x") is None and refused == ["DeleteObject"]
+
+
+def test_a_conflict_when_a_lease_is_renewed_does_not_lose_it(bucket):
+    held = Lease(bucket, "lock")
+    with answering(bucket, 409, "ConditionalRequestConflict", times=1) as refused:
+        held._renew()
+    assert refused == ["PutObject"] and not held.lost
+    held.check()
+    held.release()
+    assert bucket.get("lock") is None
 
 
 def test_wrong_credentials_say_so_and_are_not_repeated(server, monkeypatch):

@@ -116,7 +116,7 @@ class LedgerIndex:
     def refresh(self) -> None:
         """Read what has been written since the last time, by anybody."""
         self._look_for_files()
-        self._growing = [file for file in self._growing if not self._read_on(file) or self._mirrored]
+        self._growing = [file for file in self._growing if not self._read_on(file)]
 
     def _look_for_files(self) -> None:
         for name in _new_names(self._top):
@@ -133,7 +133,7 @@ class LedgerIndex:
         try:
             status = os.stat(file.path)
         except FileNotFoundError:
-            return True
+            return not self._mirrored
         left = b""
         if status.st_size > file.position:
             with open(file.path, "rb") as opened:
@@ -143,7 +143,7 @@ class LedgerIndex:
                     for line in lines:
                         self._add(line, file)
         file.torn = bool(left)
-        return self._is_finished(file, status)
+        return not self._mirrored and self._is_finished(file, status)
 
     def _add(self, line: bytes, file: _File) -> None:
         place = file.number << _OFFSET_BITS | file.position
