@@ -15,7 +15,7 @@ VARIABLE = re.compile(r"\$\{(\w+):([-?])([^}]*)\}")
 
 @dataclass(frozen=True)
 class Replaced:
-    """What a later file puts in the place of an earlier one's: `!override VALUE`; nothing for `!reset`."""
+    """What a later file puts in the place of an earlier one's: `!override {...}`; nothing for `!reset`."""
 
     value: object = None
 
@@ -24,13 +24,7 @@ class _Loader(yaml.SafeLoader):
     """YAML with compose's own two tags."""
 
 
-def _override(loader: _Loader, node: yaml.Node) -> Replaced:
-    if isinstance(node, yaml.MappingNode):
-        return Replaced(loader.construct_mapping(node, deep=True))
-    return Replaced(loader.construct_sequence(node, deep=True))
-
-
-_Loader.add_constructor("!override", _override)
+_Loader.add_constructor("!override", lambda loader, node: Replaced(loader.construct_mapping(node, deep=True)))
 _Loader.add_constructor("!reset", lambda loader, node: Replaced())
 
 
