@@ -14,10 +14,12 @@ from dagster._core.execution.api import execute_run_iterator
 
 from m3po_dagster import run_tags
 from m3po_dagster.automation.machine import this_machine
+from m3po_dagster.deployment import DeploymentError, current_deployment
 from m3po_dagster.runner import Outcome, Selection, Starting, outcome_of, sentence
 from m3po_dagster.study import Study
 
 JOB, NODE = "everything", "bring_up_to_date"
+WHY_LENGTH = 200
 
 
 class ClusterRunner:
@@ -29,12 +31,19 @@ class ClusterRunner:
         self.job = repository.get_reconstructable_job(JOB)
         self.tags = {run_tags.STUDY: study.name, run_tags.MACHINE: this_machine()}
         self.instance, self.log_level = instance, log_level
+        self.deployment = current_deployment()
 
     def bring_up_to_date(self, selection: Selection, starting: Starting, ask_judge: bool) -> Iterator[Outcome]:
         """Runs what is due, yielding the outcome of each run when the step that started it ends.
 
-        `starting` is called with the name of each step when it begins; the rest as `Runner.bring_up_to_date`.
+        `starting` is called with the name of each step when it begins; the rest as `Runner.bring_up_to_date`. Raises
+        DeploymentError where steps can't be started from here, or the cluster doesn't answer.
         """
+        if self.deployment.executor == "k8s":
+            raise DeploymentError(
+                "executor: k8s starts its steps from a pod that Dagster's K8sRunLauncher made, not from a shell: start "
+                f"the job `{JOB}` in Dagster on the cluster"
+            )
         choice = {
             "assets": list(selection.assets),
             "shards": list(selection.shards),
@@ -51,7 +60,7 @@ class ClusterRunner:
             job_code_origin=self.job.get_python_origin(),
         )
         told: set[str] = set()
-        for event in execute_run_iterator(self.job, run, self.instance):
+        for event in self._events(run):
             if event.is_step_start:
                 starting([_name(event)], "")
             if event.is_step_success or event.is_step_failure or event.is_step_up_for_retry:
@@ -62,6 +71,23 @@ class ClusterRunner:
                     yield Outcome((_name(event),), "", 0.0, (), (), sentence(event), run.run_id)
             if _is_interruption(event):
                 raise KeyboardInterrupt
+
+    def _events(self, run: dg.DagsterRun) -> Iterator[dg.DagsterEvent]:
+        """The run's events. Raises DeploymentError, the run put down as failed, where its executor can't be started."""
+        events = execute_run_iterator(self.job, run, self.instance)
+        try:
+            first = next(events)
+        # The executor connects before the first event; each cluster's client has errors of its own for what is amiss.
+        except Exception as error:
+            why = " ".join(str(error).split()).rstrip(".")[:WHY_LENGTH]
+            said = (
+                f"the Ray cluster can't be used ({why}): start it, or name its job server, http://HOST:PORT, in "
+                "ray.address of the deployment file"
+            )
+            self.instance.report_run_failed(run, said)
+            raise DeploymentError(said) from error
+        yield first
+        yield from events
 
     def _ended(self, run_id: str, step_key: str, told: set[str]) -> Iterator[Outcome]:
         """The runs that a step started and that have ended, oldest first, those in `told` left out."""

@@ -24,7 +24,9 @@ Kind = Literal["sampling", "scoring", "log_probs", "training", "benchmarks", "li
 """Kinds of steps: one for each asset that loads a model, and `light` for all that load none."""
 Accelerator = Literal["any", "A100", "A100-40G", "A100-80G", "H100"]
 
-_SECRET = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
+_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)($|_)", re.IGNORECASE)
+_NAMES_A_FILE = re.compile(r"_(FILE|PATH)$", re.IGNORECASE)
+_JOB_SERVER = re.compile(r"https?://([^\s/:@]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?")
 _OWN = "M3PO_"
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -44,7 +46,7 @@ class GpuResource(Settings):
         "any", description="whether the machine may be taken away (spot), must not be (on_demand), or either"
     )
     resources: Mapping[str, float] = Field(
-        {}, description="custom resources of Ray nodes that the step takes, by name; not for Kubernetes"
+        {}, description="custom resources of Ray nodes that the step takes, by name; refused with executor: k8s"
     )
     env: Mapping[EnvironmentName, str] = Field(
         {}, description="environment variables of the step; shown in Ray's and Dagster's pages, so no keys"
@@ -55,7 +57,7 @@ class GpuResource(Settings):
     @classmethod
     def _no_secrets(cls, env: Mapping[str, str]) -> Mapping[str, str]:
         for name in env:
-            if _SECRET.search(name):
+            if _SECRET.search(name) and not _NAMES_A_FILE.search(name):
                 raise ValueError(
                     f"{name} looks like a secret, and what stands here is shown in web pages: set it in the "
                     "environment of the nodes, or in a Kubernetes secret (kubernetes.env_secrets)"
@@ -104,6 +106,14 @@ class RaySettings(Settings):
         None, description="URL of the cluster's job server, http://HEAD:8265; null: RAY_ADDRESS, else this machine's"
     )
 
+    @field_validator("address")
+    @classmethod
+    def _url_with_port(cls, address: str | None) -> str | None:
+        # Ray takes anything else for the address of a cluster to join, and waits for that a minute.
+        if address is not None and not _JOB_SERVER.fullmatch(address):
+            raise ValueError("write the URL of the job server with its port, http://HOST:PORT or https://HOST:PORT")
+        return address
+
 
 class Placement(Settings):
     """Which Kubernetes nodes a step may run on."""
@@ -148,6 +158,17 @@ class Deployment(Settings):
     )
     ray: RaySettings = Field(RaySettings(), description="the Ray cluster, for executor: ray")
     kubernetes: KubernetesSettings = Field(KubernetesSettings(), description="for executor: k8s")
+
+    @model_validator(mode="after")
+    def _resources_of_ray(self) -> "Deployment":
+        if self.executor == "k8s":
+            for kind in Steps.model_fields:
+                if named := list(getattr(self.steps, kind).resources):
+                    raise ValueError(
+                        f"steps.{kind}.resources: {named[0]} is a resource of Ray's nodes, and executor: k8s has none: "
+                        "take it out, and choose nodes by kubernetes.gpu, kubernetes.spot or kubernetes.on_demand"
+                    )
+        return self
 
     @property
     def clustered(self) -> bool:

@@ -18,7 +18,7 @@ python_logs:
   python_log_level: WARNING
 
 # Runs wait in a queue. Steps that load a model belong to the pool `model`: one run of them at a time is what one GPU
-# (or a laptop) holds. Raise the pool's limit where there are more.
+# (or a laptop) holds. The pool gives no run a GPU of its own: where there are more, Ray deals them out.
 concurrency:
   runs:
     max_concurrent_runs: 3

@@ -65,6 +65,13 @@ def test_an_edited_file_counts_at_once(written, tmp_path):
         ("steps: {default: {env: {OPENAI_API_KEY: sk-1234}}}", "OPENAI_API_KEY looks like a secret"),
         ("steps: {default: {env: {M3PO_STORE: /elsewhere}}}", "M3PO_STORE is set by the deployment itself"),
         ("steps: {default: {env: {'A=B': c}}}", "steps.default.env"),
+        ("steps: {default: {env: {AWS_SESSION_TOKEN: sk-1234}}}", "AWS_SESSION_TOKEN looks like a secret"),
+        ("steps: {default: {env: {api_key_2: sk-1234}}}", "api_key_2 looks like a secret"),
+        ("ray: {address: '127.0.0.1:8265'}", "ray.address: write the URL of the job server"),
+        ("ray: {address: 'ray://10.0.0.5:10001'}", "http://HOST:PORT"),
+        ("ray: {address: 'http://10.0.0.5'}", "http://HOST:PORT"),
+        ("ray: {address: auto}", "http://HOST:PORT"),
+        ("{executor: k8s, steps: {scoring: {resources: {slot: 1}}}}", "steps.scoring.resources: slot is a resource of"),
         ("groups: 0", "groups: Input should be greater than or equal to 1"),
         ("- executor", "write a mapping"),
         ("executor: [", "not valid YAML"),
@@ -76,6 +83,24 @@ def test_a_wrong_file_is_refused_with_file_key_and_reason(written, tmp_path, tex
         current_deployment()
     assert str(tmp_path / "deployment.yaml") in str(refused.value) and said in str(refused.value)
     assert "sk-1234" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["TOKENIZERS_PARALLELISM", "AWS_WEB_IDENTITY_TOKEN_FILE", "VLLM_MAX_NUM_BATCHED_TOKENS", "HF_TOKEN_PATH"],
+)
+def test_variables_that_hold_no_secret_pass(name):
+    assert GpuResource(env={name: "1"}).env == {name: "1"}
+
+
+@pytest.mark.parametrize("address", ["http://10.0.0.5:8265", "https://ray.example.org:443/", "http://[::1]:8265"])
+def test_a_job_servers_url_passes(address):
+    assert RaySettings(address=address).address == address
+
+
+def test_resources_of_nodes_are_for_ray():
+    steps = Steps(scoring=GpuResource(resources={"slot": 1}))
+    assert Deployment(executor="ray", steps=steps).steps.of("scoring").resources == {"slot": 1}
 
 
 def test_a_file_that_is_not_there_is_said_with_the_variable(tmp_path, monkeypatch):

@@ -34,7 +34,8 @@ def show(as_json: JsonOption = False) -> None:
         kind: {
             "assets": assets,
             "given": found.steps.of(kind).model_dump(mode="json"),
-            "pool": gpu.pool_of(kind),
+            # Elsewhere Ray or Kubernetes bounds the steps of a run.
+            "pool": None if found.clustered else gpu.pool_of(kind),
             "tags": gpu.op_tags(found, kind),
         }
         for kind, assets in kinds.items()

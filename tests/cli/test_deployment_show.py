@@ -27,6 +27,7 @@ def show(tmp_path, monkeypatch):
 def test_without_a_file_every_step_is_in_process(show):
     said = show(None)
     assert said.exit_code == 0 and "executor in_process" in said.stdout and "dagster-" not in said.stdout
+    assert "  in the process of its run, pool model" in said.stdout.splitlines()
 
 
 def test_it_shows_what_each_kind_gets(show):
@@ -35,8 +36,8 @@ def test_it_shows_what_each_kind_gets(show):
     )
     lines = said.stdout.splitlines()
     training = lines[lines.index("training: lora_adapter") + 1]
-    assert training == "  8 GPUs A100, 8 CPU, 512 GiB, pool model"
-    assert "  1 GPU A100, 8 CPU, pool model" in lines and "  no GPU, 1 CPU" in lines
+    assert training == "  8 GPUs A100, 8 CPU, 512 GiB"
+    assert "  1 GPU A100, 8 CPU" in lines and "  no GPU, 1 CPU" in lines
     assert any("accelerator_type:A100" in line for line in lines)
 
 
@@ -46,6 +47,12 @@ def test_json_has_every_asset_once_with_the_tag_of_its_executor(show):
     assert found["groups"] == 9 and all(
         list(step["tags"]) == ["dagster-k8s/config"] for step in found["steps"].values()
     )
+
+
+@pytest.mark.parametrize(("executor", "pools"), [("in_process", {"model", None}), ("ray", {None}), ("k8s", {None})])
+def test_the_pool_is_shown_where_it_bounds(show, executor, pools):
+    found = json.loads(show(f"executor: {executor}", "--json").stdout)
+    assert {step["pool"] for step in found["steps"].values()} == pools
 
 
 def test_a_wrong_file_ends_it_with_a_sentence(show):

@@ -2,23 +2,47 @@
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
-VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
-"""The one form of interpolation that the files use: ${NAME:-default}."""
+VARIABLE = re.compile(r"\$\{(\w+):([-?])([^}]*)\}")
+"""The two forms of interpolation that the files use: ${NAME:-default}, and ${NAME:?what it is} that must be given."""
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What a later file puts in the place of an earlier one's: `!override {...}`; nothing for `!reset`."""
+
+    value: object = None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with compose's own two tags."""
+
+
+_Loader.add_constructor("!override", lambda loader, node: Replaced(loader.construct_mapping(node, deep=True)))
+_Loader.add_constructor("!reset", lambda loader, node: Replaced())
 
 
 def load(variables: dict[str, str] | None = None, *files: str) -> dict:
     """The merged file; `variables` are what a user's environment or .env gives."""
     merged: dict = {}
     for name in files or ("compose.yaml",):
-        text = VARIABLE.sub(lambda found: (variables or {}).get(found[1]) or found[2], (DOCKER / name).read_text())
-        merged = laid_over(merged, yaml.safe_load(text))
+        text = VARIABLE.sub(lambda found: _filled_in(found, variables or {}), (DOCKER / name).read_text())
+        merged = laid_over(merged, yaml.load(text, _Loader))
     return merged
+
+
+def _filled_in(found: re.Match, variables: dict[str, str]) -> str:
+    if given := variables.get(found[1]):
+        return given
+    if found[2] == "?":
+        raise KeyError(f"{found[1]} must be given: {found[3]}")
+    return found[3]
 
 
 def laid_over(below: dict, above: dict) -> dict:
@@ -26,13 +50,18 @@ def laid_over(below: dict, above: dict) -> dict:
     both = dict(below)
     for key, value in above.items():
         old = both.get(key)
-        both[key] = laid_over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(value, Replaced):
+            both[key] = value.value
+            if value.value is None:
+                del both[key]
+        else:
+            both[key] = laid_over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return both
 
 
 def variables() -> set[str]:
     """The names of all variables that the compose files ask for."""
-    return {name for path in DOCKER.glob("compose*.yaml") for name, _ in VARIABLE.findall(path.read_text())}
+    return {name for path in DOCKER.glob("compose*.yaml") for name, _, _ in VARIABLE.findall(path.read_text())}
 
 
 def mounts(service: dict) -> list[tuple[str, str, bool]]:

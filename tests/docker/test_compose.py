@@ -13,16 +13,19 @@ from tests.docker import compose_file, dockerfile
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 OURS = {"bucket", "code", "webserver", "daemon"}
-LAYERS = [("compose.yaml",), ("compose.yaml", "compose.gpu.yaml")]
+LAYERS = [("compose.yaml",), ("compose.yaml", "compose.gpu.yaml"), ("compose.yaml", "compose.aws.yaml")]
+ENDPOINT = "AWS_ENDPOINT_URL_S3"
+AMAZON = {"M3PO_BUCKET": "my-bucket", "AWS_DEFAULT_REGION": "eu-central-1"}
 services = pytest.fixture(lambda: compose_file.load()["services"])
 
 
-@pytest.mark.parametrize("files", LAYERS, ids=len)
+@pytest.mark.parametrize("files", LAYERS, ids=lambda files: files[-1])
 def test_it_is_valid_by_the_schema_with_every_default_filled_in(files, tmp_path):
     merged = tmp_path / "compose.yaml"
-    merged.write_text(yaml.safe_dump(compose_file.load({}, *files), sort_keys=False))
+    merged.write_text(yaml.safe_dump(compose_file.load(AMAZON, *files), sort_keys=False))
     assert "${" not in merged.read_text()
-    done = _check(merged, *(DOCKER / name for name in files))
+    # The checker doesn't know compose's own tags, which only a layer has.
+    done = _check(merged, *(DOCKER / name for name in files if name != "compose.aws.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -74,7 +77,7 @@ def test_images_have_an_exact_tag_and_can_be_given_by_digest(services):
 
 def test_images_that_are_built_here_are_built_by_somebody():
     for files in LAYERS:
-        services = compose_file.load({}, *files)["services"]
+        services = compose_file.load(AMAZON, *files)["services"]
         built = {told["image"] for told in services.values() if "build" in told}
         assert {told["image"] for name, told in services.items() if name in OURS | {"s3"}} == built
         for told in services.values():
@@ -103,6 +106,25 @@ def test_what_is_mounted_is_there_and_every_volume_is_declared(services):
             assert read_only, source
             assert compose_file.path_of(source).exists() or target == "/models", source
     assert used == set(declared)
+
+
+def test_with_a_bucket_of_amazons_nothing_of_the_own_s3_server_is_left(services):
+    with pytest.raises(KeyError, match="M3PO_BUCKET must be given"):
+        compose_file.load({}, *LAYERS[2])
+    there = compose_file.load(AMAZON, *LAYERS[2])["services"]
+    assert set(there) == set(services) - {"s3", "bucket"}
+    amazons = {**AMAZON, "M3PO_STORE": "s3://my-bucket/store"}
+    for name, told in there.items():
+        assert set(told.get("depends_on", {})) <= set(there), name
+        assert "s3.json" not in told.get("secrets", ()), name
+        own = services[name].get("environment", {})
+        if name in OURS:
+            assert told["environment"] == {key: value for key, value in (own | amazons).items() if key != ENDPOINT}
+            assert "outside" in told["networks"], name
+            assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= set(told["secrets"]), name
+        else:
+            assert told == services[name], name
+    assert there["code"]["depends_on"] == {"postgres": services["code"]["depends_on"]["postgres"]}
 
 
 def test_secrets_are_files_that_the_script_writes_and_git_ignores(tmp_path):

@@ -12,8 +12,11 @@ from dagster._core.instance.config import dagster_instance_config_schema
 from dagster._core.run_coordinator import QueuedRunCoordinator
 from dagster_aws.s3 import S3ComputeLogManager
 from dagster_k8s import K8sRunLauncher
+from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import UserDefinedDagsterK8sConfig
 
+from m3po_dagster.deployment import Deployment, GpuResource, Steps
+from m3po_dagster.resources import gpu
 from tests.docker import dockerfile
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +118,25 @@ def test_kubernetes_takes_what_the_pods_are_given(values, pods):
     with pytest.raises(Exception, match=r"(?i)unexpected|received"):
         UserDefinedDagsterK8sConfig.from_dict({"container_config": {"resource": {}}})
     assert K8sRunLauncher.__name__ == values["runLauncher"]["type"]
+
+
+@pytest.mark.parametrize(("memory_gib", "memory"), [(None, None), (64, "65536Mi")])
+@pytest.mark.parametrize("kind", ["sampling", "light"])
+def test_a_steps_memory_is_bounded_by_the_deployment_file_alone(values, pods, kind, memory_gib, memory):
+    """The layers that dagster-k8s puts on each other: run launcher, code location (as the chart passes it), step."""
+    launcher = snake(values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"])
+    assert pods["code"]["includeConfigInLaunchedRuns"]["enabled"]
+    location = {"k8s": {"resources": pods["code"]["resources"]}}
+    given = GpuResource(memory_gib=memory_gib, count=0, cpus=8)
+    tag = gpu.op_tags(Deployment(executor="k8s", steps=Steps(**{kind: given})), kind)["dagster-k8s/config"]
+    step = (
+        K8sContainerContext(run_k8s_config=UserDefinedDagsterK8sConfig.from_dict(launcher))
+        .merge(K8sContainerContext.create_from_config(location))
+        .merge(K8sContainerContext(run_k8s_config=UserDefinedDagsterK8sConfig.from_dict(tag)))
+    )
+    resources = step.run_k8s_config.container_config["resources"]
+    assert resources["limits"].get("memory") == memory
+    assert resources["requests"] == {"cpu": "8", "memory": memory or "2Gi"}
 
 
 def test_every_pod_runs_as_the_images_user_without_rights(pods):

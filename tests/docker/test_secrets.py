@@ -73,3 +73,16 @@ def test_secrets_that_are_there_are_kept(made):
     (made / "DAGSTER_PG_PASSWORD").write_text("mine")
     subprocess.run([DOCKER / "make-secrets", made], check=True)
     assert {path.name: path.read_bytes() for path in made.iterdir()} == before | {"DAGSTER_PG_PASSWORD": b"mine"}
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+@pytest.mark.parametrize("replaced", ["deleted", "written"])
+def test_a_key_that_was_replaced_reaches_the_s3_server(made, name, replaced):
+    (made / name).unlink()
+    if replaced == "written":
+        (made / name).write_text("mine")
+    subprocess.run([DOCKER / "make-secrets", made], check=True)
+    (identity,) = json.loads((made / "s3.json").read_text())["identities"]
+    key, secret = ((made / each).read_text() for each in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
+    assert identity["credentials"] == [{"accessKey": key, "secretKey": secret}]
+    assert (made / "s3.json").stat().st_mode & 0o777 == 0o444
