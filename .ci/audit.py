@@ -66,7 +66,7 @@ def pins(constraints: str) -> dict[str, str]:
 
 
 def cuda_of_torch(installed: Iterable[Distribution]) -> dict[str, SpecifierSet]:
-    """{normalised name: versions asked for} of the packages OF_CUDA that the installed torch needs, itself or by others."""
+    """{normalised name: versions asked for} of the packages OF_CUDA that torch needs, itself or by others of them."""
     there = {normalised(one.metadata["Name"]): one for one in installed}
     found: dict[str, SpecifierSet] = {}
     waiting, seen = [("torch", "")], set()
