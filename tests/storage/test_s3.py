@@ -130,7 +130,7 @@ def test_an_environment_that_no_client_can_be_made_from_says_what_to_correct(mon
 def test_a_missing_bucket_says_so(server):
     with pytest.raises(StoreError, match="make the bucket nowhere-to-be-found"):
         list(Bucket("s3://nowhere-to-be-found").list())
-    with pytest.raises(StoreError, match="can't list s3://nowhere-to-be-found/data.json: "):
+    with pytest.raises(StoreError, match=r"can't list s3://nowhere-to-be-found/data\.json: "):
         Bucket("s3://nowhere-to-be-found").holds("data.json/")
 
 
