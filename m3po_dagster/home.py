@@ -1,10 +1,12 @@
 """Where a project keeps things: the store, and Dagster's event log with telemetry off."""
 
 import os
+import re
 from pathlib import Path
 
 DEFAULT_HOME = ".m3po/dagster"
 DEFAULT_STORE = ".m3po/store"
+_LIKE_A_URL = re.compile(r"\w+:/")
 SETTINGS = """\
 # Nothing leaves this machine, and no dialog covers the page on a first visit.
 telemetry:
@@ -35,9 +37,12 @@ run_monitoring:
 
 
 def store_root() -> str:
-    """The store named by M3PO_STORE, or the one in the project folder; a folder comes back absolute."""
+    """The store named by M3PO_STORE, or the one in the project folder; a folder comes back absolute.
+
+    What looks like a URL comes back as it is: which of them name a store, and which are mistyped, the store knows.
+    """
     root = os.environ.get("M3PO_STORE") or DEFAULT_STORE
-    return root if "://" in root else str(Path(root).absolute())
+    return root if _LIKE_A_URL.match(root) else str(Path(root).absolute())
 
 
 def dagster_home() -> Path:

@@ -315,3 +315,10 @@ def test_an_identity_does_not_depend_on_where_the_project_lies(tmp_path):
         found.append(json.dumps([portable(study.dataset), portable(study.model)]))
     assert found[0] == found[1]
     assert str(tmp_path) not in found[0]
+
+
+def test_a_model_in_a_bucket_is_refused_and_not_taken_for_a_hub_s(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(f"extends: {ROOT / 'studies' / 'easy_scenes.yaml'}\nmodel: {{path: 's3://my-bucket/model'}}\n")
+    with pytest.raises(StudyError, match=r"model\.path: s3://my-bucket/model: model folders stay on this machine"):
+        load_study(path)

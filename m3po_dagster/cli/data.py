@@ -27,12 +27,30 @@ def data() -> None:
     """A dataset before a study spends anything on it."""
 
 
+def _place(text: str) -> Path:
+    """A path as a study will have it: absolute, or of a bucket."""
+    from m3po_dagster.s3_files.path import as_path
+
+    try:
+        return as_path(text).absolute()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 @app.command()
 def inspect(
     file: Annotated[
-        Path | None, typer.Argument(help="File or folder of a dataset; without it, every source of --study.")
+        Path | None,
+        typer.Argument(
+            parser=_place,
+            metavar="[FILE]",
+            help="File or folder of a dataset, s3://... for one in a bucket; without it, every source of --study.",
+        ),
     ] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
+    image_root: Annotated[
+        Path | None,
+        typer.Option(parser=_place, metavar="DIR", help="Folder that image paths are relative to, or s3://..."),
+    ] = None,
     folder: Annotated[
         list[str] | None,
         typer.Option(metavar="PREFIX=DIR", help="Folder of the image paths that begin so; may be repeated."),
@@ -133,14 +151,13 @@ def _sources(
     for given in folders:
         if "=" not in given:
             fail(f"--folder {given}: write it as PREFIX=DIR, for example sam/images=/data/sam")
-    # As a study will have it: absolute, wherever it lies.
-    source = detect(file.absolute(), image_root.absolute() if image_root else None, only)
+    source = detect(file, image_root, only)
     changes: dict[str, object] = {} if take is None else {"take": take}
     if folders:
         if "folders" not in type(source).model_fields:
             fail(f"--folder: {READERS[source.format].name} hold their images; --image-root is where they are unpacked")
         pairs = dict(given.split("=", 1) for given in folders)
-        changes["folders"] = {prefix: Path(target).absolute() for prefix, target in pairs.items()}
+        changes["folders"] = {prefix: _place(target) for prefix, target in pairs.items()}
     try:
         source = type(source).model_validate({**source.model_dump(exclude_unset=True), **changes})
     except ValidationError as error:
@@ -151,7 +168,7 @@ def _sources(
 
 def _name(file: Path) -> str:
     """A source's name made of the file's."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", file.absolute().stem).lstrip("_.-")[:80] or "dataset"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", file.stem).lstrip("_.-")[:80] or "dataset"
 
 
 def _inspected(

@@ -56,7 +56,7 @@ def check(
         "quarantine": [vars(aside) for aside in found.quarantine],
     }
     if not as_json:
-        how = "sizes compared" if quick else "every byte hashed"
+        how = "sizes compared" if quick else "every value of the tables, every byte of the files hashed"
         typer.echo(f"{store.location}: {len(survey.whole)} artifacts whole ({how}), {decimal(survey.bytes)}")
         typer.echo("made with " + ", ".join(_versions(name, found) for name, found in survey.libraries.items()))
         if found.quarantine:

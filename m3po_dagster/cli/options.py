@@ -7,6 +7,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from m3po_dagster.storage.s3 import is_s3
+
 StudyOption = Annotated[
     Path,
     typer.Option("--study", envvar="M3PO_STUDY", help="The study file.", show_default=True),
@@ -28,6 +30,11 @@ def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
     """Prints the message on standard error and exits."""
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(status)
+
+
+def where_missing(path: str) -> str:
+    """In which words a file of a study is missing: of a bucket or of this machine."""
+    return "not in the bucket" if is_s3(path) else "not on this machine"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from m3po_dagster.cli.event_log import event_log
-from m3po_dagster.cli.options import JsonOption, StudyOption, explained, fail
+from m3po_dagster.cli.options import JsonOption, StudyOption, explained, fail, where_missing
 from m3po_dagster.cli.project import current_leaderboard, how_it_stands, prepare, sentence
 from m3po_dagster.s3_files.path import BucketError
 from m3po_dagster.study import BASE_RECIPE, DEFAULT_STUDY
@@ -161,4 +161,4 @@ def _print_plan(loaded, selection, as_json: bool) -> None:
     for name, number in Counter(name.split("[")[0] for name in todo).items():
         typer.echo(f"  {number:4d}  {name}")
     for key, path in missing.items():
-        typer.echo(f"  not on this machine: {key}: {path}")
+        typer.echo(f"  {where_missing(path)}: {key}: {path}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from m3po_dagster.cli.options import JsonOption, StudyOption, explained, fail
+from m3po_dagster.cli.options import JsonOption, StudyOption, explained, fail, where_missing
 from m3po_dagster.s3_files.path import BucketError
 from m3po_dagster.study import DEFAULT_STUDY
 
@@ -19,7 +19,7 @@ def check(
     files: Annotated[bool, typer.Option("--files", help="Also fail when a file it names is not here.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Validate a study file; say what it asks for and which of its files are not on this machine."""
+    """Validate a study file; say what it asks for and which of its files are not there."""
     from m3po_dagster.study import load_study
     from m3po_dagster.study_errors import StudyError
     from m3po_dagster.study_reference import missing_paths
@@ -47,7 +47,7 @@ def check(
             if name not in ("valid", "missing"):
                 typer.echo(f"  {name}: {', '.join(value) if isinstance(value, list) else value}")
         for key, path in missing.items():
-            typer.echo(f"  not on this machine: {key}: {path}")
+            typer.echo(f"  {where_missing(path)}: {key}: {path}")
     if files and missing:
         fail(f"{study}: {len(missing)} of the files it names are not here", status=1)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from m3po_dagster.doctor.findings import Finding, note, ok, problem
 from m3po_dagster.storage.cache_folder import caches
 from m3po_dagster.storage.errors import StoreError
+from m3po_dagster.storage.filesystem import LocalFolder
 from m3po_dagster.storage.s3 import Bucket, is_s3
 
 GIB = 2**30
@@ -23,11 +24,16 @@ _NEVER_WRITTEN = '"0123456789abcdef0123456789abcdef"'
 
 def check_places(store: str, home: Path) -> Iterator[Finding]:
     """The store's folder or bucket, this machine's copies of what lies in buckets, and DAGSTER_HOME."""
-    places = {"store": Path(store), "DAGSTER_HOME": home}
+    places = {}
     if is_s3(store):
         yield check_bucket(store)
-        places = {"copies": caches(), "DAGSTER_HOME": home}
-    for name, folder in places.items():
+        places["copies"] = caches()
+    else:
+        try:
+            places["store"] = LocalFolder(store).root
+        except StoreError as error:
+            yield problem("store", str(error), "Correct M3PO_STORE")
+    for name, folder in (places | {"DAGSTER_HOME": home}).items():
         there = _nearest(folder)
         yield _room(name, folder, there)
         yield from _rights(name, there)

@@ -165,5 +165,5 @@ def _extra(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        needed = f"pip install 'm3po-dagster[{extra}]'"
+        needed = f"pip install -c constraints.txt -e '.[{extra}]'"
         raise DeploymentError(f"executor: {extra} needs packages that are not here ({error}): {needed}") from error

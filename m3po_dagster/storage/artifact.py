@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,14 +170,20 @@ def load(disk: "Disk", key: ArtifactKey) -> Artifact | None:
     """The artifact committed under `key`, or None when there is none.
 
     A manifest that can't be read, belongs elsewhere, or lists files that aren't there in full is no commit: it is
-    logged as a warning with its path and reason, and its fingerprint can be made anew. A manifest of a later format
-    raises StoreError: what a newer version made is not this version's to redo.
+    logged as a warning with its path and reason, once a process, and its fingerprint can be made anew. A manifest of a
+    later format raises StoreError: what a newer version made is not this version's to redo.
     """
     artifact, reason = look(disk, key)
     if reason:
         path = disk.where(f"{key.folder}/{MANIFEST}")
-        _LOG.warning("%s does not count as committed: %s; it is made again when it is needed", path, reason)
+        _tell(path, reason)
     return artifact
+
+
+@lru_cache(maxsize=1024)
+def _tell(path: str, reason: str) -> None:
+    """Warns; of the same thing once a process, however often it is looked for."""
+    _LOG.warning("%s does not count as committed: %s; it is made again when it is needed", path, reason)
 
 
 def look(disk: "Disk", key: ArtifactKey) -> tuple[Artifact | None, str]:

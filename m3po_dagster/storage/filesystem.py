@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -27,7 +28,9 @@ SCRATCH = "scratch"
 CACHE = ".cache"
 Item, Answer = TypeVar("Item"), TypeVar("Answer")
 _UNFINISHED = ".tmp"
+_ONE_SLASH = re.compile(r"\w+:/(?!/)")
 _LOCK_ATTEMPTS = 100
+_GIVE = "give a local folder, or s3://bucket/prefix"
 
 
 class Lock:
@@ -53,14 +56,19 @@ class LocalFolder:
 
     def __init__(self, root: str | Path) -> None:
         """`root` is a path or a file:// URL. Raises StoreError for other kinds of storage."""
+        if _ONE_SLASH.match(str(root)):
+            raise StoreError(
+                f"{root} has one slash where a URL has two: write s3://bucket/prefix or file:///folder "
+                f"(./{root} is a folder of that name)"
+            )
         if "://" in str(root):
             try:
                 filesystem, path = arrow_fs.FileSystem.from_uri(str(root))
             except (pa.ArrowInvalid, OSError) as error:
-                raise StoreError(f"{root} is not a URL of a store: {error}; give a local folder") from error
+                raise StoreError(f"{root} is not a URL of a store: {error}; {_GIVE}") from error
             if not isinstance(filesystem, arrow_fs.LocalFileSystem):
                 raise StoreError(
-                    f"{root}: a store is a local folder, storage of type {filesystem.type_name} is not served"
+                    f"{root} is not a URL of a store: storage of type {filesystem.type_name} is not served; {_GIVE}"
                 )
         else:
             path = str(root)

@@ -96,21 +96,36 @@ class Bucket:
 
     @property
     def client(self) -> Any:
-        """boto3's client. A forked child makes its own: connections are their process's."""
+        """boto3's client. A forked child makes its own: connections are their process's.
+
+        Raises StoreError where the environment names an endpoint, a region or a profile that can't be used.
+        """
         with self._lock:
             if self._pid != os.getpid():
                 import boto3
                 from botocore.config import Config
+                from botocore.exceptions import BotoCoreError, InvalidRegionError, ProfileNotFound
 
-                self._client = boto3.session.Session().client(
-                    "s3",
-                    config=Config(
-                        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-                        connect_timeout=_CONNECT_SECONDS,
-                        read_timeout=_READ_SECONDS,
-                        max_pool_connections=32,
-                    ),
+                settings = Config(
+                    retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+                    connect_timeout=_CONNECT_SECONDS,
+                    read_timeout=_READ_SECONDS,
+                    max_pool_connections=32,
                 )
+                try:
+                    self._client = boto3.session.Session().client("s3", config=settings)
+                except ProfileNotFound as error:
+                    raise StoreError(
+                        f"can't ask for {self.url}: {error}; correct AWS_PROFILE, or add that profile to ~/.aws/config"
+                    ) from error
+                except InvalidRegionError as error:
+                    raise StoreError(f"can't ask for {self.url}: {error}; correct AWS_DEFAULT_REGION") from error
+                except BotoCoreError:
+                    raise  # told as what goes wrong later, some of them are ValueErrors too
+                except ValueError as error:  # botocore's own for an endpoint that is no URL
+                    raise StoreError(
+                        f"can't ask for {self.url}: {error}; write http://... or https://... in AWS_ENDPOINT_URL_S3"
+                    ) from error
                 self._pid = os.getpid()
             return self._client
 
@@ -237,7 +252,7 @@ class Bucket:
     def _pages(self, prefix: str, **more: str | int) -> Iterator[dict]:
         wanted = {"Bucket": self.name, "Prefix": self._full(prefix), **more}
         while True:
-            page = self._ask("list", prefix, lambda: self.client.list_objects_v2(**wanted))
+            page = self._ask("list", prefix.removesuffix("/"), lambda: self.client.list_objects_v2(**wanted))
             yield page
             if not page.get("IsTruncated"):
                 return

@@ -56,7 +56,7 @@ def survey(disk: "Disk", keys: Iterable[ArtifactKey], content: bool, advance: Ca
     for number, key in enumerate(keys, 1):
         _look_at(disk, key, content, found)
         advance(number, len(keys))
-    there = {artifact.key for artifact in found.whole}
+    there = {artifact.key for artifact in found.whole} | found.damaged.keys() | found.unreadable.keys()
     for artifact in found.whole:
         inputs = (ArtifactKey(ref.asset, ref.partition, ref.fingerprint) for ref in artifact.manifest.inputs.values())
         if lost := [key for key in inputs if key not in there]:

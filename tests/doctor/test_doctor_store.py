@@ -97,6 +97,19 @@ def test_no_event_log_is_a_note_and_so_is_what_lies_about(store):
     assert "no longer in the store" in said and str(first.key) in said
 
 
+@pytest.mark.parametrize("spoilt", ["damaged", "of a later format"])
+def test_what_is_there_and_can_not_be_used_is_not_told_as_gone_of_what_follows(store, spoilt):
+    first = commit(store)
+    commit(store, "more", first=first)
+    if spoilt == "damaged":
+        os.truncate(first.folder / "data.parquet", 10)
+    else:
+        rewrite(first.folder / "manifest.json", format=99)
+    found = check(store, {})
+    assert [finding.about for finding in found.findings if finding.level == "problem"] == [str(first.key)]
+    assert "no longer in the store" not in "\n".join(map(str, found.findings))
+
+
 def test_a_later_format_is_a_problem_and_never_set_aside(store):
     artifact = commit(store)
     rewrite(artifact.folder / "manifest.json", format=99)

@@ -159,6 +159,11 @@ def test_places_have_room_rights_locks_and_the_same_clock(tmp_path, monkeypatch)
         assert any("the clock of" in text for text in said)
 
 
+def test_a_store_whose_url_is_mistyped_is_a_problem(tmp_path):
+    (found,) = [finding for finding in check_places("s3:/bucket/x", tmp_path) if finding.level == "problem"]
+    assert found.about == "store" and "write s3://bucket/prefix" in found.what
+
+
 def test_a_place_that_may_not_be_written_is_a_problem(tmp_path):
     work = (
         "import os, sys; from pathlib import Path; from m3po_dagster.doctor.places import check_places\n"

@@ -195,6 +195,7 @@ def test_quantisation_without_its_library_is_refused(folder, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
     with pytest.raises(
-        ValueError, match=r"model\.quantization is 4bit, but bitsandbytes is not installed: pip install"
+        ValueError,
+        match=r"model\.quantization is 4bit, but bitsandbytes is not installed: pip install -c .*\[quantized\]",
     ):
         load_model(ModelSettings(path=str(folder), quantization="4bit"))

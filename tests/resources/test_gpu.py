@@ -133,7 +133,7 @@ def test_a_missing_extra_is_said_with_what_to_install(tmp_path, monkeypatch):
     from m3po_dagster.deployment import DeploymentError
 
     monkeypatch.setitem(sys.modules, "dagster_ray", None)
-    with pytest.raises(DeploymentError, match=r"pip install 'm3po-dagster\[ray\]'"):
+    with pytest.raises(DeploymentError, match=r"pip install -c constraints\.txt -e '\.\[ray\]'"):
         gpu.executor_of(Deployment(executor="ray"), tmp_path / "study.yaml", "/store")
 
 

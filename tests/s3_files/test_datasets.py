@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
+from m3po_dagster.cli.main import app
 from m3po_dagster.datasets.image_survey import ImageSurvey
 from m3po_dagster.datasets.images import DatasetImages
 from m3po_dagster.datasets.readers import read_source
@@ -23,6 +26,7 @@ from tests.s3_files.uploads import BUCKET, be_impatient, requests, uploaded
 
 pytestmark = pytest.mark.slow
 IMAGES = 12
+STUDY = Path(__file__).parents[2] / "studies" / "easy_scenes.yaml"
 
 
 def moved(settings: DatasetSettings, folder, root) -> DatasetSettings:
@@ -189,3 +193,31 @@ def test_a_record_can_name_no_object_beside_the_root(remote, server, tmp_path):
     hostile = remote.sources["toy"].model_copy(update={"path": root / "hostile.json"})
     rows = rows_of(remote.model_copy(update={"sources": {"toy": hostile}}))
     assert [row.image.problem for row in rows] == [IMAGE_OUTSIDE, IMAGE_OUTSIDE, IMAGE_MISSING]
+
+
+def test_inspecting_a_url_tells_what_inspecting_the_folder_does(toy, remote):
+    told = []
+    for one in (toy.sources["toy"], remote.sources["toy"]):
+        command = ["data", "inspect", str(one.path), "--image-root", str(one.image_root), "--json"]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 1 and "the filters drop every prompt" in done.stderr, "the pictures are tiny ones"
+        text = done.stdout.replace(str(one.image_root), "ROOT").replace(str(one.path), "FILE")
+        told.append(json.loads(text))
+    assert told[0] == told[1] and told[1]["sources"]["data"]["prompts"]["with an image in place"] == IMAGES + 2
+
+
+def test_inspecting_a_url_that_is_not_there_names_the_url(server, own_cache):
+    done = CliRunner().invoke(app, ["data", "inspect", f"s3://{BUCKET}/nothing.json"])
+    assert done.exit_code == 1 and f"s3://{BUCKET}/nothing.json: no such file or folder" in done.stderr
+    done = CliRunner().invoke(app, ["data", "inspect", "s3://key:hush@data/x.json"], env={"COLUMNS": "200"})
+    assert done.exit_code == 2 and "holds credentials" in done.stderr and "hush" not in done.stderr
+
+
+def test_a_study_s_missing_object_is_not_in_the_bucket(server, own_cache, tmp_path):
+    study = tmp_path / "study.yaml"
+    source = f"sources: {{easy_scenes: {{path: 's3://{BUCKET}/none.json', image_root: ./gone}}}}"
+    study.write_text(f"extends: {STUDY}\ndataset: {{{source}}}\n")
+    for command in (["study", "check"], ["run", "--plan"]):
+        said = CliRunner().invoke(app, [*command, "--study", str(study)]).output
+        assert f"not in the bucket: dataset.sources.easy_scenes.path: s3://{BUCKET}/none.json" in said
+        assert f"not on this machine: dataset.sources.easy_scenes.image_root: {tmp_path / 'gone'}" in said

@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import sys
+import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,17 +37,17 @@ def installed(tmp_path, monkeypatch):
 
 def test_a_build_of_the_pinned_version_is_that_version(audit, installed):
     pinned = audit.pins("some-package==1.0  # why\nother==2.1\n# third==3.0\n")
-    assert sorted(audit.unpinned(installed, pinned)) == [
+    assert sorted(audit.unpinned(installed, pinned, {})) == [
         "other 2.0 is installed, constraints.txt pins 2.1: set the environment up anew",
         "third 3.0 is installed and constraints.txt pins no version: add third==3.0",
     ]
 
 
 def test_a_licence_that_is_not_allowed_is_named(audit, installed, monkeypatch):
-    (found,) = audit.unlicensed(installed)
+    (found,) = audit.unlicensed(installed, {})
     assert found.startswith("other 2.0 is under GPL-3.0: do without it, or add it to REVIEWED")
     monkeypatch.setitem(audit.REVIEWED, "other", "because")
-    assert audit.unlicensed(installed) == []
+    assert audit.unlicensed(installed, {}) == []
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,77 @@ def test_a_licence_that_is_not_allowed_is_named(audit, installed, monkeypatch):
 )
 def test_of_licences_one_chooses_and_keeps_all_parts(audit, licence, may):
     assert audit.allowed(licence) is may
+
+
+CUDA_BUILD = {
+    "torch": (
+        "2.13.0",
+        "sympy>=1.13.3",
+        'cuda-toolkit[cublas,cufft]==13.0.3; platform_system == "Linux"',
+        'cuda-bindings<14,>=13.0.3; platform_system == "Linux" and python_version < "3.15"',
+        'nvidia-cudnn-cu13==9.20.0.48; platform_system == "Linux"',
+        'triton==3.7.1; platform_system == "Linux" and python_version < "3.15"',
+    ),
+    "cuda-toolkit": (
+        "13.0.3.0",
+        "nvidia-cublas==13.1.1.3.*; sys_platform == 'linux' and extra == 'cublas'",
+        "nvidia-nvjitlink<14,>=13.0.88; sys_platform == 'linux' and extra == 'cufft'",
+        "nvidia-npp==13.0.1.2.*; sys_platform == 'linux' and extra == 'npp'",
+    ),
+    "cuda-bindings": ("13.5.0", "cuda-pathfinder>=1.4.2"),
+    "cuda-pathfinder": ("1.9.1",),
+    "nvidia-cudnn-cu13": ("9.20.0.48",),
+    "nvidia-cublas": ("13.1.1.3",),
+    "nvidia-nvjitlink": ("13.4.52",),
+    "triton": ("3.7.1",),
+}
+"""{name: version and requirements} of torch's CUDA build as the standard index has it, shortened."""
+
+
+def cuda_build(folder: Path, **others: str) -> list:
+    """The packages of CUDA_BUILD as pip leaves their metadata, some in other versions or beside them."""
+    packages = CUDA_BUILD | {
+        name.replace("_", "-"): (version, *CUDA_BUILD.get(name.replace("_", "-"), ())[1:])
+        for name, version in others.items()
+    }
+    for name, (version, *needs) in packages.items():
+        made = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        made.mkdir()
+        licence = "License: BSD-3-Clause" if name == "torch" else "License: LicenseRef-NVIDIA-Proprietary"
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", licence]
+        (made / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {need}" for need in needs)]) + "\n\n")
+    return list(distributions(path=[str(folder)]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's requirements of CUDA's packages are Linux's")
+def test_what_torch_s_cuda_build_brings_is_pinned_by_torch_and_reviewed(audit, tmp_path):
+    installed = cuda_build(tmp_path)
+    cuda = audit.cuda_of_torch(installed)
+    assert sorted(cuda) == sorted(set(CUDA_BUILD) - {"torch"})
+    assert audit.unpinned(installed, {"torch": "2.13.0"}, cuda) == []
+    assert audit.unlicensed(installed, cuda) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's requirements of CUDA's packages are Linux's")
+def test_what_of_cuda_torch_did_not_ask_for_is_wrong(audit, tmp_path):
+    installed = cuda_build(tmp_path, triton="3.6.0", nvidia_npp="13.0.1.2")
+    cuda = audit.cuda_of_torch(installed)
+    assert sorted(audit.unpinned(installed, {"torch": "2.13.0"}, cuda)) == [
+        "nvidia-npp 13.0.1.2 is installed and constraints.txt pins no version: add nvidia-npp==13.0.1.2",
+        "triton 3.6.0 is installed, torch needs triton==3.7.1: set the environment up anew",
+    ]
+    (found,) = audit.unlicensed(installed, cuda)
+    assert found.startswith("nvidia-npp 13.0.1.2 is under LicenseRef-NVIDIA-Proprietary")
+
+
+def test_every_package_that_an_extra_names_is_pinned(audit):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pinned = audit.pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    wishes = [Requirement(wish) for some in project["optional-dependencies"].values() for wish in some]
+    wishes += map(Requirement, project["dependencies"])
+    named = {audit.normalised(wish.name): wish.specifier for wish in wishes}
+    named.pop(audit.normalised(project["name"]))
+    assert {name for name, wish in named.items() if not wish.contains(pinned.get(name, "0"))} == set()
 
 
 def looked_up(name: str, *bad: str) -> dict:

@@ -114,11 +114,28 @@ def test_a_url_with_credentials_is_refused_without_repeating_them():
     assert "hush" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("AWS_ENDPOINT_URL_S3", "localhost:8333", r"localhost:8333; write http://\.\.\. .* in AWS_ENDPOINT_URL_S3"),
+        ("AWS_PROFILE", "nope", r"\(nope\).*; correct AWS_PROFILE"),
+        ("AWS_DEFAULT_REGION", "not a region", r"'not a region'.*; correct AWS_DEFAULT_REGION"),
+    ],
+)
+def test_an_environment_that_no_client_can_be_made_from_says_what_to_correct(monkeypatch, variable, value, said):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(StoreError, match=rf"can't ask for s3://somewhere/x: .*{said}"):
+        Bucket("s3://somewhere/x").get("key")
+
+
 def test_a_missing_bucket_says_so(server):
     missing = Bucket("s3://nowhere-to-be-found")
     for ask in (lambda: list(missing.list()), lambda: missing.look("x"), lambda: missing.get("x")):
         with pytest.raises(StoreError, match="make the bucket nowhere-to-be-found"):
             ask()
+    with pytest.raises(StoreError, match=r"can't list s3://nowhere-to-be-found/data\.json: "):
+        missing.holds("data.json/")
 
 
 def test_whether_the_bucket_is_there_is_asked_once(bucket):

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from store_samples import NUMBERS, PARTS, commit, key, numbers, reference, write_in_parts
 
+from m3po_dagster.home import store_root
 from m3po_dagster.storage.content import table_hash
 from m3po_dagster.storage.errors import Busy, SchemaError, StoreError
 from m3po_dagster.storage.fingerprint import file_sha256
@@ -222,6 +223,19 @@ def test_a_commit_that_is_not_whole_is_none_and_is_made_again(store, caplog, how
     assert commit(store).data_version == artifact.data_version
 
 
+def test_of_a_commit_that_does_not_count_is_warned_once_and_of_another_reason_again(store, caplog):
+    artifact = commit(store)
+    manifest, table = artifact.folder / "manifest.json", artifact.folder / "data.parquet"
+    damage(table, "truncated")
+    for _ in range(4):
+        assert store.find(*key()) is None
+    manifest.write_bytes(b"no JSON")
+    for _ in range(4):
+        assert store.find(*key()) is None
+    warned = [record.getMessage() for record in caplog.records if "does not count" in record.getMessage()]
+    assert len(warned) == 2 and len(set(warned)) == 2 and all(str(manifest) in line for line in warned)
+
+
 @pytest.mark.parametrize("columns", [None, ["value"]])
 def test_no_flipped_byte_changes_what_is_read(store, columns):
     artifact = commit(store)
@@ -333,9 +347,19 @@ def test_a_root_is_a_local_folder_or_its_url(tmp_path, monkeypatch):
     assert ArtifactStore((tmp_path / "a b%20c").as_uri()).find(*made.key) is not None
     monkeypatch.chdir(tmp_path)
     assert ArtifactStore("a b%20c").root == tmp_path / "a b%20c"
-    for url in ("mock://x", "nonsense://x"):
-        with pytest.raises(StoreError, match=url):
+    for url in ("mock://x", "nonsense://x", "https://host/x", "S3://bucket/x"):
+        with pytest.raises(StoreError, match=rf"{url} .*; give a local folder, or s3://bucket/prefix$"):
             ArtifactStore(url)
+
+
+@pytest.mark.parametrize("root", ["s3:/bucket/x", "file:/folder"])
+def test_a_url_with_one_slash_is_refused_and_never_made_a_folder(tmp_path, monkeypatch, root):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("M3PO_STORE", root)
+    for given in (root, store_root()):
+        with pytest.raises(StoreError, match=rf"^{root} has one slash where a URL has two: write s3://bucket/prefix"):
+            ArtifactStore(given)
+    assert ArtifactStore(f"./{root}").root == tmp_path / root
 
 
 def test_unsafe_names_never_touch_the_disk(store):

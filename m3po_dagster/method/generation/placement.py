@@ -46,7 +46,7 @@ def _quantisation(settings: ModelSettings) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
             f"model.quantization is {settings.quantization}, but bitsandbytes is not installed: "
-            "pip install 'm3po-dagster[quantized]', or leave the setting out"
+            "pip install -c constraints.txt -e '.[quantized]', or leave the setting out"
         )
     if settings.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)

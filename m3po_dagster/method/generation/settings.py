@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from m3po_dagster.method.remote_code import TRUST_REMOTE_CODE, check_pinned
 from m3po_dagster.settings import Settings
@@ -29,6 +29,13 @@ class ModelSettings(Settings):
         "none", description="weights in 8 or 4 bits by bitsandbytes (the extra `quantized`), computing in `dtype`"
     )
     trust_remote_code: bool = Field(False, description=TRUST_REMOTE_CODE)
+
+    @field_validator("path")
+    @classmethod
+    def _on_this_machine(cls, path: str) -> str:
+        if path.startswith("s3://"):
+            raise ValueError(f"{path}: model folders stay on this machine; copy it here and name the copy")
+        return path
 
     @model_validator(mode="after")
     def _code_is_pinned(self) -> "ModelSettings":
