@@ -95,7 +95,7 @@ def check_event_log() -> Finding:
 def _nearest(folder: Path) -> Path:
     """The folder, or the one above it that is there: what will be made is made in it."""
     folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    return next(path for path in (folder, *folder.parents) if os.path.isdir(path))  # no error where it may not be seen
 
 
 def _room(name: str, folder: Path, there: Path) -> Finding:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,9 @@ def test_a_place_that_may_not_be_written_is_a_problem(tmp_path):
         "os.getuid() or os.setuid(65534)\n"
         "print(*check_places(sys.argv[1], Path('/tmp')), sep='\\n')"
     )
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o555 if folder == tmp_path else 0o755)
+    above = [folder for folder in tmp_path.parents if folder.is_relative_to(tempfile.gettempdir())]
+    for folder in above[:-1]:
+        folder.chmod(0o755)
+    tmp_path.chmod(0o555)
     done = subprocess.run([sys.executable, "-c", work, tmp_path / "store"], capture_output=True, text=True, cwd=ROOT)
     assert f"{tmp_path} can't be written or locked: Permission denied" in done.stdout, done.stderr

@@ -50,7 +50,7 @@ def test_an_event_log_that_can_not_be_read_is_a_sentence(fresh, command, broken)
     assert ended.stderr.startswith(f"error: Dagster's event log in {fresh.folder / 'home'} can't be read: ")
 
 
-@pytest.mark.parametrize("root", ["s3://bucket/x", "/etc/passwd"])
+@pytest.mark.parametrize("root", ["ftp://host/x", "/etc/passwd"])
 def test_a_store_that_can_not_be_opened_is_a_sentence(fresh, root):
     ended = m3po(fresh, "status", M3PO_STORE=root)
     assert ended.returncode == 1 and ended.stderr.startswith("error: ") and len(ended.stderr.splitlines()) == 1
