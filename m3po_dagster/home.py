@@ -17,7 +17,6 @@ nux:
 # What this package warns of stands in a run's log too: memory that did not suffice, a model whose own code is run.
 python_logs:
   managed_python_loggers: [m3po_dagster]
-  python_log_level: WARNING
 
 # Runs wait in a queue. Steps that load a model belong to the pool `model`: one run of them at a time is what one GPU
 # (or a laptop) holds. The pool gives no run a GPU of its own: where there are more, Ray deals them out.

@@ -30,6 +30,8 @@ def test_the_local_one_queues_and_keeps_its_logs_beside_it(tmp_path, monkeypatch
         assert isinstance(instance.run_coordinator, QueuedRunCoordinator)
         assert isinstance(instance.compute_log_manager, LocalComputeLogManager)
         assert not instance.telemetry_enabled and not instance.nux_enabled
+        # A level would hold for the steps' own log too, and drop what they say of their progress.
+        assert instance.managed_python_loggers == ["m3po_dagster"] and instance.python_log_level is None
 
 
 def test_those_of_compose_and_cluster_differ_in_what_a_cluster_changes_alone():
@@ -37,7 +39,7 @@ def test_those_of_compose_and_cluster_differ_in_what_a_cluster_changes_alone():
         yaml.safe_load((DOCKER / f"dagster.{name}.yaml").read_text()) for name in ("compose", "cluster")
     )
     assert {key for key in cluster if compose[key] != cluster[key]} == {"storage", "concurrency", "run_monitoring"}
-    assert set(compose) == set(cluster)
+    assert set(compose) == set(cluster) and compose["python_logs"] == {"managed_python_loggers": ["m3po_dagster"]}
 
 
 @pytest.fixture
