@@ -156,7 +156,8 @@ def test_two_processes_train_as_one(world, of_two, tmp_path):
     # Two processes at least met somewhere, and nowhere that a network reaches.
     assert addresses == {"127.0.0.1"}
     in_training = 2 * (2 + 2) * 2
-    check, measuring = 2 * 1, 2 * 4
+    # Each process compares both sampled pairs, one a pass.
+    check, measuring = 2 * 2, 2 * 4
     assert result.counts["language_model_forwards"] == in_training + check + measuring
 
 
