@@ -1,5 +1,6 @@
 """Dagster's event log as the commands open it: one that can't be read is a sentence, not a stack trace."""
 
+import errno
 import fcntl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -45,9 +46,17 @@ def opened_event_log() -> "Iterator[dg.DagsterInstance]":
 
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
-    """One process at a time: two that make the databases of a new home at once leave them with two versions."""
-    with open(home / LOCK, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """One process at a time: two that make the databases of a new home at once leave them with two versions.
+
+    Where nothing may be written, none is made here: the home of a container, whose event log lies in Postgres.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(home / LOCK, "w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES):
+                raise
         yield
 
 
