@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -52,6 +53,17 @@ class RayCluster:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
+    def ended_jobs(self, seconds: float = 120) -> list[dict]:
+        """The jobs once none is at work: Ray says that it will stop a job before it does, and kills it after a while."""
+        deadline = time.monotonic() + seconds
+        while True:
+            jobs = self.jobs()
+            at_work = [job for job in jobs if job["status"] in ("PENDING", "RUNNING")]
+            if not at_work:
+                return jobs
+            assert time.monotonic() < deadline, f"still at work after {seconds:.0f} s: {at_work}"
+            time.sleep(1)
+
 
 @contextmanager
 def ray_cluster(nodes: int, environment: Mapping[str, str]) -> Iterator[RayCluster]:
@@ -61,7 +73,7 @@ def ray_cluster(nodes: int, environment: Mapping[str, str]) -> Iterator[RayClust
     """
     _required()
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets lie in it, whose paths must be short
-    command = ["unshare", "-n", sys.executable, str(Path(__file__).with_name("ray_node.py")), str(nodes), str(folder)]
+    command = ["unshare", "-n", sys.executable, str(Path(__file__).with_name("ray_node.py")), str(nodes)]
     variables = {
         **environment,
         # Several raylets of one machine count as alive until this notices; else that takes half a minute.
@@ -69,6 +81,8 @@ def ray_cluster(nodes: int, environment: Mapping[str, str]) -> Iterator[RayClust
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_failure_threshold": "5",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Else the address of the newest cluster is written where every cluster of this machine looks for it.
+        "RAY_TMPDIR": str(folder),
     }
     with (folder / "cluster.log").open("wb") as log:
         process = subprocess.Popen(

@@ -1,6 +1,6 @@
 """The processes of a test's Ray cluster: a head and nodes, in a network namespace that has nothing but loopback.
 
-Run by `ray_cluster.py` as `unshare -n python ray_node.py NODES FOLDER`. It prints a line of JSON when the cluster
+Run by `ray_cluster.py` as `unshare -n python ray_node.py NODES`. It prints a line of JSON when the cluster
 answers, and ends the cluster when its input is closed.
 """
 
@@ -9,7 +9,6 @@ import json
 import socket
 import struct
 import sys
-from pathlib import Path
 
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 LITTLE_MEMORY = 80 * 2**20
@@ -23,14 +22,14 @@ def loopback_up() -> None:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh", b"lo", flags | IFF_UP))
 
 
-def main(nodes: int, folder: Path) -> None:
+def main(nodes: int) -> None:
     """A head that has a processor for light steps only, and nodes with one `slot` each in place of a GPU."""
     loopback_up()
     from ray.cluster_utils import Cluster
 
     shared = {"node_ip_address": "127.0.0.1", "object_store_memory": LITTLE_MEMORY}
     # In a namespace of its own, so the usual port is free.
-    head = {"num_cpus": 2, "include_dashboard": True, "dashboard_host": "127.0.0.1", "temp_dir": str(folder), **shared}
+    head = {"num_cpus": 2, "include_dashboard": True, "dashboard_host": "127.0.0.1", **shared}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         raylets = []
@@ -45,4 +44,4 @@ def main(nodes: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]))

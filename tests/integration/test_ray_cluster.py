@@ -208,7 +208,7 @@ def test_an_interrupt_ends_the_jobs_on_the_cluster_too(tmp_path, small_study):
             said = run.communicate(timeout=300)[1]
         finally:
             run.kill()
-        jobs = cluster.jobs()
+        jobs = cluster.ended_jobs()
     assert run.returncode == 130 and "finished work is kept" in said
     assert {job["status"] for job in jobs if ".sample[" in job["step"]} <= {"STOPPED", "FAILED"}, jobs
     with project.instance() as instance:
