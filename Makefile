@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STUDY ?= studies/easy_scenes.yaml
+STUDY ?= $(or $(M3PO_STUDY),studies/easy_scenes.yaml)
 
 # Tests run a file at a time in this many processes.
 WORKERS ?= 2

@@ -1,16 +1,17 @@
 """What a cascade saves: answers that the served judge is asked about, as a share of all of them.
 
-    python benchmarks/cascade.py --store .m3po/store      # prints a table, writes benchmarks/cascade.json
+    python benchmarks/cascade.py      # prints a table, writes benchmarks/cascade.json
 
 Two kinds of answers: simulated ones, 32 a prompt, whose cheap scorer and judge both see the answer's quality through
-noise; and, with --store, the candidates of the embedded study as `m3po run` left them, whose cheap scorer is its clip
-column and whose judge grades relevance, accuracy and adherence from 1 to 5 by the world's own rules, one answer a
-request. Every figure is a count of requests, and every line is checked: 24 points of alpha and delta in each promised
-scale, with and without bonus, select the very pairs of judging every answer.
+noise; and the candidates of the embedded study as `make demo` leaves them, whose cheap scorer is its clip column and
+whose judge grades relevance, accuracy and adherence from 1 to 5 by the world's own rules, one answer a request. Every
+figure is a count of requests, and every line is checked: 24 points of alpha and delta in each promised scale, with and
+without bonus, select the very pairs of judging every answer.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -18,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from machine import machine
 
 from m3po_dagster.method.alignment.calibration import Identity
@@ -28,11 +28,14 @@ from m3po_dagster.method.alignment.mas import MasScorer
 from m3po_dagster.method.alignment.scorer import Score
 from m3po_dagster.method.prompt import Message, Prompt
 from m3po_dagster.method.selection import SelectionSettings, select_pairs
+from m3po_dagster.storage.artifact import Artifact
+from m3po_dagster.storage.store import ArtifactStore
 
 ALPHAS, DELTAS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0), (0.0, 0.1, 0.2, 0.3)
 SHARES = (0.2, 1 / 3, 0.5, 0.75, 1.0)
 BOTH, MEAN = ("mean", "sum"), ("mean",)
 ROUNDS = (1, 4, 8, 16)
+STORE = Path(__file__).parents[1] / ".m3po" / "store"
 KEPT = ("prompt_id", "candidate_id", "k", "text", "finish_reason", "sum_logp", "n_tokens")
 
 
@@ -91,24 +94,25 @@ def simulated(rng: np.random.Generator, prompts: int, grades: int, insight: floa
 
 
 def embedded(store: Path) -> Prompts:
-    """The candidates of the embedded study with the judge's aspects as whole grades."""
+    """The newest candidates of the embedded study with the judge's aspects as whole grades."""
     found: dict[str, list[dict]] = {}
-    for path in sorted(store.glob("candidates/*/*/data.parquet")):
-        candidates = pq.read_table(path, columns=[*KEPT])
-        for other in sorted(store.glob(f"mas_table/{path.parts[-3]}/*/data.parquet")):
-            scores = pq.read_table(other)
-            if scores["candidate_id"].equals(candidates["candidate_id"]):
-                break
-        else:
-            raise SystemExit(f"{store} holds no mas_table of {path}: run the embedded study first")
+    sampled, scored = newest(store, "candidates"), newest(store, "mas_table")
+    for partition in sorted(scored):
+        candidates, scores = sampled[partition].table(columns=[*KEPT]), scored[partition].table()
+        if not scores["candidate_id"].equals(candidates["candidate_id"]):
+            raise SystemExit(f"{store}: mas_table of {partition} is of older candidates: run the embedded study first")
         for row, score in zip(candidates.to_pylist(), scores.to_pylist(), strict=True):
             if score["mas"] is not None and score["clip"] is not None:
                 aspects = [1 + round(4 * score[name]) for name in ("relevance", "accuracy", "adherence")]
                 row |= {"cheap": score["clip"], "judge": mean_grade(aspects)}
                 found.setdefault(row["prompt_id"], []).append(row)
-    if not found:
-        raise SystemExit(f"{store} holds no candidates: run the embedded study first")
     return Prompts(found)
+
+
+def newest(store: Path, asset: str) -> dict[str, Artifact]:
+    """The artifact of each partition that was made last."""
+    made = sorted(ArtifactStore(store).list(asset), key=lambda artifact: artifact.manifest.created)
+    return {artifact.key.partition: artifact for artifact in made}
 
 
 def judged(prompts: Prompts, share: float, cascade: CascadeSettings | None) -> tuple[pa.Table, int]:
@@ -139,7 +143,7 @@ def saving(prompts: Prompts, share: float, cascade: CascadeSettings) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, help="the store of a finished run of studies/easy_scenes.yaml")
+    parser.add_argument("--store", type=Path, default=STORE, help="of a finished run of studies/easy_scenes.yaml")
     parser.add_argument("--prompts", type=int, default=200, help="simulated prompts (200)")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
@@ -149,8 +153,10 @@ def main() -> None:
         )
         for grades, insight in ((1, 0.5), (1, 0.9), (3, 0.5), (3, 0.9))
     }
-    if arguments.store:
+    if (arguments.store / "mas_table").is_dir():
         kinds["embedded study, 3 grades"] = embedded(arguments.store)
+    else:
+        print(f"no study was run in {arguments.store}: it is left out (`make demo` runs one)", file=sys.stderr)
     found = {}
     for name, prompts in kinds.items():
         found[name] = {"prompts": len(prompts.rows), "answers": prompts.answers, "saved": {}}

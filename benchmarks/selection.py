@@ -1,13 +1,13 @@
 """Selection at the paper's size: 150K prompts x 32 candidates, 4.8M rows, in CPU seconds of one thread.
 
-    python benchmarks/selection.py              # prints a table, writes benchmarks/selection.json
-    python benchmarks/selection.py --shards 10  # the same, and the grid over ten such shards, 48M rows, one by one
+    python benchmarks/selection.py      # prints a table, writes benchmarks/selection.json
 
 Generates two score tables in a temporary folder, one with a continuous MAS and one with a 1-5 judge alone (nearly every
 prompt ties at the top). Measures, each in its own process and reading included: the reading alone (the floor of all
 that looks at every row), one (alpha, delta) point, a grid of 24 points with the overlap of every two, all of
 `m3po select` with ids and pairs, and means of the same pairs in DuckDB, whose arg_max leaves ties between losers open.
-CPU seconds of the best repeat, not wall: other work on the machine does not count. Peak memory of one repeat.
+Then the grid over ten such tables, 48M rows, one by one. CPU seconds of the best repeat, not wall: other work on the
+machine does not count. Peak memory of one repeat.
 
 Then DuckDB, from an SQL text of its own that settles every tie, says which R_w and R_l each prompt has at each point of
 the grid, and every one must be the grid's.
@@ -286,7 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=150_000)
     parser.add_argument("--candidates", type=int, default=32)
-    parser.add_argument("--shards", type=int, default=0, help="also the grid over so many tables, one after the other")
+    parser.add_argument("--shards", type=int, default=10, help="also the grid over so many tables; 0: not")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--measure", choices=list(MEASURES), help=argparse.SUPPRESS)
     parser.add_argument("--differing", action="store_true", help=argparse.SUPPRESS)

@@ -70,7 +70,7 @@ def reference() -> str:
 def _visit(model: type[BaseModel], sections: dict[type[BaseModel], str]) -> None:
     if model in sections:
         return
-    lines = [f"## {_title(model)}", "", (model.__doc__ or "").strip().split("\n\n")[0].replace("\n", " "), ""]
+    lines = [f"## {_title(model)}", "", _summary(model), ""]
     lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     sections[model] = ""
     below = []
@@ -85,6 +85,13 @@ def _visit(model: type[BaseModel], sections: dict[type[BaseModel], str]) -> None
     sections[model] = "\n".join(lines) + "\n"
     for member in below:
         _visit(member, sections)
+
+
+def _summary(model: type[BaseModel]) -> str:
+    """The first paragraph of a section's docstring."""
+    # A class made by `Settings[A | B]` has none of its own.
+    described = model.__pydantic_generic_metadata__["origin"] or model
+    return (described.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
 
 
 def _title(model: type[BaseModel]) -> str:

@@ -295,6 +295,11 @@ def test_the_committed_reference_is_the_generated_one():
     )
 
 
+def test_every_section_of_the_reference_is_described():
+    headings = [line for line in reference().split("\n## ")[1:] if not line.split("\n")[2].strip()]
+    assert headings == []
+
+
 def test_the_reference_writes_values_as_yaml_has_them():
     assert "or `false` |" in reference() and "False" not in reference()
 

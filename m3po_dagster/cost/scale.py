@@ -4,6 +4,7 @@ Arithmetic over `estimate`. What needs no GPU is from measurements (`Measured`),
 paper's Table 7 has the authors' own hours for one size.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import ceil
 
@@ -13,6 +14,7 @@ from m3po_dagster.cost.estimate import Cost, Workload
 from m3po_dagster.cost.plan import Plan
 
 MOST_SHARDS, MOST_PARTS = 99, 100_000
+WEEK = 7 * 24  # hours
 """Dagster tells no staleness over 100 or more partitions of an input; a part's number has five digits."""
 GB = 1e-9
 ASSETS_A_SHARD, FILES_A_TABLE = 4, 3
@@ -41,7 +43,8 @@ class Scale:
     shard_memory_gb: Range
     answering_hours: Range
     training_hours: Range
-    longest_training: Range
+    longest_training: Range  # of DPO or SFT, which several processes can share
+    longest_rlhf: Range  # which they can't
     gpu_money: Range | None
     storage_gb: Range
     storage_month: Range
@@ -83,10 +86,7 @@ def scaled(
     parts = shard_hours * (3600 / on.part_seconds)
     recipes, runs = len(plan.trainings), sum(one.training.runs for one in cost.trainings)
     training = sum((one.hours for one in cost.trainings), exactly(0))
-    longest = Range(
-        max((one.hours_a_run.low for one in cost.trainings), default=0.0),
-        max((one.hours_a_run.high for one in cost.trainings), default=0.0),
-    )
+    longest, longest_rlhf = _longest(cost, ("dpo", "sft")), _longest(cost, ("rlhf",))
     shared = training / min(on.cards, max(1, runs))
     storage = sum(cost.disk.values(), exactly(0)) * GB + _pairs_and_prompts(work.prompts, recipes, assumed, measured)
     artifacts = shards * (ASSETS_A_SHARD + recipes) + 2 * recipes + runs
@@ -103,8 +103,11 @@ def scaled(
         parts_a_shard=parts,
         shard_memory_gb=memory / shards,
         answering_hours=shard_hours * ceil(shards / on.cards),
-        training_hours=Range(max(shared.low, longest.low), max(shared.high, longest.high)),
+        training_hours=Range(
+            max(shared.low, longest.low, longest_rlhf.low), max(shared.high, longest.high, longest_rlhf.high)
+        ),
         longest_training=longest,
+        longest_rlhf=longest_rlhf,
         gpu_money=None if on.gpu_hour is None else cost.gpu_hours * on.gpu_hour,
         storage_gb=storage,
         storage_month=storage * on.storage_month,
@@ -129,6 +132,12 @@ def scaled(
         images_again_minutes=work.prompts * measured.image_us / 60e6,
         images_memory_gb=work.prompts * measured.image_memory * GB,
     )
+
+
+def _longest(cost: Cost, kinds: Collection[str]) -> Range:
+    """Hours of the longest run of these kinds; 0 for none."""
+    runs = [one.hours_a_run for one in cost.trainings if one.training.kind in kinds]
+    return Range(max((run.low for run in runs), default=0.0), max((run.high for run in runs), default=0.0))
 
 
 def _pairs_and_prompts(prompts: int, recipes: int, assumed: Assumptions, measured: Measured) -> Range:
@@ -160,10 +169,15 @@ def limits(scale: Scale, on: Deployment) -> list[str]:
         found.append(
             f"{on.cards - scale.shards} of {on.cards} cards have no shard to answer: a shard is one process's work"
         )
-    if scale.longest_training.high > 7 * 24:
+    if scale.longest_training.high > WEEK:
         found.append(
             f"the longest training takes {scale.longest_training.low:,.0f} to {scale.longest_training.high:,.0f} hours "
             "on one card: use several processes (trainer.processes), or fewer pairs (a larger selection.min_gap)"
+        )
+    if scale.longest_rlhf.high > WEEK:
+        found.append(
+            f"simulated RLHF takes {scale.longest_rlhf.low:,.0f} to {scale.longest_rlhf.high:,.0f} hours a run and "
+            "trains in one process: leave the recipe out (`NAME: null`), or give it a study over fewer prompts"
         )
     for judge in scale.loads:
         if judge.index_gb.high > 4:

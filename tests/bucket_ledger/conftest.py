@@ -6,19 +6,14 @@ import machines
 import pytest
 
 from m3po_dagster.bucket_ledger.ledger import BucketLedger
-from tests.s3_server import s3_server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with s3_server(tmp_path_factory.mktemp("s3")) as running:
-        running.bucket("ledgers")
-        yield running
+from tests.s3_store import BUCKET
+from tests.s3_store import server as server
 
 
 @pytest.fixture
 def url(server, request) -> str:
-    return f"s3://ledgers/{request.node.name.replace('[', '-').replace(']', '')}/ledger"
+    """A place of this test's own; the copies on machines are `machine`'s."""
+    return f"s3://{BUCKET}/{request.node.name.replace('[', '-').replace(']', '')}/ledger"
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from ledger_samples import key, turn
 
 from m3po_dagster.bucket_ledger import writer as bucket_writer
 from m3po_dagster.method.alignment.turn import Spend
+from tests.s3_store import BUCKET
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,7 @@ class Interleaved(RuleBasedStateMachine):
         super().__init__()
         Interleaved.begun += 1
         self._place = tempfile.TemporaryDirectory()
-        self.url = f"s3://ledgers/interleaved-{Interleaved.begun}/ledger"
+        self.url = f"s3://{BUCKET}/interleaved-{Interleaved.begun}/ledger"
         self.copies = [Path(self._place.name) / str(who) for who in range(MACHINES)]
         self.ledgers = [machines.machine(self.url, copy) for copy in self.copies]
         self.added = []

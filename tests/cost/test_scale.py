@@ -12,7 +12,7 @@ from m3po_dagster.cost.deployment import Deployment, Measured
 from m3po_dagster.cost.plan import ServedJudge, Training
 from m3po_dagster.cost.scale import MOST_SHARDS, Scale, limits, scaled
 from m3po_dagster.method.alignment.budget import PriceSettings
-from tests.cost.test_estimate import PAPERS, PLAN, SURE, costed, only
+from tests.cost.test_estimate import PAPERS, PLAN, RLHF, SURE, costed, only
 
 ON = Deployment(cards=10, gpu_hour=2.0)
 MEASURED = Measured()
@@ -47,6 +47,13 @@ def test_shards_fit_the_memory_and_are_a_multiple_of_the_cards():
     assert at(on=Deployment(cards=4, memory_gb=0.2), measured=measured).shards == 64
     assert at(on=Deployment(cards=4, memory_gb=0.01), measured=measured).shards == MOST_SHARDS
     assert at(3, on=Deployment(cards=4)).shards == 3
+
+
+def test_rlhf_is_no_training_that_several_processes_could_share():
+    found = at(plan=replace(PLAN, trainings=(*ONE_TRAINING.trainings, RLHF)))
+    both = costed(replace(PLAN, trainings=(*ONE_TRAINING.trainings, RLHF))).trainings
+    assert [only(found.longest_training), only(found.longest_rlhf)] == [only(one.hours_a_run) for one in both]
+    assert only(found.training_hours) == only(found.longest_rlhf) > only(found.longest_training)
 
 
 def replace_cards(cards: int) -> Deployment:
@@ -102,7 +109,8 @@ def test_more_prompts_never_take_less(prompts, times, cards, memory_gb):
         ({"shards": 120}, "120 shards"),
         ({"prompts": 10_000_000, "on": Deployment(part_seconds=0.1, memory_gb=500)}, "can be numbered"),
         ({"on": Deployment(cards=120), "shards": 99}, "21 of 120 cards"),
-        ({"prompts": 10_000_000}, "longest training"),
+        ({"prompts": 10_000_000}, "the longest training takes"),
+        ({"prompts": 1_000_000, "plan": replace(PLAN, trainings=(RLHF,))}, "trains in one process"),
         (
             {"prompts": 10_000_000, "plan": replace(ONE_TRAINING, judges=(ServedJudge("j", 8, None),))},
             "the ledger of j",

@@ -54,7 +54,7 @@ class RayCluster:
         return json.loads(done.stdout.splitlines()[-1])
 
     def ended_jobs(self, seconds: float = 120) -> list[dict]:
-        """The jobs once none is at work: Ray says that it will stop a job before it does, and kills it after a while."""
+        """The jobs once none is at work: Ray answers before it stops a job, and kills it after a while."""
         deadline = time.monotonic() + seconds
         while True:
             jobs = self.jobs()

@@ -11,21 +11,14 @@ from m3po_dagster.storage.lease import Lease
 from m3po_dagster.storage.s3 import Bucket
 from tests.s3_answers import answering
 from tests.s3_requests import counted
-from tests.s3_server import s3_server
+from tests.s3_store import BUCKET
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with s3_server(tmp_path_factory.mktemp("s3")) as running:
-        running.bucket("leases")
-        yield running
-
-
 @pytest.fixture
-def bucket(server, request):
-    return Bucket(f"s3://leases/{request.node.name.replace('[', '-').replace(']', '')}")
+def bucket(url):
+    return Bucket(url)
 
 
 def test_of_many_writers_of_one_key_one_wins(bucket):
@@ -172,7 +165,7 @@ def test_a_conflict_when_a_lease_is_renewed_does_not_lose_it(bucket):
 def test_wrong_credentials_say_so_and_are_not_repeated(server, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
     with pytest.raises(StoreError, match="check the credentials") as refused:
-        Bucket("s3://leases").put("x", b"")
+        Bucket(f"s3://{BUCKET}").put("x", b"")
     assert "wrong-secret" not in str(refused.value)
 
 
@@ -187,5 +180,5 @@ def test_a_write_waits_for_a_service_that_comes_back(server, bucket):
 
 def test_a_service_that_stays_away_says_so(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    with pytest.raises(StoreError, match=r"can't look at s3://leases/x: .*AWS_ENDPOINT_URL_S3\), then run again"):
-        Bucket("s3://leases", patience=1).look("x")
+    with pytest.raises(StoreError, match=r"can't look at s3://anywhere/x: .*AWS_ENDPOINT_URL_S3\), then run again"):
+        Bucket("s3://anywhere", patience=1).look("x")

@@ -37,7 +37,10 @@ class RefereeSettings(Settings, Generic[S]):
 
 
 class EnsembleSettings(ScorerSettings, Generic[S]):
-    """Several judges as one scorer. `EnsembleSettings[A | B]` says which kinds may be among them."""
+    """Several judges as one scorer.
+
+    `EnsembleSettings[A | B]` says which kinds may be among them.
+    """
 
     kind: Literal["ensemble"] = Field("ensemble", description="several judges of which each says a value")
     name: str = Field("ensemble", pattern=r"^[a-z][a-z0-9_]*$", description="column of the MAS table")
