@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from m3po_dagster.datasets.parquet_pages import largest_dictionary
 from m3po_dagster.datasets.record import DatasetError
+from m3po_dagster.parquet_chunks import column_chunks
 
 BATCH_BYTES = 8 << 20
 """Bytes that a batch of Parquet rows is meant to have: images make rows of any size."""
@@ -115,10 +116,10 @@ def _parquet(path: Path, columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
     options = {"pre_buffer": False, "buffer_size": _READ_BYTES, "page_checksum_verification": True}
     with pq.ParquetFile(path, **options) as file, path.open("rb") as pages:
         names = columns_there(path, file.schema_arrow, columns)
-        for number in range(file.num_row_groups):
+        for number, chunks in zip(range(file.num_row_groups), column_chunks(pages), strict=True):
             group = file.metadata.row_group(number)
             rows = BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)
-            repeated = largest_dictionary(pages, group, set(names))
+            repeated = largest_dictionary(pages, chunks, set(names))
             most = 1 if repeated is None else MAX_REPEATED_BYTES // max(1, repeated)
             rows = max(1, min(rows, most, _MAX_BATCH_ROWS))
             yield from file.iter_batches(rows, [number], names, use_threads=False)

@@ -4,10 +4,10 @@ A dictionary holds each distinct value once. A file of a kilobyte can hold a val
 times, and its figures are right: averages of them bound nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import BinaryIO
 
-import pyarrow.parquet as pq
+from m3po_dagster.parquet_chunks import Chunk, zigzag
 
 _DICTIONARY_PAGE = 2
 _I32 = 0x15
@@ -16,18 +16,16 @@ and packed."""
 _HEADER_BYTES = 16
 
 
-def largest_dictionary(file: BinaryIO, group: pq.RowGroupMetaData, columns: set[str]) -> int | None:
+def largest_dictionary(file: BinaryIO, group: Iterable[Chunk], columns: set[str]) -> int | None:
     """Bytes of the largest dictionary, unpacked, of these columns in a row group; 0 without one.
 
     None where a header isn't as every writer makes it: nothing is known of that column's values.
     """
     largest = 0
-    for index in range(group.num_columns):
-        column = group.column(index)
-        if column.path_in_schema.partition(".")[0] not in columns:
+    for chunk in group:
+        if chunk.column not in columns:
             continue
-        # Some writers name no place of a dictionary; it is the first page then too.
-        file.seek(column.dictionary_page_offset or column.data_page_offset)
+        file.seek(chunk.first_page)
         try:
             kind, size = _first_fields(file.read(_HEADER_BYTES))
         except ValueError:
@@ -42,16 +40,5 @@ def _first_fields(header: bytes) -> tuple[int, int]:
     for _ in range(2):
         if next(rest, None) != _I32:
             raise ValueError("no page header")
-        values.append(_i32(rest))
+        values.append(zigzag(rest))
     return values[0], values[1]
-
-
-def _i32(rest: Iterator[int]) -> int:
-    """A varint, zigzag."""
-    value = shift = 0
-    for byte in rest:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value >> 1 ^ -(value & 1)
-    raise ValueError("a number without end")

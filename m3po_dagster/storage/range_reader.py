@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from m3po_dagster.parquet_chunks import column_chunks
 from m3po_dagster.storage.s3 import Bucket
 
 _TAIL = 256 << 10
@@ -26,21 +27,9 @@ def read_columns(bucket: Bucket, key: str, size: int, columns: Sequence[str]) ->
     file = RangeReader(bucket, key, size)
     # In this thread alone: Arrow's own would call Python, which must not happen while a process ends.
     parquet = pq.ParquetFile(file, pre_buffer=False)
-    file.fetch(_places(parquet.metadata, frozenset(columns)))
+    chunks = [chunk for group in column_chunks(file) for chunk in group if chunk.column in columns]
+    file.fetch((chunk.first_page, chunk.first_page + chunk.size) for chunk in chunks)
     return parquet.read(columns, use_threads=False)
-
-
-def _places(metadata: pq.FileMetaData, columns: frozenset[str]) -> list[tuple[int, int]]:
-    """Where the columns lie: the beginning and the end of each stretch."""
-    found = []
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for number in range(row_group.num_columns):
-            column = row_group.column(number)
-            if column.path_in_schema.split(".")[0] in columns:
-                first = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
-                found.append((first, first + column.total_compressed_size))
-    return found
 
 
 class RangeReader(io.RawIOBase):

@@ -1,6 +1,8 @@
 """Files whose few bytes stand for many: what a dictionary repeats is read in bounded memory."""
 
 import io
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 
 from m3po_dagster.datasets.arrow_files import MAX_REPEATED_BYTES, Column, batches_of, is_text
 from m3po_dagster.datasets.parquet_pages import largest_dictionary
+from m3po_dagster.datasets.record import DatasetError
+from m3po_dagster.parquet_chunks import Chunk, column_chunks
 
 COLUMNS = [Column("text", is_text, "text")]
 
@@ -22,7 +26,7 @@ def written(path, values, **how):
 
 def dictionary_of(path, *columns) -> int | None:
     with path.open("rb") as file:
-        return largest_dictionary(file, pq.read_metadata(path).row_group(0), set(columns))
+        return largest_dictionary(file, column_chunks(file)[0], set(columns))
 
 
 def test_a_value_named_many_times_makes_no_large_batch(tmp_path):
@@ -61,19 +65,9 @@ def test_ordinary_rows_are_read_as_many_at_once_as_before(tmp_path):
     assert [batch.num_rows for _, batch in batches_of([path], COLUMNS)] == [1024, 1024, 952]
 
 
-class Group:
-    """A row group of one column whose first page is at the file's start."""
-
-    num_columns = 1
-    path_in_schema, dictionary_page_offset, data_page_offset = "text", None, 0
-
-    def column(self, index):
-        return self
-
-
 @given(st.binary(max_size=20))
 def test_whatever_stands_where_a_header_should_be_is_read_or_unknown(header):
-    found = largest_dictionary(io.BytesIO(header), Group(), {"text"})
+    found = largest_dictionary(io.BytesIO(header), [Chunk("text", 0, len(header))], {"text"})
     assert found is None or found >= 0
 
 
@@ -81,3 +75,23 @@ def test_where_nothing_is_known_rows_are_read_one_by_one(tmp_path, monkeypatch):
     path = written(tmp_path / "a.parquet", ["a", "b", "c"])
     monkeypatch.setattr("m3po_dagster.datasets.arrow_files.largest_dictionary", lambda *asked: None)
     assert [batch.num_rows for _, batch in batches_of([path], COLUMNS)] == [1, 1, 1]
+
+
+def every_byte_of_its_end(path):
+    """Reads the file with each byte of its list of contents raised by 16: a list one longer, a field four further."""
+    content, read = path.read_bytes(), 0
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for at in range(start, len(content) - 8):
+        path.write_bytes(content[:at] + bytes([(content[at] + 16) % 256]) + content[at + 1 :])
+        try:
+            read += sum(batch.num_rows for _, batch in batches_of([path], COLUMNS))
+        except DatasetError as error:
+            assert str(path) in str(error)
+    return read
+
+
+def test_damage_to_what_is_told_of_a_column_does_not_end_the_process(tmp_path):
+    path = written(tmp_path / "a.parquet", ["a", None, "b"])
+    # In a process of its own: pyarrow has ended it at a histogram of one entry more than there are levels.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        assert apart.submit(every_byte_of_its_end, path).result() > 0
