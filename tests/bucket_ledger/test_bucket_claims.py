@@ -147,16 +147,17 @@ def test_no_reply_is_lost_to_kills_and_no_question_is_asked_by_two(machine, url,
 
     running, ended = [start(copy) for copy in ("one", "one", "other", "other")], []
     while running:
-        process, copy, said = running.pop(0)
-        at_work = 2 + kills  # more and more, so that the last come to an end
-        while kills < 5 and process.poll() is None and said.read_bytes().count(b"asked") < at_work:
-            time.sleep(0.02)
-        if kills < 5 and process.poll() is None:
-            process.kill()
-            kills += 1
-            running.append(start(copy))
-        process.wait(timeout=300)
-        ended += [line.split() for line in said.read_text().splitlines()]
+        for process, copy, said in [*running]:
+            at_work = said.read_bytes().count(b"asked") >= 2 + kills  # more and more, so that the last come to an end
+            if process.poll() is None and at_work and kills < 5:
+                process.kill()
+                process.wait()
+                kills += 1
+                running.append(start(copy))
+            if process.poll() is not None:
+                running.remove((process, copy, said))
+                ended += [line.split() for line in said.read_text().splitlines()]
+        time.sleep(0.02)
     words = Counter(word for word, _ in ended)
     assert kills == 5 and words["together"] == 0 and words["done"] == 4
     ledger = machine(url, tmp_path / "reader")
