@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from machine import machine
+from newest_artifacts import newest
 
 from m3po_dagster.method.alignment.calibration import Identity
 from m3po_dagster.method.alignment.cascade import AnswerFacts, CascadeSettings
@@ -28,8 +29,6 @@ from m3po_dagster.method.alignment.mas import MasScorer
 from m3po_dagster.method.alignment.scorer import Score
 from m3po_dagster.method.prompt import Message, Prompt
 from m3po_dagster.method.selection import SelectionSettings, select_pairs
-from m3po_dagster.storage.artifact import Artifact
-from m3po_dagster.storage.store import ArtifactStore
 
 ALPHAS, DELTAS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0), (0.0, 0.1, 0.2, 0.3)
 SHARES = (0.2, 1 / 3, 0.5, 0.75, 1.0)
@@ -107,12 +106,6 @@ def embedded(store: Path) -> Prompts:
                 row |= {"cheap": score["clip"], "judge": mean_grade(aspects)}
                 found.setdefault(row["prompt_id"], []).append(row)
     return Prompts(found)
-
-
-def newest(store: Path, asset: str) -> dict[str, Artifact]:
-    """The artifact of each partition that was made last."""
-    made = sorted(ArtifactStore(store).list(asset), key=lambda artifact: artifact.manifest.created)
-    return {artifact.key.partition: artifact for artifact in made}
 
 
 def judged(prompts: Prompts, share: float, cascade: CascadeSettings | None) -> tuple[pa.Table, int]:

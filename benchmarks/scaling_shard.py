@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from newest_artifacts import newest
 
 from m3po_dagster.assets.adapters import examples_of
 from m3po_dagster.assets.candidates import _answers
@@ -280,15 +281,16 @@ def memory_mb(kind: str) -> float:
 
 def bytes_a_prompt(folder: Path) -> dict[str, dict[str, float]]:
     """Of each asset of a store: bytes a prompt on disk, of the manifests too, and rows a prompt."""
-    prompts = {
-        artifact.key.partition: artifact.manifest.tables["data"].rows
-        for artifact in ArtifactStore(folder).list("filtered_instructions")
-    }
+    filtered = newest(folder, "filtered_instructions")
+    prompts = {key: artifact.manifest.tables["data"].rows for key, artifact in filtered.items()}
     found = {}
     for asset in TABLES:
-        made = {artifact.key.partition: artifact for artifact in ArtifactStore(folder).list(asset)}
         # Of pairs those of one recipe.
-        made = {key: artifact for key, artifact in made.items() if "|" not in key or key.startswith(f"{RECIPE}|")}
+        made = {
+            key: artifact
+            for key, artifact in newest(folder, asset).items()
+            if "|" not in key or key.startswith(f"{RECIPE}|")
+        }
         of = sum(prompts[key.rpartition("|")[2]] for key in made)
         found[asset] = {
             "bytes": sum(artifact.manifest.bytes for artifact in made.values()) / of,

@@ -14,7 +14,7 @@ import pyarrow as pa
 _MAGIC = b"PAR1"
 _END = struct.Struct("<I4s")
 _DEEPEST = 16
-"""Structs and lists within each other; the format has nine."""
+"""Structs and lists within each other; the format has eight."""
 _BITS = 64
 
 # Fields of the format's structs by their Thrift ids.
@@ -106,15 +106,11 @@ def _list(rest: Iterator[int], deepest: int) -> list:
 
 
 _READ: dict[int, Callable[[Iterator[int], int], object]] = {
-    1: lambda rest, deepest: _bytes(rest, 1),
-    2: lambda rest, deepest: _bytes(rest, 1),
-    3: lambda rest, deepest: _bytes(rest, 1),
-    4: lambda rest, deepest: zigzag(rest),
-    5: lambda rest, deepest: zigzag(rest),
-    6: lambda rest, deepest: zigzag(rest),
+    **dict.fromkeys((1, 2, 3), lambda rest, deepest: _bytes(rest, 1)),
+    **dict.fromkeys((4, 5, 6), lambda rest, deepest: zigzag(rest)),
     7: lambda rest, deepest: _bytes(rest, 8),
     8: lambda rest, deepest: _bytes(rest, varint(rest)),
-    9: _list,
-    10: _list,
+    **dict.fromkeys((9, 10), _list),
     12: _struct,
 }
+"""How a value of each kind is read: truths and bytes, whole numbers, a double, bytes, lists and sets, structs."""

@@ -44,10 +44,9 @@ def _problem(item: dict, root: type[BaseModel]) -> str:
     field = section.model_fields.get(key.rpartition(".")[2]) if section else None
     meaning = f" ({field.description})" if field is not None and field.description else ""
     secret = any(_SECRET.search(str(part)) for part in item["loc"])
-    # Of a rule over the whole study, which names the keys at odds itself, the value would be the study.
-    tells = item["loc"] and item["type"] != "missing"
-    found = f", found {HIDDEN if secret else _short(item['input'])}" if tells else ""
+    found = "" if item["type"] == "missing" else f", found {HIDDEN if secret else _short(item['input'])}"
     message = _no_settings(field) if item["type"] == "model_type" else item["msg"].removeprefix("Value error, ")
+    # A rule over the whole study names the keys at odds itself, and its value would be the study.
     return f"{key}: {message}{found}{meaning}" if key else message
 
 

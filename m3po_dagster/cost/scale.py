@@ -14,8 +14,8 @@ from m3po_dagster.cost.estimate import Cost, Workload
 from m3po_dagster.cost.plan import Plan
 
 MOST_SHARDS, MOST_PARTS = 99, 100_000
-WEEK = 7 * 24  # hours
 """Dagster tells no staleness over 100 or more partitions of an input; a part's number has five digits."""
+WEEK = 7 * 24  # hours
 GB = 1e-9
 ASSETS_A_SHARD, FILES_A_TABLE = 4, 3
 """filtered_instructions, candidates, mas_table, logprob_table; two tables and a manifest each."""
